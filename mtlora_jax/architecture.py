@@ -1,0 +1,93 @@
+"""From a plain dict to a model: the dict is what configs make, model folders hold and converters read off tensors.
+
+    {"backbone": {"name": "swin", "embed_dim": 96, ...},
+     "tasks": {"semseg": 21, ...},                              outputs per task, in task order; {} for a bare backbone
+     "decoder": {"name": "hrnet", "channels": [18, 36, 72, 144]},  None for a bare backbone
+     "method": {"name": "mtlora", "rank": 64, ...},
+     "image_size": [448, 448]}
+"""
+
+import difflib
+import inspect
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from mtlora_jax.errors import UserError
+from mtlora_jax.methods import METHODS, Method
+from mtlora_jax.models.backbones import BACKBONES
+from mtlora_jax.models.backbones.swin import VARIANTS
+from mtlora_jax.models.decoders import HEADS, Decoder
+from mtlora_jax.models.multitask import MultiTaskModel
+
+Architecture = Mapping[str, Any]
+
+
+def choose(registry: Mapping[str, Any], part: str, options: Mapping[str, Any], given: tuple[str, ...] = ("self",)) -> tuple[Any, dict]:
+    """Looks `options["name"]` up and checks the other options against what the entry accepts.
+
+    Returns the entry and its options. Raises UserError for an unknown name or option, or a missing one.
+    """
+    options = dict(options)
+    name = options.pop("name", None)
+    if name not in registry:
+        raise UserError(f"{part}.name = {name!r} is not one of {', '.join(registry)}")
+    accepted = {key: p for key, p in inspect.signature(registry[name].__init__).parameters.items() if key not in given}
+    for key in options:
+        if key not in accepted:
+            close = difflib.get_close_matches(key, accepted, 1)
+            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(accepted) or 'no options'}"
+            raise UserError(f"{part} {name!r} has no option {key!r}; {hint}")
+    missing = [key for key, p in accepted.items() if p.default is p.empty and key not in options]
+    if missing:
+        raise UserError(f"{part} {name!r} needs {', '.join(missing)}")
+    return registry[name], options
+
+
+def method_of(architecture: Architecture) -> Method:
+    """The method, with its options checked."""
+    method, options = choose(METHODS, "method", architecture["method"])
+    return method(**options)
+
+
+def build(architecture: Architecture) -> MultiTaskModel:
+    """The model, its parameters declared but not yet filled (see `mtlora_jax.parameters`).
+
+    Raises UserError for names and options that do not exist or do not fit.
+    """
+    backbone_class, options = choose(BACKBONES, "backbone", architecture["backbone"])
+    check_image_size(architecture["image_size"])
+    backbone = backbone_class(**options)
+    decoders = {}
+    if architecture["tasks"]:
+        _, options = choose(HEADS, "decoder", architecture["decoder"], ("self", "outputs"))
+        head, channels = architecture["decoder"]["name"], options.pop("channels")
+        if len(channels) != len(backbone.widths):
+            raise UserError(f"decoder.channels = {list(channels)} must have {len(backbone.widths)} entries, one per feature map")
+        for task, outputs in architecture["tasks"].items():
+            decoders[task] = Decoder(head, backbone.widths, channels, outputs, **options)
+    model = MultiTaskModel(backbone, decoders)
+    method_of(architecture).adapt(model)
+    return model
+
+
+def from_config(config: Mapping[str, Any], tasks: Mapping[str, int]) -> dict[str, Any]:
+    """The architecture that a config describes, JSON-able; `tasks` is {task: outputs}. Raises UserError for an unknown variant."""
+    backbone = dict(config["backbone"])
+    variant = backbone.pop("variant")
+    if variant not in VARIANTS:
+        raise UserError(f"backbone.variant = {variant!r} is not one of {', '.join(VARIANTS)}")
+    architecture = {
+        "backbone": {**backbone, **VARIANTS[variant]},
+        "tasks": dict(tasks),
+        "decoder": dict(config["decoder"]),
+        "method": dict(config["method"]),
+        "image_size": list(config["image_size"]),
+    }
+    return json.loads(json.dumps(architecture))
+
+
+def check_image_size(size: Any) -> None:
+    """Raises UserError unless `size` is two integers of at least 32, one pixel of the coarsest feature map."""
+    if len(size) != 2 or not all(isinstance(side, int) and side >= 32 for side in size):
+        raise UserError(f"image_size = {size!r} must be (height, width), integers of at least 32 pixels")

@@ -1,0 +1,188 @@
+"""Swin Transformer encoder (Liu et al., 2021) whose last block of each stage may carry task streams (MTLoRA section 3.2)."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mtlora_jax.models.layers import SWIN_INIT, Conv, LayerNorm, Linear, declare, drop_path
+from mtlora_jax.models.streams import Streams
+from mtlora_jax.models.windows import attention_mask, partition, relative_position_index, unpartition, window_of
+
+VARIANTS = {
+    "tiny": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
+    "small": {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
+    "base": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
+    "large": {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)},
+}
+
+
+def pad_to_multiple(x: jax.Array, height: int, width: int) -> jax.Array:
+    """Zero-pads x (..., H, W, C) at the bottom and right to multiples of `height` and `width`."""
+    bottom, right = -x.shape[-3] % height, -x.shape[-2] % width
+    if bottom == 0 and right == 0:
+        return x
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(0, bottom), (0, right), (0, 0)])
+
+
+class PatchEmbed(nnx.Module):
+    """Non-overlapping patches: a strided convolution, then LayerNorm."""
+
+    def __init__(self, patch_size: int, embed_dim: int):
+        self.proj = Conv(3, embed_dim, patch_size, stride=patch_size)
+        self.norm = LayerNorm(embed_dim)
+        self.patch_size = patch_size
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """(B, H, W, 3) -> (B, ceil(H/P), ceil(W/P), C)."""
+        return self.norm(self.proj(pad_to_multiple(images, self.patch_size, self.patch_size)))
+
+
+class PatchMerging(nnx.Module):
+    """Joins 2x2 neighbours, (0,0) (1,0) (0,1) (1,1) in (row, column), then norm and 4C -> 2C."""
+
+    def __init__(self, dim: int):
+        self.norm = LayerNorm(4 * dim)
+        self.reduction = Linear(4 * dim, 2 * dim, use_bias=False)
+
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """(..., H, W, C) -> (..., ceil(H/2), ceil(W/2), 2C)."""
+        x = pad_to_multiple(x, 2, 2)
+        quads = [x[..., row::2, column::2, :] for column in (0, 1) for row in (0, 1)]
+        return self.reduction(self.norm(jnp.concatenate(quads, -1)), rngs)
+
+
+class WindowAttention(nnx.Module):
+    """Multi-head attention inside (shifted) windows with a relative position bias."""
+
+    def __init__(self, dim: int, num_heads: int, window_size: int, shifted: bool):
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
+        self.relative_position_bias_table = declare(((2 * window_size - 1) ** 2, num_heads), SWIN_INIT)
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.shifted = shifted
+
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> Streams:
+        """(B, H, W, C) -> Streams of (..., B, H, W, C); task streams start at `proj` where it has TS branches."""
+        height, width = x.shape[1:3]
+        window, shift = window_of((height, width), self.window_size, self.shifted)
+        x = pad_to_multiple(x, *window)
+        padded = x.shape[1:3]
+        if shift:
+            x = jnp.roll(x, (-shift, -shift), (1, 2))
+        attended = self.attend(partition(x, window), window, attention_mask(padded, window, shift) if shift else None, rngs)
+
+        def restore(y: jax.Array) -> jax.Array:
+            y = unpartition(y, padded, window)
+            if shift:
+                y = jnp.roll(y, (shift, shift), (-3, -2))
+            return y[..., :height, :width, :]
+
+        return self.proj.streams(Streams(attended), rngs).map(restore)
+
+    def attend(self, x: jax.Array, window: tuple[int, int], mask: np.ndarray | None, rngs: nnx.Rngs | None) -> jax.Array:
+        """Attention among the N tokens of each of M windows, (B, M, N, C) -> (B, M, N, C); mask (M, N, N) is added to the logits."""
+        b, m, n, c = x.shape
+        heads = self.num_heads
+        qkv = self.qkv(x, rngs).reshape(b, m, n, 3, heads, c // heads)
+        q, k, v = jnp.moveaxis(qkv, (3, 4), (0, 3))  # each (B, M, heads, N, D), so both products are plain batched matmuls
+        logits = (q * (c // heads) ** -0.5) @ k.mT
+        index = relative_position_index(window, self.window_size)
+        logits += jnp.moveaxis(self.relative_position_bias_table[...][index], -1, 0)
+        if mask is not None:
+            logits += mask[:, None]
+        out = jax.nn.softmax(logits, -1) @ v
+        return jnp.moveaxis(out, 2, 3).reshape(b, m, n, c)
+
+
+class MLP(nnx.Module):
+    """Linear, GELU (exact), linear."""
+
+    def __init__(self, dim: int, hidden: int):
+        self.fc1 = Linear(dim, hidden)
+        self.fc2 = Linear(hidden, dim)
+
+    def __call__(self, x: Streams, rngs: nnx.Rngs | None = None) -> Streams:
+        """Streams of (..., C) -> Streams of (..., C)."""
+        hidden = self.fc1.streams(x, rngs).map(lambda h: jax.nn.gelu(h, approximate=False))
+        return self.fc2.streams(hidden, rngs)
+
+
+class SwinBlock(nnx.Module):
+    """Window attention and MLP, each pre-normed with a residual; every stream draws its own stochastic depth."""
+
+    def __init__(self, dim: int, num_heads: int, window_size: int, shifted: bool, mlp_ratio: float, drop_path_rate: float):
+        self.norm1 = LayerNorm(dim)
+        self.attn = WindowAttention(dim, num_heads, window_size, shifted)
+        self.norm2 = LayerNorm(dim)
+        self.mlp = MLP(dim, int(dim * mlp_ratio))
+        self.drop_path_rate = drop_path_rate
+
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> Streams:
+        """(B, H, W, C) -> Streams of (..., B, H, W, C)."""
+        h = Streams(x) + self.attn(self.norm1(x), rngs).map(lambda a: drop_path(a, self.drop_path_rate, rngs))
+        return h + self.mlp(h.map(self.norm2), rngs).map(lambda m: drop_path(m, self.drop_path_rate, rngs))
+
+
+class Stage(nnx.Module):
+    """Blocks, alternately unshifted and shifted, then patch merging of every stream (not in the last stage)."""
+
+    def __init__(
+        self, dim: int, num_heads: int, window_size: int, mlp_ratio: float, drop_path_rates: Sequence[float], merge: bool
+    ):
+        self.blocks = nnx.List(
+            [SwinBlock(dim, num_heads, window_size, j % 2 == 1, mlp_ratio, rate) for j, rate in enumerate(drop_path_rates)]
+        )
+        self.downsample = PatchMerging(dim) if merge else None
+
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> Streams:
+        """(B, H, W, C) -> Streams of (..., B, H/2, W/2, 2C), or of (..., B, H, W, C) in the last stage."""
+        y = Streams(x)
+        for block in self.blocks:
+            y = block(y.shared, rngs)
+        if self.downsample is None:
+            return y
+        downsample = self.downsample
+        return y.map(lambda z: downsample(z, rngs))
+
+
+class Swin(nnx.Module):
+    """Swin without classifier and final norm. Any image size; what does not fit patches or windows is padded."""
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        depths: Sequence[int],
+        num_heads: Sequence[int],
+        window_size: int = 7,
+        patch_size: int = 4,
+        mlp_ratio: float = 4.0,
+        drop_path_rate: float = 0.2,
+    ):
+        self.patch_embed = PatchEmbed(patch_size, embed_dim)
+        rates = np.split(np.linspace(0, drop_path_rate, sum(depths)), np.cumsum(depths)[:-1])
+        last = len(depths) - 1
+        self.layers = nnx.List(
+            [
+                Stage(embed_dim * 2**i, num_heads[i], window_size, mlp_ratio, [float(r) for r in rates[i]], i < last)
+                for i in range(len(depths))
+            ]
+        )
+        self.widths = tuple(embed_dim * 2 ** min(i + 1, last) for i in range(len(depths)))
+
+    def __call__(self, images: jax.Array, rngs: nnx.Rngs | None = None) -> list[Streams]:
+        """Normalised images (B, H, W, 3) -> features of each stage after its merging: widths `self.widths`, strides 8 16 32 32.
+
+        Only the shared stream feeds the next stage.
+        """
+        x = self.patch_embed(images)
+        features = []
+        for stage in self.layers:
+            y = stage(x, rngs)
+            features.append(y)
+            x = y.shared
+        return features

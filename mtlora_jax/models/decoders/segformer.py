@@ -1,0 +1,41 @@
+"""The all-MLP head of SegFormer (Xie et al., 2021)."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mtlora_jax.models.layers import BatchNorm, Conv1x1, resize_bilinear
+
+
+class SegFormerHead(nnx.Module):
+    """One linear layer per scale to `width`, coarsest first in the concatenation, fused by a 1x1 convolution.
+
+    `dead_classifier` keeps the 1x1 classifier that the reference inherits and never calls: it is in its checkpoints and in the
+    paper's parameter count (Table 5).
+    """
+
+    def __init__(
+        self, channels: Sequence[int], outputs: int, *, width: int = 256, dropout: float = 0.1, dead_classifier: bool = True
+    ):
+        self.linear = nnx.List([Conv1x1(channel, width) for channel in channels])
+        self.fuse = Conv1x1(len(channels) * width, width, use_bias=False)
+        self.norm = BatchNorm(width)
+        self.classifier = Conv1x1(width, outputs)
+        self.conv_seg = Conv1x1(width, outputs) if dead_classifier else None
+        self.dropout = dropout
+
+    def __call__(self, features: Sequence[jax.Array], train: bool, rngs: nnx.Rngs | None) -> jax.Array:
+        """(B, H_i, W_i, C_i) -> (B, H_0, W_0, outputs)."""
+        height, width = features[0].shape[1:3]
+        scales = [resize_bilinear(linear(f), height, width) for linear, f in zip(self.linear, features, strict=True)]
+        x = jax.nn.relu(self.norm(self.fuse(jnp.concatenate(scales[::-1], -1)), train))
+        return self.classifier(self.drop_channels(x))
+
+    def drop_channels(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        """Drops whole channels of an image; the identity without `rngs`."""
+        if rngs is None or self.dropout == 0.0:
+            return x
+        keep = jax.random.bernoulli(rngs.dropout(), 1.0 - self.dropout, (x.shape[0], 1, 1, x.shape[-1]))
+        return jnp.where(keep, x / (1.0 - self.dropout), 0.0)

@@ -1,0 +1,155 @@
+"""Layers every backbone and decoder is made of, with the numerics of PyTorch.
+
+Constructors declare parameters: shape, and how to initialise it. `mtlora_jax.parameters` fills them in, from files or from a seed.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mtlora_jax.models.initializers import Constant, Initializer, TruncatedNormal, fan_in_uniform
+from mtlora_jax.models.streams import Streams
+
+
+SWIN_INIT = TruncatedNormal(0.02)  # of the linear layers and position tables of Swin
+ZEROS = Constant(0.0)
+ONES = Constant(1.0)
+
+
+def declare(shape: Sequence[int], init: Initializer, kind: type[nnx.Variable] = nnx.Param) -> nnx.Variable:
+    """A float32 variable that has a shape and an initialiser but no value yet."""
+    return kind(jax.ShapeDtypeStruct(tuple(shape), jnp.float32), init=init)
+
+
+def dropout(x: jax.Array, rate: float, rngs: nnx.Rngs | None) -> jax.Array:
+    """Inverted dropout; the identity without `rngs`."""
+    if rngs is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(rngs.dropout(), 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), 0.0)
+
+
+def drop_path(x: jax.Array, rate: float, rngs: nnx.Rngs | None) -> jax.Array:
+    """Stochastic depth on x (..., B, H, W, C): one draw per image and stream; the identity without `rngs`."""
+    if rngs is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(rngs.dropout(), 1.0 - rate, (*x.shape[:-3], 1, 1, 1))
+    return jnp.where(keep, x / (1.0 - rate), 0.0)
+
+
+def resize_bilinear(x: jax.Array, height: int, width: int) -> jax.Array:
+    """Bilinear resize of x (B, h, w, C) with half-pixel centres (`align_corners=False`), without antialiasing."""
+    if x.shape[1:3] == (height, width):
+        return x
+    return jax.image.resize(x, (x.shape[0], height, width, x.shape[3]), "bilinear", antialias=False)
+
+
+class Linear(nnx.Module):
+    """y = x W + b on x (..., I); kernel (I, O), bias (O,) or None. A 1x1 convolution in NHWC is the same thing.
+
+    This is what the methods adapt: they put a subclass in its place that keeps `kernel` and `bias`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        use_bias: bool = True,
+        init: Initializer = SWIN_INIT,
+        bias_init: Initializer = ZEROS,
+    ):
+        self.kernel = declare((in_features, out_features), init)
+        self.bias = declare((out_features,), bias_init) if use_bias else None
+
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """x (..., I) -> (..., O)."""
+        y = x @ self.kernel[...]
+        return y if self.bias is None else y + self.bias[...]
+
+    def streams(self, x: Streams, rngs: nnx.Rngs | None = None) -> Streams:
+        """A layer without task-specific branches acts on the shared stream alone, and every task goes on from its result.
+
+        This is Eq. 2 of the paper with an empty low-rank term: the frozen weight always sees the shared input.
+        """
+        return Streams(self(x.shared, rngs))
+
+
+class Conv1x1(Linear):
+    """A 1x1 convolution: a linear layer with the initialisation that convolutions have in PyTorch."""
+
+    def __init__(self, in_features: int, out_features: int, *, use_bias: bool = True):
+        init = fan_in_uniform(in_features)
+        super().__init__(in_features, out_features, use_bias=use_bias, init=init, bias_init=init)
+
+
+class Conv(nnx.Module):
+    """Square convolution in NHWC, kernel (K, K, I, O), by default without padding."""
+
+    def __init__(
+        self, in_features: int, out_features: int, size: int, *, stride: int = 1, dilation: int = 1, padding: int = 0, use_bias: bool = True
+    ):
+        init = fan_in_uniform(size * size * in_features)
+        self.kernel = declare((size, size, in_features, out_features), init)
+        self.bias = declare((out_features,), init) if use_bias else None
+        self.stride = stride
+        self.dilation = dilation
+        self.padding = padding
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x (B, H, W, I) -> (B, H', W', O)."""
+        y = jax.lax.conv_general_dilated(
+            x,
+            self.kernel[...],
+            (self.stride, self.stride),
+            [(self.padding, self.padding)] * 2,
+            rhs_dilation=(self.dilation, self.dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return y if self.bias is None else y + self.bias[...]
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last axis."""
+
+    def __init__(self, features: int, *, epsilon: float = 1e-5):
+        self.scale = declare((features,), ONES)
+        self.bias = declare((features,), ZEROS)
+        self.epsilon = epsilon
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x (..., C) -> (..., C)."""
+        centred = x - jnp.mean(x, -1, keepdims=True)
+        var = jnp.mean(jnp.square(centred), -1, keepdims=True)
+        return centred * jax.lax.rsqrt(var + self.epsilon) * self.scale[...] + self.bias[...]
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation over all axes but the last, with PyTorch's running statistics (momentum 0.1, unbiased variance).
+
+    Under `jax.jit` with a sharded batch the statistics are those of the global batch.
+    """
+
+    def __init__(self, features: int, *, momentum: float = 0.1, epsilon: float = 1e-5):
+        self.scale = declare((features,), ONES)
+        self.bias = declare((features,), ZEROS)
+        self.mean = declare((features,), ZEROS, nnx.BatchStat)
+        self.var = declare((features,), ONES, nnx.BatchStat)
+        self.momentum = momentum
+        self.epsilon = epsilon
+
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """x (..., C) -> (..., C). In training normalises by the batch and moves the running statistics."""
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            mean = jnp.mean(x, axes)
+            var = jnp.mean(jnp.square(x - mean), axes)
+            count = math.prod(x.shape[:-1])
+            self.mean[...] = (1 - self.momentum) * self.mean[...] + self.momentum * mean
+            self.var[...] = (1 - self.momentum) * self.var[...] + self.momentum * var * (count / max(count - 1, 1))
+        else:
+            mean, var = self.mean[...], self.var[...]
+        return (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * self.scale[...]) + self.bias[...]

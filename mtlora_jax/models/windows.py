@@ -1,0 +1,57 @@
+"""Geometry of shifted windows: everything here is known when the program is traced."""
+
+import functools
+from typing import TypeVar
+
+import jax
+import numpy as np
+
+Array = TypeVar("Array", jax.Array, np.ndarray)
+
+MASKED = -100.0  # what Swin adds to the logits of token pairs that are not neighbours before the cyclic shift
+
+
+def window_of(grid: tuple[int, int], window_size: int, shifted: bool) -> tuple[tuple[int, int], int]:
+    """Window (h, w) and shift for a grid (H, W): no larger than the grid, and unshifted where a side fits one window."""
+    window = (min(window_size, grid[0]), min(window_size, grid[1]))
+    return window, window_size // 2 if shifted and min(grid) > window_size else 0
+
+
+def partition(x: Array, window: tuple[int, int]) -> Array:
+    """(B, H, W, C) -> (B, M, N, C): M windows in reading order, N tokens of a window in reading order."""
+    b, height, width, c = x.shape
+    h, w = window
+    x = x.reshape(b, height // h, h, width // w, w, c)
+    return x.swapaxes(2, 3).reshape(b, -1, h * w, c)
+
+
+def unpartition(x: jax.Array, grid: tuple[int, int], window: tuple[int, int]) -> jax.Array:
+    """(..., M, N, C) -> (..., H, W, C), the inverse of `partition`."""
+    (height, width), (h, w) = grid, window
+    x = x.reshape(*x.shape[:-3], height // h, width // w, h, w, x.shape[-1])
+    return x.swapaxes(-4, -3).reshape(*x.shape[:-5], height, width, x.shape[-1])
+
+
+@functools.cache
+def relative_position_index(window: tuple[int, int], window_size: int) -> np.ndarray:
+    """Row of the position table for each pair of tokens, (N, N) int.
+
+    The table covers offsets of a `window_size` window in both axes; smaller windows use its centre.
+    """
+    rows, columns = np.divmod(np.arange(window[0] * window[1]), window[1])
+    down = rows[:, None] - rows[None, :] + window_size - 1
+    right = columns[:, None] - columns[None, :] + window_size - 1
+    return down * (2 * window_size - 1) + right
+
+
+@functools.cache
+def attention_mask(grid: tuple[int, int], window: tuple[int, int], shift: int) -> np.ndarray:
+    """Additive mask (M, N, N) float32 that separates tokens which the cyclic shift brought into one window."""
+
+    def band(length: int, size: int) -> np.ndarray:
+        position = np.arange(length)
+        return (position >= length - size).astype(int) + (position >= length - shift)
+
+    region = 3 * band(grid[0], window[0])[:, None] + band(grid[1], window[1])
+    tokens = partition(region[None, :, :, None], window)[0, :, :, 0]
+    return np.where(tokens[:, :, None] == tokens[:, None, :], 0.0, MASKED).astype(np.float32)

@@ -1,0 +1,67 @@
+"""What a task is: how its label is read and warped, its loss, its scores and its picture."""
+
+import dataclasses
+import pathlib
+
+import cv2
+import jax
+import numpy as np
+
+from mtlora_jax.losses import IGNORE
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Base of all tasks; one subclass per file, registered in `TASKS`.
+
+    A label is a numpy array `(H, W)` or `(H, W, D)`. Host methods (`read` to `finish`) run in the data workers, device
+    methods (`loss`, `statistics`) inside `jax.jit`, `scores` on the host with sums over the whole set.
+    """
+
+    name: str = ""
+    channels: int = 1  # outputs of the decoder
+    weight: float = 1.0  # of this task's loss in the total (reference recipe)
+    classes: tuple[str, ...] = ()  # names of the classes, for tasks that have classes
+    suffixes: tuple[str, ...] = (".png",)  # label files of the folder data set
+    interpolation: int = cv2.INTER_NEAREST
+    primary: str = ""  # the score of papers' tables, used in Delta_m
+    higher_is_better: bool = True
+
+    def read(self, path: pathlib.Path) -> np.ndarray:
+        """Decodes one label file to (H, W) or (H, W, D). Raises UserError naming the file and the wrong value."""
+        raise NotImplementedError
+
+    def flip(self, label: np.ndarray) -> np.ndarray:
+        """Mirrors the label left to right."""
+        return label[:, ::-1]
+
+    def warp(self, label: np.ndarray, matrix: np.ndarray, degrees: float, scale: float) -> np.ndarray:
+        """Applies the 2x3 affine `matrix` (rotation by `degrees` counter-clockwise, then `scale`); what comes from outside is ignored."""
+        del degrees, scale
+        height, width = label.shape[:2]
+        border = (IGNORE,) * 4
+        return cv2.warpAffine(label, matrix, (width, height), flags=self.interpolation, borderMode=cv2.BORDER_CONSTANT, borderValue=border)
+
+    def resize(self, label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Resizes to `size` = (H, W)."""
+        return cv2.resize(label, (size[1], size[0]), interpolation=self.interpolation)
+
+    def finish(self, label: np.ndarray) -> np.ndarray:
+        """Last host step: the label as the loss wants it, in the dtype that travels to the device."""
+        return label
+
+    def loss(self, logits: jax.Array, label: jax.Array) -> jax.Array:
+        """Mean loss of a batch, float32 scalar. logits (B, H, W, C); label (B, H, W) or (B, H, W, D)."""
+        raise NotImplementedError
+
+    def statistics(self, logits: jax.Array, label: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+        """Sums whose totals over the set give the scores. mask (B,) bool is False for padding images."""
+        raise NotImplementedError
+
+    def scores(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
+        """Scores of the set from the summed statistics (float64)."""
+        raise NotImplementedError
+
+    def picture(self, values: np.ndarray) -> np.ndarray:
+        """RGB uint8 (H, W, 3) for people. values: a label, or logits (H, W, C) of one image."""
+        raise NotImplementedError
