@@ -1,0 +1,52 @@
+# make test    everything the tests need goes into .venv, then the tests run
+# make lint    ruff and pyright
+# make lock    writes the versions that a fresh install takes today into requirements/
+#
+# PYTHON=python3.12 chooses the interpreter, PYTEST_ARGS="tests/test_cli.py -x" what pytest runs. The tests run on the CPU
+# unless JAX_PLATFORMS says otherwise.
+
+recent = $(shell $(1) -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $(1))
+PYTHON ?= $(or $(foreach name,python3 python3.12 python3.11 python3.13 python3.14,$(call recent,$(name))),none)
+PYTHON := $(firstword $(PYTHON))
+ifeq ($(call recent,$(PYTHON)),)
+$(error Python 3.11 or newer is needed, but PYTHON is $(PYTHON): say `make PYTHON=/path/to/python3 ...`)
+endif
+
+# Python 3.11 ends at older jax and flax releases, so there are two lists of versions; a Python newer than both takes the newest.
+SERIES := $(shell $(PYTHON) -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")')
+LOCK := requirements/$(SERIES).lock
+# A list without torch (large outside the CPU builds) leaves out the tests that compare with PyTorch.
+EXTRA ?= $(if $(shell grep '^torch==' $(LOCK)),dev,test)
+BIN := .venv/bin
+# Versions that `make lock` does not raise to the newest.
+HELD := torch==2.13.0
+INSTALLED := .venv/installed-$(SERIES)
+PIP_INSTALL = python -m pip install --quiet --disable-pip-version-check
+
+# One thread per worker and library: the workers share the cores already.
+TEST_ENV := OMP_NUM_THREADS=1 JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5
+
+.PHONY: test lint lock
+
+test: $(INSTALLED)
+	JAX_PLATFORMS=$${JAX_PLATFORMS-cpu} $(TEST_ENV) $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+$(INSTALLED): setup.py pyproject.toml $(LOCK)
+	@echo "Installing into .venv (some minutes the first time)"
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/$(PIP_INSTALL) --constraint $(LOCK) setuptools
+	$(BIN)/$(PIP_INSTALL) --constraint $(LOCK) --no-build-isolation --editable '.[$(EXTRA)]'
+	@touch $@
+
+# What torch brings along for one vendor's devices, and local build names, would tie the list to one machine.
+lock:
+	$(PYTHON) -m venv --clear .cache/lock
+	echo '$(HELD)' > .cache/lock/held.txt
+	.cache/lock/bin/$(PIP_INSTALL) --upgrade setuptools
+	.cache/lock/bin/$(PIP_INSTALL) --constraint .cache/lock/held.txt --no-build-isolation --editable '.[$(EXTRA)]'
+	.cache/lock/bin/python -m pip freeze --all --exclude pip --exclude-editable | sed -E '/^(nvidia|cuda|triton)/d; s/\+.*//' > $(LOCK)

@@ -1,0 +1,90 @@
+"""What all commands share: flags, and mistakes that end in one line instead of a traceback.
+
+A command is a module of this shape, run as `python -m mtlora_jax.NAME`:
+
+    def main(argv: Sequence[str] | None = None) -> None:
+        parser = cli.Parser("mtlora_jax.NAME", __doc__, config=True)
+        parser.add_argument("--workdir", required=True, help="folder for checkpoints and logs")
+        args = parser.parse(argv)      # args.config is a locked ConfigDict, args.workdir a str
+        ...
+
+    if __name__ == "__main__":
+        cli.run(main)
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from absl import flags
+
+from mtlora_jax import config as configs
+from mtlora_jax.errors import UserError
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a command. A UserError, or an error that came of one, is printed as one line and exits with 2; Ctrl-C exits with 130."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except Exception as error:
+        message = _user_message(error)
+        if message is None:
+            raise
+        _fail(f"error: {message}", 2)
+
+
+def _fail(line: str, code: int) -> NoReturn:
+    print(line, file=sys.stderr)
+    sys.exit(code)
+
+
+def _user_message(error: BaseException | None) -> str | None:
+    """The text, on one line, of the first UserError among `error` and what it came of; None where there is none."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return None if error is None else " ".join(str(error).split())
+
+
+class Parser(argparse.ArgumentParser):
+    """The flags of one command; every mistake in them is a UserError.
+
+    `doc` is the module's docstring: --help shows it, so it holds an example. `config=True` adds --config=FILE.py[:ARGUMENT] and
+    --config.KEY=VALUE.
+    """
+
+    def __init__(self, module: str, doc: str | None, config: bool = False):
+        shape = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=f"python -m {module}", description=doc, formatter_class=shape, allow_abbrev=False)
+        self._takes_config = config
+        if config:
+            self.add_argument(configs.FLAG, required=True, metavar="FILE.py[:ARGUMENT]", help="configuration, and what it is asked for")
+            self.epilog = f"{configs.FLAG}.KEY=VALUE changes one value of the configuration; give as many as you like."
+
+    def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
+        """Parses `argv`, by default the command line; `.config` of the result is the configuration with its overrides, locked.
+
+        Raises UserError for an unknown flag or key, a wrong value, a missing flag, file or argument.
+        """
+        flags.FLAGS.mark_as_parsed()  # absl's flags belong to libraries (grain reads its own in every worker); we take none of them
+        argv = sys.argv[1:] if argv is None else argv
+        prefix = f"{configs.FLAG}."
+        overrides = [arg.removeprefix(prefix) for arg in argv if self._takes_config and arg.startswith(prefix)]
+        rest = [arg for arg in argv if not (self._takes_config and arg.startswith(prefix))]
+        self._check_names(rest)
+        args = self.parse_args(rest)
+        if self._takes_config:
+            args.config = configs.load(args.config, overrides)
+        return args
+
+    def _check_names(self, argv: Sequence[str]) -> None:
+        """Comes before argparse, which speaks of the missing flag where a required one is misspelt."""
+        known = [name for name in self._option_string_actions if name.startswith("--")]
+        for name in (arg.partition("=")[0] for arg in argv if arg.startswith("--")):
+            if name not in known:
+                raise UserError(f"unknown flag {name}{configs.did_you_mean(name, known)}")
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")

@@ -1,0 +1,136 @@
+"""Configuration files, and single values of them changed from the command line.
+
+`--config.KEY=VALUE` follows the type that KEY has in the file. A tuple is written with commas, with or without brackets and
+quotes: `--config.tasks=semseg,sal`, `--config.depths=2,2,6,2`; one element stands alone.
+
+Read here rather than by ml_collections.config_flags, which takes `semseg,sal` for the name of one task and answers a wrong
+key with a stack trace.
+"""
+
+import ast
+import difflib
+import importlib.util
+import inspect
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mtlora_jax.errors import UserError
+
+FLAG = "--config"
+
+
+def load(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
+    """Reads a configuration file and returns it locked.
+
+    spec: "FILE.py" or "FILE.py:ARGUMENT"; the file has a `get_config()` or `get_config(argument)` that returns a ConfigDict and
+    raises UserError for an argument it does not know. overrides: "KEY=VALUE" each, KEY with dots.
+
+    Raises UserError for a missing or unfit file, a missing or superfluous argument, an unknown key, a value of another type.
+    """
+    name, colon, argument = spec.partition(":")
+    get_config = _get_config_of(name)
+    arguments = [argument] if colon else []
+    try:
+        inspect.signature(get_config).bind(*arguments)
+    except TypeError:
+        wrong = f"takes no argument, but got {argument!r}" if colon else f"needs an argument: {FLAG}={name}:ARGUMENT"
+        raise UserError(f"configuration file {name} {wrong}; its first lines say more") from None
+    config = get_config(*arguments)
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"get_config of {name} returns {type(config).__name__}, not ml_collections.ConfigDict")
+    for override in overrides:
+        _set(config, override)
+    return config.lock()
+
+
+def _get_config_of(name: str) -> Callable[..., Any]:
+    path = pathlib.Path(name)
+    if not path.is_file():
+        others = [str(other) for other in sorted(path.parent.glob("*.py"))]
+        raise UserError(f"no configuration file {name}{did_you_mean(name, others)}")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"configuration file {name} is no Python file: its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"configuration file {name}, line {error.lineno}: {error.msg}") from error
+    if not callable(getattr(module, "get_config", None)):
+        raise UserError(f"configuration file {name} defines no function get_config")
+    return module.get_config
+
+
+def _set(config: ConfigDict, override: str) -> None:
+    """Applies one "KEY=VALUE"."""
+    key, equals, text = override.partition("=")
+    values = _leaves(config)
+    if key not in values:
+        members = [leaf for leaf in values if leaf.startswith(f"{key}.")]
+        wrong = f"is a group of values; set one of {', '.join(members)}" if members else f"is unknown{did_you_mean(key, values)}"
+        raise UserError(f"{FLAG}.{key} {wrong}")
+    before = values[key]
+    if not equals:
+        raise UserError(f"{FLAG}.{key} has no value: write {FLAG}.{key}=VALUE")
+    if type(before) not in _READERS:
+        raise UserError(f"{FLAG}.{key} is a {type(before).__name__}, which cannot be set on the command line: change the file")
+    read, wanted = _READERS[type(before)]
+    *groups, leaf = key.split(".")
+    for group in groups:
+        config = config[group]
+    try:
+        config[leaf] = _tuple(text, before) if isinstance(before, tuple) else read(text)
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{FLAG}.{key}={text} is not {wanted}, like {before!r}") from None
+
+
+def _leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """{dotted key: value} of everything that is no group."""
+    leaves: dict[str, Any] = {}
+    for key, value in config.items():
+        leaves |= _leaves(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {f"{prefix}{key}": value}
+    return leaves
+
+
+def _bool(text: str) -> bool:
+    return {"true": True, "false": False}[text.lower()]
+
+
+def _literal(text: str) -> Any:
+    """A Python literal, or else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+
+
+def _tuple(text: str, before: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Reads elements as the type they all had before; where they had several types, or there were none, as literals."""
+    value = _literal(text)
+    items = value if isinstance(value, tuple | list) else text.strip("()[] ").split(",")
+    kinds = {type(element) for element in before}
+    read, _ = _READERS.get(kinds.pop() if len(kinds) == 1 else type(None), _READERS[type(None)])
+    return tuple(read(item) for item in (str(item).strip(" '\"") for item in items) if item)
+
+
+# By the type of the value in the file: how to read another one, and what to ask for where that fails.
+_READERS: dict[type, tuple[Callable[[str], Any], str]] = {
+    bool: (_bool, "true or false"),
+    int: (int, "a whole number"),
+    float: (float, "a number"),
+    str: (str, "text"),
+    tuple: (_literal, "a list of the same kind"),
+    type(None): (_literal, "a value of the right type"),
+}
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` for the closest of `known`, judged by the whole name or by what follows its last dot; else all of them."""
+    known = list(known)
+    by_last = {other.rpartition(".")[2]: other for other in known}
+    last = difflib.get_close_matches(name.rpartition(".")[2], list(by_last), 1)
+    close = difflib.get_close_matches(name, known, 1) or [by_last[match] for match in last]
+    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}" if known else ""

@@ -1,0 +1,45 @@
+from setuptools import find_packages, setup
+
+CONVERT = ["torch>=2.6"]
+TEST = [
+    "matplotlib>=3.10",
+    "pyright[nodejs]>=1.1.400",
+    "pytest>=8.4",
+    "pytest-xdist>=3.6",
+    "ruff>=0.12",
+    "scipy>=1.15",
+    "tensorboard>=2.19",
+]
+
+setup(
+    name="mtlora_jax",
+    version="0.1.0",
+    description="MTLoRA (CVPR 2024) in JAX and Flax NNX: low-rank adaptation of one backbone to many dense prediction tasks",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["mtlora_jax*"]),
+    install_requires=[
+        "absl-py>=2.1",
+        "flax>=0.12.8",
+        "grain>=0.2.18",
+        "jax>=0.10.2",
+        "ml_collections>=1.1",
+        "numpy>=2.0",
+        "opencv-python-headless>=4.11",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "pillow>=11.0",
+        "rich>=13.0",
+        "safetensors>=0.5",
+        # The metric writers of clu import TensorFlow; this one has no such need.
+        "tensorboardX>=2.6.4",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda12]"],
+        "cuda13": ["jax[cuda13]"],
+        "tpu": ["jax[tpu]"],
+        "convert": CONVERT,
+        "test": TEST,
+        "dev": [*TEST, *CONVERT, "transformers>=5.0"],
+    },
+)
