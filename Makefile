@@ -21,7 +21,7 @@ BIN := .venv/bin
 # Versions that `make lock` does not raise to the newest.
 HELD := torch==2.13.0
 INSTALLED := .venv/installed-$(SERIES)
-PIP_INSTALL = python -m pip install --quiet --disable-pip-version-check
+PIP_INSTALL = python -m pip install -qq --disable-pip-version-check
 
 # One thread per worker and library: the workers share the cores already.
 TEST_ENV := OMP_NUM_THREADS=1 JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5

@@ -95,9 +95,8 @@ def test_config_is_locked_and_the_last_override_wins(file):
 
 def test_a_value_may_stay_a_placeholder_of_its_type(tmp_path):
     path = tmp_path / "exp.py"
-    path.write_text(
-        "from ml_collections import ConfigDict, config_dict\n\ndef get_config():\n    return ConfigDict({'n': config_dict.placeholder(int)})\n"
-    )
+    placeholder = "ConfigDict({'n': config_dict.placeholder(int)})"
+    path.write_text(f"from ml_collections import ConfigDict, config_dict\n\ndef get_config():\n    return {placeholder}\n")
     assert config.load(str(path), ["n=3"]).n == 3
     with pytest.raises(UserError, match=r"--config.n=x is not a value of the right type"):
         config.load(str(path), ["n=x"])
@@ -109,7 +108,7 @@ def test_a_value_may_stay_a_placeholder_of_its_type(tmp_path):
         ("batchsize=8", "--config.batchsize is unknown; did you mean batch_size?"),
         ("weight_decay=0", "--config.weight_decay is unknown; did you mean optim.weight_decay?"),
         ("optim.wait_decay=0", "--config.optim.wait_decay is unknown; did you mean optim.weight_decay?"),
-        ("zzz=1", "--config.zzz is unknown; there are batch_size, name, "),
+        ("zzz=1", "--config.zzz is unknown; there are augment, batch_size, "),
         ("optim=1", "--config.optim is a group of values; set one of optim."),
         ("batch_size", "--config.batch_size has no value: write --config.batch_size=VALUE"),
         ("batch_size=1.5", "--config.batch_size=1.5 is not a whole number, like 32"),
