@@ -98,10 +98,11 @@ def read_torch(path: pathlib.Path) -> tuple[dict[str, np.ndarray], Mapping[str, 
             # Only the tensors that are wanted are read where the format allows it; the optimizer is twice as large as the model.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged or hostile pickle can raise anything
-        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if isinstance(error, pickle.UnpicklingError) and refused:
-            raise UserError(f"{path}: refused, for it asks to load {refused[1]}, and only tensors and plain values are loaded") from None
-        raise UserError(f"{path}: damaged, or not a PyTorch checkpoint ({type(error).__name__}: {first_line(error)})") from None
+        if not isinstance(error, pickle.UnpicklingError):
+            raise UserError(f"{path}: damaged, or not a PyTorch checkpoint ({type(error).__name__}: {first_line(error)})") from None
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))  # the rest of this message advises to load the file without protection
+        what = f"asks to load {named[1]}" if named else "is not a pickle as PyTorch writes it"
+        raise UserError(f"{path}: refused, for it {what}, and only tensors and plain values are loaded") from None
     state, config = unwrap(path, content)
     return {key: from_torch(path, key, value) for key, value in state.items()}, config
 
