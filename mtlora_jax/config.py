@@ -78,11 +78,8 @@ def _set(config: ConfigDict, override: str) -> None:
     if type(before) not in _READERS:
         raise UserError(f"{FLAG}.{key} is a {type(before).__name__}, which cannot be set on the command line: change the file")
     read, wanted = _READERS[type(before)]
-    *groups, leaf = key.split(".")
-    for group in groups:
-        config = config[group]
     try:
-        config[leaf] = _tuple(text, before) if isinstance(before, tuple) else read(text)
+        config.update_from_flattened_dict({key: _tuple(text, before) if isinstance(before, tuple) else read(text)})
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{FLAG}.{key}={text} is not {wanted}, like {before!r}") from None
 
