@@ -1,0 +1,161 @@
+"""From a random-access data set to batches, with Grain.
+
+Batch k is a pure function of the data set, the seed and k. So batches are the same for any number of workers and processes, and the
+position of an iterator is one number.
+"""
+
+import functools
+import gc
+import signal
+from typing import Any, Protocol
+
+import cv2
+import grain
+import jax
+import numpy as np
+from absl import flags
+
+from mtlora_jax.data.transforms import PASCAL, Augmentation, Example, augment, resize
+from mtlora_jax.errors import UserError
+from mtlora_jax.tasks.task import IGNORE, Task
+
+
+class Dataset(Protocol):
+    """What `DATASETS` holds; pickled into the workers."""
+
+    tasks: dict[str, Task]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+class Batches(grain.DatasetIterator):
+    """Iterator over batches: {"image": uint8 (B, H, W, 3), TASK: (B, H, W[, D]), "mask": bool (B,), "image_id": str (B,)}, all numpy.
+
+    Its state, {"next_batch": int}, holds for any number of workers and processes. UserError of a worker arrives as it was raised.
+    `close()` ends the workers; the end of the data does too.
+    """
+
+    def __init__(self, batches: grain.MapDataset, workers: int):
+        super().__init__()
+        self._batches = batches
+        self._workers = workers
+        self._next_batch = 0
+        self._iterator: grain.DatasetIterator | None = None
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        self.start_prefetch()
+        try:
+            batch = next(self._iterator)
+        except UserError as error:
+            message = str(error)
+        else:
+            self._next_batch += 1
+            return batch
+        # The error itself is dropped with its frames: they hold batches in shared memory.
+        self.close()
+        raise UserError(message)
+
+    def start_prefetch(self) -> None:
+        """Starts the workers, before the first batch is asked for."""
+        self._assert_not_closed()
+        if self._iterator is None:
+            if not flags.FLAGS.is_parsed():  # outside absl's app.run; Grain reads its own flags when it starts workers
+                flags.FLAGS.mark_as_parsed()
+            # Grain would keep hundreds of batches by default. In a worker process, its queue is buffer enough.
+            ahead = 0 if self._workers else 1
+            batches = self._batches[self._next_batch :].to_iter_dataset(grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead))
+            self._iterator = iter(batches.mp_prefetch(grain.MultiprocessingOptions(self._workers), worker_init_fn=_start_worker))
+            self._iterator.start_prefetch()
+
+    def get_state(self) -> dict[str, Any]:
+        return {"next_batch": self._next_batch}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._stop()
+        self._next_batch = state["next_batch"]
+
+    def close(self) -> None:
+        self._stop()
+        super().close()
+
+    def _stop(self) -> None:
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+            gc.collect()  # an iterator of Grain that met an error is a cycle, and holds shared memory
+
+
+def train_batches(
+    dataset: Dataset,
+    *,
+    image_size: tuple[int, int],
+    batch_size: int,
+    seed: int,
+    workers: int = 0,
+    augmentation: Augmentation = PASCAL,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Batches:
+    """Endless augmented batches of (batch_size / process_count) examples of `image_size` = (H, W).
+
+    Every epoch has its own order and augmentation and holds every image once; a batch may reach into the next epoch. The batches of
+    the processes together are the batch a single process would make. With workers = 0 one thread of this process does the work.
+    Raises UserError for sizes that cannot be.
+    """
+    _check(batch_size, workers, process_count)
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed = {seed}: must be in [0, 2**32)")
+    transform = functools.partial(_train_example, tasks=dataset.tasks, image_size=image_size, augmentation=augmentation)
+    examples = grain.MapDataset.source(dataset).seed(seed).shuffle().repeat().random_map(transform)
+    # Sliced after everything random: an example depends on its place in the global order only.
+    batches = examples[process_index::process_count].batch(batch_size // process_count, drop_remainder=True)
+    return Batches(batches, workers)
+
+
+def eval_batches(
+    dataset: Dataset,
+    *,
+    image_size: tuple[int, int],
+    batch_size: int,
+    workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Batches:
+    """Every example once, in the order of the data set, over all processes; each process makes the same number of batches.
+
+    What fills up the last batch has mask False, a black image, labels all 255 and image_id "". Otherwise as `train_batches`.
+    """
+    _check(batch_size, workers, process_count)
+    padded = -(-len(dataset) // batch_size) * batch_size
+    examples = grain.MapDataset.range(padded).map(functools.partial(_eval_example, dataset=dataset, image_size=image_size))
+    return Batches(examples[process_index::process_count].batch(batch_size // process_count), workers)
+
+
+def _check(batch_size: int, workers: int, process_count: int) -> None:
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(f"batch size {batch_size}: must be a positive multiple of the number of processes, {process_count}")
+    if workers < 0:
+        raise UserError(f"workers = {workers}: must be 0 (this process does the work) or more")
+
+
+def _train_example(
+    example: Example, rng: np.random.Generator, *, tasks: dict[str, Task], image_size: tuple[int, int], augmentation: Augmentation
+) -> Example:
+    return resize(augment(example, tasks, augmentation, rng), tasks, image_size) | {"mask": np.True_}
+
+
+def _eval_example(index: int, *, dataset: Dataset, image_size: tuple[int, int]) -> Example:
+    example = resize(dataset[min(index, len(dataset) - 1)], dataset.tasks, image_size) | {"mask": np.True_}
+    if index < len(dataset):
+        return example
+    labels = {name: np.full_like(example[name], IGNORE) for name in dataset.tasks}
+    return example | {"image_id": "", "image": np.zeros_like(example["image"]), "mask": np.False_} | labels
+
+
+def _start_worker(index: int, count: int) -> None:
+    del index, count
+    cv2.setNumThreads(0)  # there is one worker per core already
+    jax.config.update("jax_platforms", "cpu")  # the accelerators belong to the main process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends its workers
