@@ -1,0 +1,52 @@
+"""The tasks a model can be trained for: one file and one line of `TASKS` each."""
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+
+from mtlora_jax.errors import UserError
+from mtlora_jax.tasks.depth import Depth
+from mtlora_jax.tasks.edge import Edge
+from mtlora_jax.tasks.human_parts import HumanParts
+from mtlora_jax.tasks.normals import Normals
+from mtlora_jax.tasks.sal import Saliency
+from mtlora_jax.tasks.semseg import SemSeg
+from mtlora_jax.tasks.task import IGNORE, Task
+
+__all__ = ["IGNORE", "TASKS", "Task", "make_tasks"]
+
+TASKS: dict[str, type[Task]] = {
+    "semseg": SemSeg,
+    "human_parts": HumanParts,
+    "sal": Saliency,
+    "normals": Normals,
+    "edge": Edge,
+    "depth": Depth,
+}
+
+
+def make_tasks(names: Iterable[str], classes: Mapping[str, Sequence[str]] | None = None) -> dict[str, Task]:
+    """Builds tasks in the order of `names`; `classes` names the classes of a data set, per task, in place of the defaults.
+
+    Tasks that predict a class per pixel get one channel per class. Raises UserError for an unknown or repeated name, or a list of
+    classes that is none.
+    """
+    classes = classes or {}
+    tasks = {}
+    for name in names:
+        if name not in TASKS:
+            close = difflib.get_close_matches(name, TASKS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(TASKS)}"
+            raise UserError(f"unknown task {name!r}; {hint}")
+        if name in tasks:
+            raise UserError(f"task {name!r} is given twice; expected each task once")
+        tasks[name] = TASKS[name](**_class_fields(name, classes[name])) if name in classes else TASKS[name]()
+    return tasks
+
+
+def _class_fields(name: str, classes: Sequence[str]) -> dict:
+    if isinstance(classes, str) or not classes or not all(isinstance(entry, str) for entry in classes):
+        raise UserError(f"classes of task {name!r}: {classes!r}; expected a list of at least one name")
+    if len(set(classes)) < len(classes):
+        raise UserError(f"classes of task {name!r}: a name is given twice in {', '.join(classes)}; expected each once")
+    fields = {"classes": tuple(classes)}
+    return fields | {"channels": len(classes)} if issubclass(TASKS[name], SemSeg) else fields

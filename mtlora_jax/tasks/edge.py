@@ -1,0 +1,41 @@
+"""Edge detection: boundaries between things."""
+
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+
+from mtlora_jax import losses, metrics
+from mtlora_jax.tasks.images import grey_picture, read_binary, sigmoid
+from mtlora_jax.tasks.task import IGNORE, Task
+
+POSITIVE_WEIGHT = 0.95  # about the share of pixels that are no edge
+
+
+@dataclasses.dataclass(frozen=True)
+class Edge(Task):
+    """Label (H, W) uint8: 1 on an edge, 0 elsewhere, or `IGNORE`, which no file holds: it comes from outside of a warped image."""
+
+    name: str = "edge"
+    weight: float = 50.0
+    primary: str = "loss"
+    higher_is_better: bool = False
+
+    def read(self, path: pathlib.Path) -> np.ndarray:
+        """Decodes a grey PNG, bright on edges."""
+        return read_binary(path)
+
+    def loss(self, logits: jax.Array, label: jax.Array) -> jax.Array:
+        return losses.balanced_cross_entropy(logits, label, POSITIVE_WEIGHT)
+
+    def statistics(self, logits: jax.Array, label: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+        return metrics.edge_statistics(logits, label, mask, POSITIVE_WEIGHT)
+
+    def scores(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
+        return metrics.edge_scores(totals)
+
+    def picture(self, values: np.ndarray) -> np.ndarray:
+        """The probability, white for an edge."""
+        probability = values if values.ndim == 2 else sigmoid(values[..., 0])
+        return grey_picture(probability, ignored=probability == IGNORE)

@@ -1,0 +1,24 @@
+"""Human part segmentation: the body part at each pixel."""
+
+import dataclasses
+
+import numpy as np
+
+from mtlora_jax.tasks.semseg import SemSeg
+from mtlora_jax.tasks.task import IGNORE
+
+PARTS = ("background", "head", "torso", "upper arm", "lower arm", "upper leg", "lower leg")
+
+
+@dataclasses.dataclass(frozen=True)
+class HumanParts(SemSeg):
+    """Label (H, W) uint8, an index into `classes` or `IGNORE`. Defaults: the six parts of PASCAL-Part and background."""
+
+    name: str = "human_parts"
+    channels: int = len(PARTS)
+    weight: float = 2.0
+    classes: tuple[str, ...] = PARTS
+
+    def finish(self, label: np.ndarray) -> np.ndarray:
+        """Ignores an image without any part: people were annotated in some images only, so its background says nothing."""
+        return label if np.any((label > 0) & (label != IGNORE)) else np.full_like(label, IGNORE)

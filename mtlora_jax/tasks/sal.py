@@ -1,0 +1,38 @@
+"""Saliency: which pixels catch the eye."""
+
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+
+from mtlora_jax import losses, metrics
+from mtlora_jax.tasks.images import heat_picture, read_binary, sigmoid
+from mtlora_jax.tasks.task import IGNORE, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Saliency(Task):
+    """Label (H, W) uint8: 1 salient, 0 not, or `IGNORE`, which no file holds: it comes from outside of a warped image."""
+
+    name: str = "sal"
+    weight: float = 5.0
+    primary: str = "mIoU"
+
+    def read(self, path: pathlib.Path) -> np.ndarray:
+        """Decodes a grey PNG, bright where salient."""
+        return read_binary(path)
+
+    def loss(self, logits: jax.Array, label: jax.Array) -> jax.Array:
+        return losses.balanced_cross_entropy(logits, label)
+
+    def statistics(self, logits: jax.Array, label: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+        return metrics.saliency_statistics(logits, label, mask)
+
+    def scores(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
+        return metrics.saliency_scores(totals)
+
+    def picture(self, values: np.ndarray) -> np.ndarray:
+        """Heat map of the probability."""
+        probability = values if values.ndim == 2 else sigmoid(values[..., 0])
+        return heat_picture(probability, ignored=probability == IGNORE)

@@ -1,0 +1,53 @@
+"""Semantic segmentation: one class per pixel."""
+
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+
+from mtlora_jax import losses, metrics
+from mtlora_jax.errors import UserError
+from mtlora_jax.tasks.images import class_palette, read_image
+from mtlora_jax.tasks.task import IGNORE, Task
+
+VOC_CLASSES = (
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class SemSeg(Task):
+    """Label (H, W) uint8, an index into `classes` or `IGNORE`. Defaults: the 21 classes of PASCAL VOC."""
+
+    name: str = "semseg"
+    channels: int = len(VOC_CLASSES)
+    classes: tuple[str, ...] = VOC_CLASSES
+    primary: str = "mIoU"
+
+    def __post_init__(self):
+        if not len(self.classes) == self.channels <= IGNORE:
+            given = f"{len(self.classes)} class names for {self.channels} channels"
+            raise UserError(f"{self.name}: {given}; expected one each, at most {IGNORE}")
+
+    def read(self, path: pathlib.Path) -> np.ndarray:
+        """Decodes a palette or grey PNG whose values are class indices or 255."""
+        label = read_image(path, ("P", "L"), "a palette or grey PNG of class indices")
+        wrong = label[(label >= self.channels) & (label != IGNORE)]
+        if wrong.size:
+            raise UserError(f"{path}: {self.name} has the value {wrong[0]}; expected 0 to {self.channels - 1}, or {IGNORE} for ignore")
+        return label
+
+    def loss(self, logits: jax.Array, label: jax.Array) -> jax.Array:
+        return losses.cross_entropy(logits, label)
+
+    def statistics(self, logits: jax.Array, label: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+        return metrics.class_statistics(logits, label, mask)
+
+    def scores(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
+        return metrics.class_scores(totals, self.classes)
+
+    def picture(self, values: np.ndarray) -> np.ndarray:
+        """Colours of PASCAL VOC; its pale void colour where ignored."""
+        return class_palette()[values if values.ndim == 2 else np.argmax(values, axis=-1)]

@@ -1,0 +1,344 @@
+"""What tasks do to labels on the host: reading, moving, showing; bad files included."""
+
+import math
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from mtlora_jax.errors import UserError
+from mtlora_jax.tasks import IGNORE, TASKS, make_tasks
+
+CLASSES = ("semseg", "human_parts")
+BINARY = ("sal", "edge")
+
+
+def save(path, pixels):
+    Image.fromarray(np.asarray(pixels)).save(path)
+    return path
+
+
+def rotation(size, degrees, scale=1.0):
+    return cv2.getRotationMatrix2D(((size - 1) / 2, (size - 1) / 2), degrees, scale)
+
+
+def sphere(size=65):
+    """Normals of a ball seen from the front, x right and y down; ignored outside. However the image turns, it looks the same."""
+    y, x = np.mgrid[:size, :size] / (size - 1) * 2 - 1
+    squares = x**2 + y**2
+    normals = np.stack([x, y, np.sqrt(np.maximum(1 - squares, 0))], axis=-1)
+    normals[squares >= 0.9] = IGNORE
+    return normals.astype(np.float32)
+
+
+def known(label):
+    return np.all(label != IGNORE, axis=-1)
+
+
+def test_recipe():
+    """Channels, loss weights and primary scores of the published recipe."""
+    table = {name: (task.channels, task.weight, task.primary, task.higher_is_better) for name, task in make_tasks(TASKS).items()}
+    assert table == {
+        "semseg": (21, 1, "mIoU", True),
+        "human_parts": (7, 2, "mIoU", True),
+        "sal": (1, 5, "mIoU", True),
+        "normals": (3, 10, "mean", False),
+        "edge": (1, 50, "loss", False),
+        "depth": (1, 1, "rmse", False),
+    }
+
+
+def test_make_tasks():
+    tasks = make_tasks(["sal", "semseg"], {"semseg": ["sky", "ground"], "sal": ["background", "person"], "depth": ["unused"]})
+    assert list(tasks) == ["sal", "semseg"]
+    assert tasks["semseg"].channels == 2
+    assert tasks["semseg"].classes == ("sky", "ground")
+    assert tasks["sal"].channels == 1
+    assert tasks["sal"].classes == ("background", "person")
+    assert [name for name, task in make_tasks(TASKS).items() if task.name == name] == list(TASKS)
+
+
+@pytest.mark.parametrize(
+    ("names", "classes", "message"),
+    [
+        (["semsek"], None, "unknown task 'semsek'; did you mean 'semseg'"),
+        (["zzz"], None, "expected one of semseg, human_parts"),
+        (["sal", "sal"], None, "'sal' is given twice"),
+        (["semseg"], {"semseg": []}, "'semseg': .*at least one name"),
+        (["semseg"], {"semseg": "sky"}, "'semseg': 'sky'"),
+        (["semseg"], {"semseg": ["sky", 3]}, "'semseg'"),
+        (["semseg"], {"semseg": ["sky", "sky"]}, "given twice"),
+        (["semseg"], {"semseg": [str(i) for i in range(256)]}, "256 class names .* at most 255"),
+    ],
+)
+def test_make_tasks_errors(names, classes, message):
+    with pytest.raises(UserError, match=message):
+        make_tasks(names, classes)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_class_maps_keep_palette_indices(name, tmp_path):
+    pixels = np.array([[0, 3, IGNORE], [6, 1, 2]], np.uint8)
+    grey = save(tmp_path / "grey.png", pixels)
+    palette = Image.fromarray(pixels)
+    palette.putpalette(np.random.default_rng(0).integers(0, 256, 768).astype(np.uint8).tobytes())
+    palette.save(tmp_path / "palette.png")
+    for path in (grey, tmp_path / "palette.png"):
+        label = TASKS[name]().read(path)
+        assert label.dtype == np.uint8
+        np.testing.assert_array_equal(label, pixels)
+
+
+@pytest.mark.parametrize(("name", "allowed"), [("semseg", 20), ("human_parts", 6)])
+def test_class_maps_with_a_wrong_value(name, allowed, tmp_path):
+    assert TASKS[name]().read(save(tmp_path / "right.png", np.full((2, 2), allowed, np.uint8))).max() == allowed
+    path = save(tmp_path / "wrong.png", np.array([[0, allowed + 1]], np.uint8))
+    with pytest.raises(UserError, match=rf"wrong.png: {name} has the value {allowed + 1}; expected 0 to {allowed}, or 255"):
+        TASKS[name]().read(path)
+
+
+@pytest.mark.parametrize("name", BINARY)
+def test_binary_maps(name, tmp_path):
+    label = TASKS[name]().read(save(tmp_path / "a.png", np.array([[0, 127, 128, 255]], np.uint8)))
+    assert label.dtype == np.uint8
+    assert label.tolist() == [[0, 0, 1, 1]]
+    assert TASKS[name]().read(save(tmp_path / "b.png", np.array([[0, 1]], np.uint8))).tolist() == [[0, 1]]
+    assert TASKS[name]().read(save(tmp_path / "c.png", np.array([[False, True]]))).tolist() == [[0, 1]]
+    assert TASKS[name]().read(save(tmp_path / "d.png", np.zeros((1, 2), np.uint8))).tolist() == [[0, 0]]
+
+
+def test_normals_of_a_png(tmp_path):
+    black, white, grey = (0, 0, 0), (255, 255, 255), (127, 128, 127)
+    pixels = np.array([[(255, 128, 128), (128, 0, 128), black], [(128, 128, 255), white, grey]], np.uint8)
+    label = TASKS["normals"]().read(save(tmp_path / "n.png", pixels))
+    assert label.dtype == np.float32
+    np.testing.assert_allclose(label[known(label)], [[1, 0, 0], [0, -1, 0], [0, 0, 1]], atol=1 / 255 + 1e-6)
+    np.testing.assert_array_equal(known(label), [[True, True, False], [True, False, False]])
+    finished = TASKS["normals"]().finish(label)
+    np.testing.assert_allclose(np.linalg.norm(finished[known(finished)], axis=-1), 1, rtol=1e-6)
+
+
+def test_depth_files(tmp_path):
+    png = save(tmp_path / "d.png", np.array([[1500, 0, 65535]], np.uint16))
+    np.testing.assert_allclose(TASKS["depth"]().read(png), [[1.5, IGNORE, 65.535]], rtol=1e-6)
+    np.save(tmp_path / "d.npy", np.array([[1.5, 0, -2, np.nan, np.inf, 254.5]]))
+    label = TASKS["depth"]().read(tmp_path / "d.npy")
+    assert label.dtype == np.float32
+    np.testing.assert_array_equal(label, [[1.5, IGNORE, IGNORE, IGNORE, IGNORE, 254.5]])
+
+
+def test_bad_depth_files(tmp_path):
+    read = TASKS["depth"]().read
+    for stem, array, message in [
+        ("millimetres", np.array([[2000.0]]), "depth has the value 2000; expected metres below 255"),
+        ("integers", np.array([[2000]]), "holds int64 of shape .*; expected .* floats, metres"),
+        ("volume", np.zeros((2, 2, 2)), r"holds float64 of shape \(2, 2, 2\)"),
+        ("objects", np.array([None]), "cannot be read"),
+    ]:
+        np.save(tmp_path / f"{stem}.npy", array)
+        with pytest.raises(UserError, match=rf"{stem}.npy: {message}"):
+            read(tmp_path / f"{stem}.npy")
+    with pytest.raises(UserError, match="eight.png: is an image of mode L; expected a grey PNG of 16 bits"):
+        read(save(tmp_path / "eight.png", np.zeros((2, 2), np.uint8)))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_files_that_cannot_be_read(name, tmp_path):
+    task = TASKS[name]()
+    for suffix in task.suffixes:
+        with pytest.raises(UserError, match=f"absent{suffix}: cannot be read"):
+            task.read(tmp_path / f"absent{suffix}")
+        path = tmp_path / f"broken{suffix}"
+        path.write_text("no image at all")
+        with pytest.raises(UserError, match=f"broken{suffix}: cannot be read .*expected"):
+            task.read(path)
+    pixels = np.random.default_rng(0).integers(0, 6, (40, 40, 3)).astype(np.uint8)
+    whole = save(tmp_path / "whole.png", pixels if name == "normals" else pixels[..., 0]).read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="cut.png: cannot be read"):
+        task.read(tmp_path / "cut.png")
+    with pytest.raises(UserError, match="colours.png: is an image of mode RGBA; expected"):
+        task.read(save(tmp_path / "colours.png", np.zeros((2, 2, 4), np.uint8)))
+
+
+def examples(size=33):
+    """A label of each task."""
+    rng = np.random.default_rng(0)
+    return {
+        "semseg": rng.integers(0, 21, (size, size)).astype(np.uint8),
+        "human_parts": rng.integers(1, 7, (size, size)).astype(np.uint8),
+        "sal": rng.integers(0, 2, (size, size)).astype(np.uint8),
+        "normals": sphere(size),
+        "edge": rng.integers(0, 2, (size, size)).astype(np.uint8),
+        "depth": rng.uniform(1, 9, (size, size)).astype(np.float32),
+    }
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_labels_keep_dtype_and_values_through_the_whole_chain(name):
+    task, label = TASKS[name](), examples()[name]
+    before = label.copy()
+    moved = task.finish(task.resize(task.warp(task.flip(label), rotation(33, 15, 0.75), 15, 0.75), (28, 56)))
+    assert moved.shape == (28, 56, *label.shape[2:])
+    assert moved.dtype == label.dtype
+    np.testing.assert_array_equal(label, before)
+    assert np.all(moved[0, 0] == IGNORE), "the corner comes from outside of the image"
+    assert np.any(moved != IGNORE)
+    if name == "depth":
+        moved = np.where(moved == IGNORE, IGNORE, moved * np.float32(0.75))
+    if name == "normals":
+        np.testing.assert_allclose(np.linalg.norm(moved[known(moved)], axis=-1), 1, rtol=1e-6)
+    else:
+        values = {*label.ravel(), label.dtype.type(IGNORE)}
+        assert values.issuperset(moved.ravel()) if name != "depth" else np.isclose(moved.ravel()[:, None], sorted(values)).any(axis=1).all()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_flipping_twice_changes_nothing(name):
+    task, label = TASKS[name](), examples()[name]
+    np.testing.assert_array_equal(task.flip(task.flip(label)), label)
+    assert name == "normals" or np.any(task.flip(label) != label)  # a ball is its own mirror image
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_resizing_to_the_same_size_changes_nothing(name):
+    task, label = TASKS[name](), examples()[name]
+    np.testing.assert_allclose(task.resize(label, label.shape[:2]), label, atol=1e-6)
+
+
+@pytest.mark.parametrize(("degrees", "scale"), [(30, 1), (-75, 1), (180, 1), (0, 0.6), (20, 0.75)])
+def test_a_ball_looks_the_same_however_it_is_turned(degrees, scale):
+    task, size = TASKS["normals"](), 65
+    moved = task.warp(sphere(size), rotation(size, degrees, scale), degrees, scale)
+    expected = np.full_like(moved, IGNORE)
+    shrunk = task.resize(sphere(size), (round((size - 1) * scale) + 1,) * 2) if scale != 1 else sphere(size)
+    start = (size - len(shrunk)) // 2
+    expected[start : start + len(shrunk), start : start + len(shrunk)] = shrunk
+    both = known(moved) & known(expected)
+    assert both.sum() > 0.95 * known(expected).sum()
+    assert np.abs(moved - expected)[both].max() < 0.06  # a turn the wrong way, or none, is off by up to 1.9
+    assert np.abs(moved - expected)[both].mean() < 0.01
+
+
+def test_a_ball_is_its_own_mirror_image():
+    np.testing.assert_array_equal(TASKS["normals"]().flip(sphere()), sphere())
+    lopsided = np.full((1, 2, 3), IGNORE, np.float32)
+    lopsided[0, 0] = 0.6, 0, 0.8
+    flipped = TASKS["normals"]().flip(lopsided)
+    np.testing.assert_allclose(flipped[0, 1], [-0.6, 0, 0.8], rtol=1e-6)
+    assert np.all(flipped[0, 0] == IGNORE)
+
+
+def test_resizing_normals_is_even_handed():
+    task, label = TASKS["normals"](), sphere(33)
+    np.testing.assert_allclose(task.resize(task.flip(label), (20, 20)), task.flip(task.resize(label, (20, 20))), atol=1e-5)
+
+
+def test_a_quarter_turn_counter_clockwise_lets_what_faces_right_face_up():
+    size = 9
+    label = np.broadcast_to(np.array([0.6, 0, 0.8], np.float32), (size, size, 3))
+    moved = TASKS["normals"]().warp(label, rotation(size, 90), 90, 1.0)
+    np.testing.assert_allclose(moved[4, 4], [0, -0.6, 0.8], atol=1e-6)  # y points down
+    image = np.zeros((size, size), np.uint8)
+    image[4, 8] = 1  # a mark at the right ...
+    assert TASKS["sal"]().warp(image, rotation(size, 90), 90, 1.0)[0, 4] == 1  # ... comes up too
+
+
+@pytest.mark.parametrize("move", ["warp", "resize up", "resize down"])
+def test_ignored_normals_do_not_bend_their_neighbours(move):
+    task, size = TASKS["normals"](), 40
+    direction = np.array([0.48, -0.6, 0.64], np.float32)
+    label = np.broadcast_to(direction, (size, size, 3)).copy()
+    label[10:20, 15:30] = IGNORE
+    label[30, ::3] = IGNORE
+    if move == "warp":
+        angle = math.radians(17)
+        x, y, z = direction
+        direction = np.array([x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle), z])
+        moved = task.warp(label, rotation(size, 17, 1.2), 17, 1.2)
+    else:
+        moved = task.resize(label, (70, 90) if move == "resize up" else (23, 31))
+    valid = known(moved)
+    assert 0.5 < valid.mean() < 0.95
+    np.testing.assert_allclose(moved[valid], np.broadcast_to(direction, moved[valid].shape), atol=1e-5)
+    assert np.all(moved[~valid] == IGNORE)
+
+
+def test_normals_without_direction_are_ignored_at_last():
+    label = np.array([[[0, 0, 0], [0, 3, 4]]], np.float32)
+    np.testing.assert_allclose(TASKS["normals"]().finish(label), [[[IGNORE] * 3, [0, 0.6, 0.8]]], rtol=1e-6)
+
+
+def test_depth_shrinks_where_the_image_grows():
+    label = np.full((9, 9), 3.0, np.float32)
+    label[4, 4] = IGNORE
+    moved = TASKS["depth"]().warp(label, rotation(9, 0, 1.5), 0, 1.5)
+    assert moved.dtype == np.float32
+    assert moved[0, 0] == 2
+    assert moved[4, 4] == IGNORE
+    assert set(np.unique(moved)) == {2, IGNORE}
+
+
+def test_a_human_part_map_without_parts_says_nothing():
+    task = TASKS["human_parts"]()
+    background = np.zeros((4, 4), np.uint8)
+    assert np.all(task.finish(background) == IGNORE)
+    warped = background.copy()
+    warped[0] = IGNORE
+    assert np.all(task.finish(warped) == IGNORE)
+    warped[3, 3] = 1
+    np.testing.assert_array_equal(task.finish(warped), warped)
+    np.testing.assert_array_equal(TASKS["semseg"]().finish(background), background)
+
+
+def test_pictures_of_classes_use_the_colours_of_pascal_voc():
+    colours = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 8: (64, 0, 0), 15: (192, 128, 128), 20: (0, 64, 128), IGNORE: (224, 224, 192)}
+    label = np.array([list(colours)], np.uint8)
+    np.testing.assert_array_equal(TASKS["semseg"]().picture(label)[0], list(colours.values()))
+    logits = np.eye(21)[label[:, :-1]]
+    np.testing.assert_array_equal(TASKS["semseg"]().picture(logits)[0], list(colours.values())[:-1])
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.filterwarnings("error")
+def test_pictures(name):
+    task, label = TASKS[name](), examples()[name]
+    label[:5] = IGNORE
+    picture = task.picture(label)
+    assert picture.shape == (33, 33, 3)
+    assert picture.dtype == np.uint8
+    assert np.all(picture[:5] == (224, 224, 192))
+    assert len(np.unique(picture[5:].reshape(-1, 3), axis=0)) > 1
+    logits = np.random.default_rng(0).normal(size=(33, 33, task.channels)).astype(np.float32) * 1000
+    shown = task.picture(logits)
+    assert shown.shape == (33, 33, 3)
+    assert shown.dtype == np.uint8
+    assert not np.any(np.all(shown == (224, 224, 192), axis=-1))
+
+
+def test_pictures_of_label_and_of_a_perfect_prediction_are_alike():
+    for name, label in examples().items():
+        logits = {
+            "semseg": lambda label: np.eye(21)[label],
+            "human_parts": lambda label: np.eye(7)[label],
+            "normals": lambda label: 5 * label,
+            "depth": lambda label: label[..., None],
+        }.get(name, lambda label: (200.0 * label - 100)[..., None])(label)
+        there = known(label) if name == "normals" else label != IGNORE
+        np.testing.assert_array_equal(TASKS[name]().picture(label)[there], TASKS[name]().picture(logits)[there], err_msg=name)
+
+
+def test_normal_pictures_are_what_label_files_hold(tmp_path):
+    task = TASKS["normals"]()
+    again = task.read(save(tmp_path / "n.png", task.picture(sphere())))
+    inside = known(sphere())
+    np.testing.assert_allclose(again[inside], sphere()[inside], atol=1 / 255 + 1e-6)
+
+
+def test_importing_tasks_needs_neither_torch_nor_tensorflow():
+    code = "import sys, mtlora_jax.tasks; print([name for name in ('torch', 'tensorflow') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
