@@ -36,7 +36,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
-$(INSTALLED): setup.py pyproject.toml $(LOCK)
+$(INSTALLED): setup.py $(LOCK)
 	@echo "Installing into .venv (some minutes the first time)"
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/$(PIP_INSTALL) --constraint $(LOCK) setuptools

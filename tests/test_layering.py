@@ -24,7 +24,7 @@ LAYERS = [
     {"checkpoint"},
     {"evaluate"},
     {"train"},
-    {"config"},
+    {"config", "defaults"},
     {"cli"},
     {"main", "summary", "convert", "predict", "benchmark", "export"},
 ]
