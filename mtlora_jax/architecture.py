@@ -1,10 +1,10 @@
 """From a plain dict to a model: the dict is what configs make, model folders hold and converters read off tensors.
 
-    {"backbone": {"name": "swin", "embed_dim": 96, ...},
-     "tasks": {"semseg": 21, ...},                              outputs per task, in task order; {} for a bare backbone
-     "decoder": {"name": "hrnet", "channels": [18, 36, 72, 144]},  None for a bare backbone
-     "method": {"name": "mtlora", "rank": 64, ...},
-     "image_size": [448, 448]}
+{"backbone": {"name": "swin", "embed_dim": 96, ...},
+ "tasks": {"semseg": 21, ...},                              outputs per task, in task order; {} for a bare backbone
+ "decoder": {"name": "hrnet", "channels": [18, 36, 72, 144]},  None for a bare backbone
+ "method": {"name": "mtlora", "rank": 64, ...},
+ "image_size": [448, 448]}
 """
 
 import difflib
@@ -72,19 +72,34 @@ def build(architecture: Architecture) -> MultiTaskModel:
 
 
 def from_config(config: Mapping[str, Any], tasks: Mapping[str, int]) -> dict[str, Any]:
-    """The architecture that a config describes, JSON-able; `tasks` is {task: outputs}. Raises UserError for an unknown variant."""
+    """The architecture that a config describes, JSON-able.
+
+    Args:
+      config: as `mtlora_jax.defaults.default` makes it; its backbone has a `variant`, or embed_dim, depths and num_heads.
+      tasks: {task: outputs}.
+
+    Raises:
+      UserError: for an unknown variant.
+    """
     backbone = dict(config["backbone"])
-    variant = backbone.pop("variant")
-    if variant not in VARIANTS:
-        raise UserError(f"backbone.variant = {variant!r} is not one of {', '.join(VARIANTS)}")
+    if "variant" in backbone:
+        variant = backbone.pop("variant")
+        if variant not in VARIANTS:
+            raise UserError(f"backbone.variant = {variant!r} is not one of {', '.join(VARIANTS)}")
+        backbone |= VARIANTS[variant]
     architecture = {
-        "backbone": {**backbone, **VARIANTS[variant]},
+        "backbone": backbone,
         "tasks": dict(tasks),
         "decoder": dict(config["decoder"]),
-        "method": dict(config["method"]),
+        "method": plain(config["method"]),
         "image_size": list(config["image_size"]),
     }
     return json.loads(json.dumps(architecture))
+
+
+def plain(options: Any) -> Any:
+    """Nested mappings as dicts."""
+    return {key: plain(value) for key, value in options.items()} if hasattr(options, "items") else options
 
 
 def check_image_size(size: Any) -> None:

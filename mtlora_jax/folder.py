@@ -51,6 +51,7 @@ def save(
     with replacing(pathlib.Path(folder)) as temporary:
         contiguous = {path: np.ascontiguousarray(array) for path, array in arrays.items()}
         safetensors.numpy.save_file(contiguous, temporary / "model.safetensors", {"format": "mtlora_jax"})
+        (temporary / "model.safetensors").chmod(0o644)  # the library makes it private
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 

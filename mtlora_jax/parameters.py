@@ -11,6 +11,8 @@ from flax import nnx
 
 from mtlora_jax.errors import UserError
 
+Flat = dict[str, jax.Array]
+
 
 def variables(model: nnx.Module) -> dict[str, nnx.Variable]:
     """{path: variable} of all parameters and batch statistics; a path is the attribute names joined by dots."""
@@ -20,6 +22,27 @@ def variables(model: nnx.Module) -> dict[str, nnx.Variable]:
 def arrays(model: nnx.Module) -> dict[str, np.ndarray]:
     """{path: host array} of all parameters and batch statistics."""
     return {path: np.asarray(value) for path, value in jax.device_get({p: v[...] for p, v in variables(model).items()}).items()}
+
+
+def split(model: nnx.Module, trainable: Callable[[str, nnx.Variable], bool]) -> tuple[nnx.GraphDef, Flat, Flat, Flat]:
+    """(graph, trainable, frozen, batch statistics) of a filled model; the last three are plain dicts {path: array}."""
+    parts: tuple[Flat, Flat, Flat] = ({}, {}, {})
+    for path, variable in variables(model).items():
+        part = 2 if isinstance(variable, nnx.BatchStat) else 0 if trainable(path, variable) else 1
+        parts[part][path] = variable.get_value()
+    return nnx.graphdef(model), *parts
+
+
+def merge(graph: nnx.GraphDef, *parts: Flat) -> Any:
+    """The model again, from its graph and all of its arrays; works inside `jax.jit` and `jax.grad`."""
+    flat = {path: value for part in parts for path, value in part.items()}
+    state = nnx.from_flat_state([(tuple(int(k) if k.isdigit() else k for k in path.split(".")), value) for path, value in flat.items()])
+    return nnx.merge(graph, state)
+
+
+def batch_statistics(model: nnx.Module) -> Flat:
+    """{path: array} of the BatchNorm statistics."""
+    return {path: variable[...] for path, variable in variables(model).items() if isinstance(variable, nnx.BatchStat)}
 
 
 def named(keys: list[str]) -> str:
@@ -38,7 +61,9 @@ def initialise(model: nnx.Module, seed: int) -> None:
             variable.set_value(jnp.asarray(variable.init(rng, variable.shape)))
 
 
-def assign(model: nnx.Module, values: Mapping[str, Any], source: str, may_miss: Callable[[str], bool] = lambda path: False) -> list[str]:
+def assign(
+    model: nnx.Module, values: Mapping[str, Any], source: str, may_miss: Callable[[str, nnx.Variable], bool] = lambda path, variable: False
+) -> list[str]:
     """Puts arrays into a model, in place; nothing is assigned unless everything fits.
 
     Args:
@@ -55,7 +80,7 @@ def assign(model: nnx.Module, values: Mapping[str, Any], source: str, may_miss: 
     """
     own = variables(model)
     missing = [path for path in own if path not in values]
-    refused = [path for path in missing if not may_miss(path)]
+    refused = [path for path in missing if not may_miss(path, own[path])]
     extra = [path for path in values if path not in own]
     shapes = [
         f"{path} {tuple(values[path].shape)} instead of {tuple(own[path].shape)}"

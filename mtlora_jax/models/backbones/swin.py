@@ -130,9 +130,7 @@ class SwinBlock(nnx.Module):
 class Stage(nnx.Module):
     """Blocks, alternately unshifted and shifted, then patch merging of every stream (not in the last stage)."""
 
-    def __init__(
-        self, dim: int, num_heads: int, window_size: int, mlp_ratio: float, drop_path_rates: Sequence[float], merge: bool
-    ):
+    def __init__(self, dim: int, num_heads: int, window_size: int, mlp_ratio: float, drop_path_rates: Sequence[float], merge: bool):
         self.blocks = nnx.List(
             [SwinBlock(dim, num_heads, window_size, j % 2 == 1, mlp_ratio, rate) for j, rate in enumerate(drop_path_rates)]
         )

@@ -16,9 +16,7 @@ class SegFormerHead(nnx.Module):
     paper's parameter count (Table 5).
     """
 
-    def __init__(
-        self, channels: Sequence[int], outputs: int, *, width: int = 256, dropout: float = 0.1, dead_classifier: bool = True
-    ):
+    def __init__(self, channels: Sequence[int], outputs: int, *, width: int = 256, dropout: float = 0.1, dead_classifier: bool = True):
         self.linear = nnx.List([Conv1x1(channel, width) for channel in channels])
         self.fuse = Conv1x1(len(channels) * width, width, use_bias=False)
         self.norm = BatchNorm(width)
@@ -32,10 +30,3 @@ class SegFormerHead(nnx.Module):
         scales = [resize_bilinear(linear(f), height, width) for linear, f in zip(self.linear, features, strict=True)]
         x = jax.nn.relu(self.norm(self.fuse(jnp.concatenate(scales[::-1], -1)), train))
         return self.classifier(self.drop_channels(x))
-
-    def drop_channels(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
-        """Drops whole channels of an image; the identity without `rngs`."""
-        if rngs is None or self.dropout == 0.0:
-            return x
-        keep = jax.random.bernoulli(rngs.dropout(), 1.0 - self.dropout, (x.shape[0], 1, 1, x.shape[-1]))
-        return jnp.where(keep, x / (1.0 - self.dropout), 0.0)

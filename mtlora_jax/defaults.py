@@ -1,0 +1,79 @@
+"""The default experiment: MTLoRA on Swin-Tiny at 448, with the recipe of the paper's published rows.
+
+Files in `configs/` start from `default()` and change what they are about. The config is plain data; nothing reads it but the
+programs that compose the parts.
+"""
+
+from ml_collections import ConfigDict
+
+METHODS = {
+    "mtlora": {
+        "name": "mtlora",
+        "rank": 64,  # of the task-agnostic branches; a number or one per stage
+        "task_rank": 4,  # of the task-specific branches; a number, one per stage, or {task: either}; 0 for none at all
+        "scale": 4.0,
+        "task_scale": 4.0,
+        "dropout": 0.05,
+        "locations": ("qkv", "proj", "fc1", "fc2"),
+        "ts_base": "shared",  # what the frozen weight of a task stream acts on: shared (reference) or task
+        "merging": "train",  # patch merging: train (MTLoRA), freeze, lora (MTLoRA+)
+        "freeze": (),  # of patch_embed, norms, position_tables
+    },
+    "full": {"name": "full"},
+    "decoders_only": {"name": "decoders_only"},
+    "single_task": {"name": "single_task"},
+}
+
+# Table 1 of the paper, row "Single Task": what Delta_m compares with.
+PAPER_SINGLE_TASK = {"semseg": 67.21, "human_parts": 61.93, "sal": 62.35, "normals": 17.97}
+
+
+def default(method: str = "mtlora") -> ConfigDict:
+    """A config whose keys are locked, so that a misspelt one is an error."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            "tasks": ("semseg", "human_parts", "sal", "normals"),
+            "image_size": (448, 448),  # height, width
+            "init": "",  # model folder to start from (python -m mtlora_jax.convert); empty: random weights
+            "backbone": {"name": "swin", "variant": "tiny", "window_size": 7, "drop_path_rate": 0.2},
+            "decoder": {"name": "hrnet", "channels": (18, 36, 72, 144)},
+            "method": of_any_type(METHODS[method]),
+            "data": {
+                "name": "folder",
+                "root": "data/pascal_context",
+                "train_split": "train",
+                "eval_split": "val",
+                "workers": 2,
+                "augmentation": {"flip": 0.5, "degrees": 20.0, "scale": (0.75, 1.25)},
+            },
+            "epochs": 300,
+            "batch_size": 32,
+            "eval_batch_size": 32,
+            "loss_weights": of_any_type({}),  # {task: weight}; a task that is not here has the recipe's weight
+            "optimizer": {
+                "learning_rate": 5e-4,  # this and the next two are multiplied by batch_size / reference_batch_size, once
+                "warmup_learning_rate": 5e-7,
+                "final_learning_rate": 5e-6,
+                "reference_batch_size": 512,
+                "warmup_epochs": 20.0,
+                "weight_decay": 0.05,  # not on vectors
+                "clip_norm": 5.0,
+                "b1": 0.9,
+                "b2": 0.999,
+                "eps": 1e-8,
+            },
+            "eval_first": False,  # also evaluate before the first step
+            "eval_every": 10,  # epochs; the last epoch is always evaluated
+            "checkpoint_every": 1,  # epochs
+            "checkpoint_steps": 0,  # also every so many steps; 0: only at ends of epochs
+            "keep_checkpoints": 2,
+            "log_every": 20,  # steps
+            "single_task": of_any_type(PAPER_SINGLE_TASK),  # {task: score}; Delta_m is the mean over the tasks it has
+        }
+    ).lock()
+
+
+def of_any_type(options: dict) -> ConfigDict:
+    """A part of the config whose values may change type, such as a rank that becomes a list of one rank per stage."""
+    return ConfigDict(options, type_safe=False)
