@@ -1,6 +1,6 @@
 """Street photographs with clothes, body regions and saliency (the 400 + 100 images of Clothing Co-Parsing), three tasks.
 
-    python -m mtlora_jax.main --config=configs/ccp.py:base,224,mtlora --workdir=runs/ccp --config.data.root=data/ccp --config.init=weights/swin_base
+    python -m mtlora_jax.main --config=configs/ccp.py:base,224,mtlora --workdir=runs/ccp --config.init=weights/swin_base
 
 The argument is VARIANT,SIZE,METHOD: tiny, small, base or large; the side of the images in pixels; mtlora, mtlora_plus,
 mtlora_ta_only, decoders_only or full. The schedule is made for minutes to hours, not for 300 epochs: the learning rate is not scaled
@@ -51,7 +51,6 @@ def checked(argument: str) -> tuple[str, int, str]:
     """(variant, size, method). Raises UserError."""
     parts = argument.split(",")
     if len(parts) != 3 or not parts[1].isdigit() or parts[2] not in METHODS:
-        raise UserError(
-            f"configs/ccp.py:{argument}: the argument is VARIANT,SIZE,METHOD such as base,224,mtlora, with METHOD one of {', '.join(METHODS)}"
-        )
+        methods = ", ".join(METHODS)
+        raise UserError(f"configs/ccp.py:{argument}: the argument is VARIANT,SIZE,METHOD, METHOD one of {methods}; such as base,224,mtlora")
     return parts[0], int(parts[1]), parts[2]
