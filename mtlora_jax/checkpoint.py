@@ -6,11 +6,16 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from mtlora_jax.parameters import Flat
 from mtlora_jax.step import TrainState
 
 
 class Checkpoints:
-    """The newest checkpoints of a run, in WORKDIR/checkpoints/STEP. Saving goes on in the background while training does."""
+    """The newest checkpoints of a run, in WORKDIR/checkpoints/STEP. Saving goes on in the background while training does.
+
+    A checkpoint holds what trains and nothing that is frozen. Trained weights and optimizer are items of their own, so that an
+    evaluation need not read the optimizer.
+    """
 
     def __init__(self, workdir: pathlib.Path, keep: int):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep)
@@ -31,17 +36,43 @@ class Checkpoints:
         """
         if step == self.latest():
             return
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data), progress=ocp.args.JsonSave(progress))
+        items = ocp.args.Composite(
+            weights=ocp.args.StandardSave(weights_of(state)),
+            optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
+            data=ocp.args.JsonSave(data),
+            progress=ocp.args.JsonSave(progress),
+        )
         self._manager.save(step, args=items)
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any], dict[str, Any]]:
         """(state, data, progress) of the newest checkpoint; shapes, dtypes and shardings are those of `like`."""
-        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(shapes), data=ocp.args.JsonRestore(), progress=ocp.args.JsonRestore())
+        optimizer = {"step": like.step, "opt_state": like.opt_state}
+        items = ocp.args.Composite(
+            weights=restore_like(weights_of(like)),
+            optimizer=restore_like(optimizer),
+            data=ocp.args.JsonRestore(),
+            progress=ocp.args.JsonRestore(),
+        )
         restored = self._manager.restore(self.latest(), args=items)
-        return restored["state"], restored["data"], restored["progress"]
+        return TrainState(**restored["weights"], **restored["optimizer"]), restored["data"], restored["progress"]
+
+    def restore_weights(self, trainable: Flat, batch_stats: Flat) -> tuple[Flat, Flat]:
+        """(trainable, batch_stats) of the newest checkpoint, shaped and placed as those given."""
+        items = ocp.args.Composite(weights=restore_like({"trainable": trainable, "batch_stats": batch_stats}))
+        weights = self._manager.restore(self.latest(), args=items)["weights"]
+        return weights["trainable"], weights["batch_stats"]
 
     def close(self) -> None:
         """Waits until everything is written."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def weights_of(state: TrainState) -> dict[str, Flat]:
+    """What of the state is weights."""
+    return {"trainable": state.trainable, "batch_stats": state.batch_stats}
+
+
+def restore_like(tree: Any) -> ocp.args.StandardRestore:
+    """Asks for arrays with the shapes, dtypes and shardings of those in `tree`."""
+    return ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree))

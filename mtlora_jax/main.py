@@ -22,9 +22,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--mode", default="train", choices=MODES, help="train (default), or evaluate what is there")
     args = parser.parse(argv)
 
-    from mtlora_jax import train  # data workers import this module again and need none of it
+    from mtlora_jax.evaluate import evaluate_only  # here: data workers import this module again and need none of it
+    from mtlora_jax.train import train
 
-    program = {"train": train.train, "evaluate": train.evaluate_only}[args.mode]
+    program = {"train": train, "evaluate": evaluate_only}[args.mode]
     program(args.config, pathlib.Path(args.workdir))
 
 

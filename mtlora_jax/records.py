@@ -68,8 +68,8 @@ class Speed:
         """Starts a stretch of training; what came before (compilation, evaluation, checkpoints) does not count."""
         self._since, self._steps = time.monotonic(), 0
 
-    def since_start(self) -> float:
-        """Seconds of this stretch so far."""
+    def elapsed(self) -> float:
+        """Seconds since this stretch began."""
         return time.monotonic() - self._since
 
     def step(self) -> None:

@@ -22,8 +22,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from mtlora_jax import architecture as architectures
     from mtlora_jax.accounting import summarise
+    from mtlora_jax.experiment import tasks_of
     from mtlora_jax.records import console, print_parameters
-    from mtlora_jax.train import tasks_of
 
     tasks = tasks_of(args.config)
     architecture = architectures.from_config(args.config, {name: task.channels for name, task in tasks.items()})

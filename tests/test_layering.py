@@ -22,11 +22,12 @@ LAYERS = [
     {"__init__"},
     {"optim", "sharding", "step", "records"},
     {"checkpoint"},
+    {"experiment"},
     {"evaluate"},
     {"train"},
     {"config", "defaults"},
     {"cli"},
-    {"main", "summary", "convert", "predict", "benchmark", "export"},
+    {"main", "summary", "plot", "convert", "predict", "benchmark", "export"},
 ]
 LAYER = {module: number for number, modules in enumerate(LAYERS) for module in modules}
 PLAIN = ("models", "methods")  # these take plain numbers, never a ConfigDict

@@ -9,7 +9,7 @@ GROUPS = {
     "ts_lora": lambda path, variable: isinstance(variable, TaskLoRA),
     "decoders": lambda path, variable: path.startswith("decoders."),
     "patch_embed": lambda path, variable: path.startswith("backbone.patch_embed."),
-    "norms": lambda path, variable: path.startswith("backbone.") and "norm" in path,
+    "norms": lambda path, variable: path.startswith("backbone.") and "norm" in path.split(".")[-2],
     "position_tables": lambda path, variable: path.endswith("relative_position_bias_table"),
     "merging": lambda path, variable: path.endswith("downsample.reduction.kernel"),
     "linears": lambda path, variable: True,

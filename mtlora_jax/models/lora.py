@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mtlora_jax.models.initializers import fan_in_uniform
-from mtlora_jax.models.layers import ZEROS, Linear, declare, dropout
+from mtlora_jax.models.layers import ZEROS, Linear, declare, dropout, rows
 from mtlora_jax.models.streams import Streams
 
 
@@ -36,7 +36,8 @@ class LoRALinear(Linear):
 
     def low_rank(self, x: jax.Array) -> jax.Array:
         """s (x A) B, (..., I) -> (..., O)."""
-        return self.scale * ((x @ self.shared_a[...]) @ self.shared_b[...])
+        y = (rows(x) @ (self.scale * self.shared_a[...])) @ self.shared_b[...]
+        return y.reshape(*x.shape[:-1], -1)
 
 
 class TaskLoRALinear(LoRALinear):
@@ -65,13 +66,13 @@ class TaskLoRALinear(LoRALinear):
         self.ts_base = ts_base
 
     def stacked(self) -> tuple[jax.Array, jax.Array]:
-        """A (T, I, R) and s B (T, R, O), zero-padded to the largest rank R: the padding adds exact zeros to the product."""
+        """s A (T, I, R) and B (T, R, O), zero-padded to the largest rank R: the padding adds exact zeros to the product."""
         widest = max(r for _, r in self.task_rank)
-        a = [jnp.pad(self.task_a[task][...], ((0, 0), (0, widest - r))) for task, r in self.task_rank]
-        b = [
-            scale * jnp.pad(self.task_b[task][...], ((0, widest - r), (0, 0)))
+        a = [
+            scale * jnp.pad(self.task_a[task][...], ((0, 0), (0, widest - r)))
             for (task, r), scale in zip(self.task_rank, self.task_scale, strict=True)
         ]
+        b = [jnp.pad(self.task_b[task][...], ((0, widest - r), (0, 0))) for task, r in self.task_rank]
         return jnp.stack(a), jnp.stack(b)
 
     def streams(self, x: Streams, rngs: nnx.Rngs | None = None) -> Streams:
@@ -81,6 +82,8 @@ class TaskLoRALinear(LoRALinear):
         shared = base + self.low_rank(dropped)
         a, b = self.stacked()
         if x.tasks is None:
-            return Streams(shared, base + jax.vmap(lambda a, b: (dropped @ a) @ b)(a, b))
-        task_base = Linear.__call__(self, x.tasks) if self.ts_base == "task" else base
-        return Streams(shared, task_base + jax.vmap(lambda x, a, b: (x @ a) @ b)(x.tasks, a, b))
+            low = jax.vmap(lambda a, b: (rows(dropped) @ a) @ b)(a, b)
+        else:
+            low = jax.vmap(lambda x, a, b: (rows(x) @ a) @ b)(x.tasks, a, b)
+        task_base = Linear.__call__(self, x.tasks) if self.ts_base == "task" and x.tasks is not None else base
+        return Streams(shared, task_base + low.reshape(-1, *base.shape))

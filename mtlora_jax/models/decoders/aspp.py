@@ -51,5 +51,5 @@ class ASPPHead(nnx.Module):
         ]
         views[-1] = jnp.broadcast_to(views[-1], views[0].shape)
         x = jax.nn.relu(self.project_norm(self.project(jnp.concatenate(views, -1)), train))
-        x = dropout(x, self.dropout)
+        x = dropout(x, self.dropout, rngs)
         return self.classifier(jax.nn.relu(self.conv_norm(self.conv(x), train)))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mtlora_jax.models.layers import BatchNorm, Conv1x1, resize_bilinear
+from mtlora_jax.models.layers import BatchNorm, Conv1x1, drop_channels, resize_bilinear
 
 
 class SegFormerHead(nnx.Module):
@@ -29,4 +29,4 @@ class SegFormerHead(nnx.Module):
         height, width = features[0].shape[1:3]
         scales = [resize_bilinear(linear(f), height, width) for linear, f in zip(self.linear, features, strict=True)]
         x = jax.nn.relu(self.norm(self.fuse(jnp.concatenate(scales[::-1], -1)), train))
-        return self.classifier(self.drop_channels(x))
+        return self.classifier(drop_channels(x, self.dropout, rngs))

@@ -1,0 +1,110 @@
+"""What a config describes, made: data sets, tasks, the model and its first weights on the devices."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from mtlora_jax import architecture as architectures
+from mtlora_jax import folder, parameters, sharding
+from mtlora_jax.data import DATASETS
+from mtlora_jax.data.pipeline import Dataset
+from mtlora_jax.errors import UserError
+from mtlora_jax.methods import Method
+from mtlora_jax.models.lora import SharedLoRA, TaskLoRA
+from mtlora_jax.parameters import Flat
+from mtlora_jax.records import console
+from mtlora_jax.tasks import make_tasks
+from mtlora_jax.tasks.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A model on the devices, split into what trains, what does not, and the BatchNorm statistics."""
+
+    mesh: Mesh
+    tasks: dict[str, Task]
+    architecture: dict[str, Any]
+    method: Method
+    graph: nnx.GraphDef
+    trainable: Flat
+    frozen: Flat
+    batch_stats: Flat
+
+    def save(self, where: pathlib.Path, trainable: Flat, batch_stats: Flat, extra: Mapping[str, Any]) -> None:
+        """Writes the model with these trained weights as a model folder that `mtlora_jax.load` opens; only the first process does."""
+        if jax.process_index() == 0:
+            arrays = jax.device_get({**self.frozen, **trainable, **batch_stats})
+            classes = {name: list(task.classes) for name, task in self.tasks.items() if task.classes}
+            folder.save(where, self.architecture, arrays, {"classes": classes, **extra})
+
+
+def open_dataset(config: ConfigDict, split: str) -> Dataset:
+    """A split of the config's data set. Raises UserError for an unknown data set or bad files."""
+    if config.data.name not in DATASETS:
+        raise UserError(f"data.name = {config.data.name!r} is not one of {', '.join(DATASETS)}")
+    return DATASETS[config.data.name](config.data.root, split, tuple(config.tasks))
+
+
+def tasks_of(config: ConfigDict) -> dict[str, Task]:
+    """The config's tasks with the classes of its data set, or with their usual ones where the data set is not at hand."""
+    if pathlib.Path(config.data.root).is_dir():
+        return open_dataset(config, config.data.train_split).tasks
+    return make_tasks(config.tasks)
+
+
+def set_up(config: ConfigDict, tasks: dict[str, Task], workdir: pathlib.Path, complete: bool = False) -> Experiment:
+    """Builds the model and gives it its first weights: those of WORKDIR/initial if a run was started there, else those of `config.init`.
+
+    Args:
+      config: see `mtlora_jax.defaults`.
+      tasks: of the data set.
+      workdir: of the run.
+      complete: `config.init` must hold every weight, as an evaluation needs.
+
+    Raises:
+      UserError: for a config that describes no model, or weights that do not fit it.
+    """
+    mesh = sharding.make_mesh()
+    sharding.check_batch_size(config.batch_size, mesh, "batch_size")
+    sharding.check_batch_size(config.eval_batch_size, mesh, "eval_batch_size")
+    architecture = architectures.from_config(config, {name: task.channels for name, task in tasks.items()})
+    model = architectures.build(architecture)
+    method = architectures.method_of(architecture)
+    initial = workdir / "initial"
+    if initial.exists():
+        started, values = folder.read(initial)
+        refuse_differences(started, architecture, f"{workdir} holds a run of another model", "choose another --workdir")
+        parameters.assign(model, values, str(initial))
+    elif config.init:
+        load_init(model, config.init, architecture, complete)
+    parameters.initialise(model, config.seed)
+    graph, *parts = parameters.split(model, method.trainable)
+    trainable, frozen, batch_stats = jax.device_put(parts, sharding.replicated(mesh))
+    return Experiment(mesh, tasks, architecture, method, graph, trainable, frozen, batch_stats)
+
+
+def load_init(model: nnx.Module, source: str, architecture: Mapping[str, Any], complete: bool) -> None:
+    """Assigns the weights of a model folder; low-rank factors and decoders it lacks stay to be initialised, unless it must be complete."""
+    there, values = folder.read(source)
+    kept = {key: value for key, value in architecture["backbone"].items() if key != "drop_path_rate"}
+    refuse_differences({**kept, **there["backbone"]}, kept, f"init = {source} holds another backbone", "see --config.backbone.variant")
+
+    def may_miss(path: str, variable: nnx.Variable) -> bool:
+        return not complete and (path.startswith("decoders.") or isinstance(variable, SharedLoRA | TaskLoRA))
+
+    missing = parameters.assign(model, values, source, may_miss)
+    console.print(f"weights of {source}" + (f"; {len(missing)} tensors are new (low-rank factors, decoders)" if missing else ""))
+
+
+def refuse_differences(there: Mapping[str, Any], here: Mapping[str, Any], what: str, advice: str) -> None:
+    """Raises UserError naming the entries of `here` that are another thing `there`."""
+    differing = [key for key in here if there[key] != here[key]]
+    if differing:
+        told = "; ".join(f"{key} {there[key]} there, {here[key]} in the config" for key in differing)
+        raise UserError(f"{what}: {told}; {advice}")
