@@ -1,8 +1,9 @@
 from setuptools import find_packages, setup
 
 CONVERT = ["torch>=2.6"]
+PLOTS = ["matplotlib>=3.10"]
 TEST = [
-    "matplotlib>=3.10",
+    *PLOTS,
     "pyright[nodejs]>=1.1.400",
     "pytest>=8.4",
     "pytest-xdist>=3.6",
@@ -39,6 +40,7 @@ setup(
         "cuda13": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "convert": CONVERT,
+        "plots": PLOTS,
         "test": TEST,
         "dev": [*TEST, *CONVERT, "transformers>=5.0"],
     },

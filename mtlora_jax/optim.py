@@ -28,9 +28,9 @@ def make_schedule(options: Mapping[str, Any], batch_size: int, steps_per_epoch: 
     )
 
 
-def decayed(parameters: Mapping[str, jax.Array]) -> dict[str, bool]:
-    """Which parameters weight decay acts on: all but vectors and scalars."""
-    return {path: value.ndim > 1 for path, value in parameters.items()}
+def decayed(parameters: Mapping[str, jax.Array]) -> Mapping[str, bool]:
+    """Which parameters weight decay acts on: all but vectors and scalars. Entries that optax left out (no leaves) stay left out."""
+    return jax.tree.map(lambda value: value.ndim > 1, parameters)
 
 
 def make_optimizer(options: Mapping[str, Any], schedule: optax.Schedule, trainable: frozenset[str]) -> optax.GradientTransformation:

@@ -82,7 +82,7 @@ def train_step(
     (total, (losses, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
-    metrics = {"loss": total, **{f"loss/{name}": loss for name, loss in losses.items()}, "grad_norm": optax.global_norm(gradients)}
+    metrics = {"loss": total, **{f"loss/{name}": loss for name, loss in losses.items()}, "grad_norm": optax.tree.norm(gradients)}
     return TrainState(state.step + 1, trainable, batch_stats, opt_state), metrics
 
 

@@ -34,14 +34,14 @@ def unpartition(x: jax.Array, grid: tuple[int, int], window: tuple[int, int]) ->
 
 @functools.cache
 def relative_position_index(window: tuple[int, int], window_size: int) -> np.ndarray:
-    """Row of the position table for each pair of tokens, (N, N) int.
+    """Row of the position table for each pair of tokens, (N, N) int32.
 
     The table covers offsets of a `window_size` window in both axes; smaller windows use its centre.
     """
     rows, columns = np.divmod(np.arange(window[0] * window[1]), window[1])
     down = rows[:, None] - rows[None, :] + window_size - 1
     right = columns[:, None] - columns[None, :] + window_size - 1
-    return down * (2 * window_size - 1) + right
+    return (down * (2 * window_size - 1) + right).astype(np.int32)
 
 
 @functools.cache
