@@ -21,6 +21,7 @@ from mtlora_jax.models.decoders import HEADS, Decoder
 from mtlora_jax.models.multitask import MultiTaskModel
 
 Architecture = Mapping[str, Any]
+PARTS = ("backbone", "tasks", "decoder", "method", "image_size")
 
 
 def choose(registry: Mapping[str, Any], part: str, options: Mapping[str, Any], given: tuple[str, ...] = ("self",)) -> tuple[Any, dict]:

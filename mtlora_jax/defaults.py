@@ -4,7 +4,11 @@ Files in `configs/` start from `default()` and change what they are about. The c
 programs that compose the parts.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
+
+Config = Any  # a ConfigDict: its attributes are its keys, which no type checker knows
 
 METHODS = {
     "mtlora": {
@@ -28,7 +32,7 @@ METHODS = {
 PAPER_SINGLE_TASK = {"semseg": 67.21, "human_parts": 61.93, "sal": 62.35, "normals": 17.97}
 
 
-def default(method: str = "mtlora") -> ConfigDict:
+def default(method: str = "mtlora") -> Config:
     """A config whose keys are locked, so that a misspelt one is an error."""
     return ConfigDict(
         {
@@ -74,6 +78,6 @@ def default(method: str = "mtlora") -> ConfigDict:
     ).lock()
 
 
-def of_any_type(options: dict) -> ConfigDict:
+def of_any_type(options: dict) -> Config:
     """A part of the config whose values may change type, such as a rank that becomes a list of one rank per stage."""
     return ConfigDict(options, type_safe=False)

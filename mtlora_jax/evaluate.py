@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Mapping
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from mtlora_jax import experiment as experiments
 from mtlora_jax import sharding
 from mtlora_jax.checkpoint import Checkpoints
 from mtlora_jax.data.pipeline import Dataset, eval_batches
+from mtlora_jax.defaults import Config
 from mtlora_jax.errors import UserError
 from mtlora_jax.experiment import Experiment
 from mtlora_jax.metrics import delta_m
@@ -28,7 +28,7 @@ Statistics = dict[str, dict[str, jax.Array]]  # {task: {name: sum}}
 class Evaluator:
     """Evaluates weights on one split, again and again, with one compiled step."""
 
-    def __init__(self, config: ConfigDict, experiment: Experiment, data: Dataset):
+    def __init__(self, config: Config, experiment: Experiment, data: Dataset):
         self._experiment = experiment
         self._step = jax.jit(functools.partial(eval_step, graph=experiment.graph, tasks=experiment.tasks))
         self._batches = functools.partial(
@@ -95,7 +95,7 @@ def with_delta_m(scores: Mapping[str, float], tasks: Mapping[str, Task], referen
     return {**scores, "delta_m": delta_m(primary_scores(scores, compared), reference, compared)}
 
 
-def evaluate_only(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
+def evaluate_only(config: Config, workdir: pathlib.Path) -> dict[str, float]:
     """Prints and returns the scores of the newest checkpoint of `workdir`, or of the model folder `config.init` if there is no run."""
     data = experiments.open_dataset(config, config.data.eval_split)
     started = (workdir / "initial").exists()

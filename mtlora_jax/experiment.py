@@ -8,12 +8,12 @@ from typing import Any
 import jax
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from mtlora_jax import architecture as architectures
 from mtlora_jax import folder, parameters, sharding
 from mtlora_jax.data import DATASETS
 from mtlora_jax.data.pipeline import Dataset
+from mtlora_jax.defaults import Config
 from mtlora_jax.errors import UserError
 from mtlora_jax.methods import Method
 from mtlora_jax.models.lora import SharedLoRA, TaskLoRA
@@ -44,21 +44,21 @@ class Experiment:
             folder.save(where, self.architecture, arrays, {"classes": classes, **extra})
 
 
-def open_dataset(config: ConfigDict, split: str) -> Dataset:
+def open_dataset(config: Config, split: str) -> Dataset:
     """A split of the config's data set. Raises UserError for an unknown data set or bad files."""
     if config.data.name not in DATASETS:
         raise UserError(f"data.name = {config.data.name!r} is not one of {', '.join(DATASETS)}")
     return DATASETS[config.data.name](config.data.root, split, tuple(config.tasks))
 
 
-def tasks_of(config: ConfigDict) -> dict[str, Task]:
+def tasks_of(config: Config) -> dict[str, Task]:
     """The config's tasks with the classes of its data set, or with their usual ones where the data set is not at hand."""
     if pathlib.Path(config.data.root).is_dir():
         return open_dataset(config, config.data.train_split).tasks
     return make_tasks(config.tasks)
 
 
-def set_up(config: ConfigDict, tasks: dict[str, Task], workdir: pathlib.Path, complete: bool = False) -> Experiment:
+def set_up(config: Config, tasks: dict[str, Task], workdir: pathlib.Path, complete: bool = False) -> Experiment:
     """Builds the model and gives it its first weights: those of WORKDIR/initial if a run was started there, else those of `config.init`.
 
     Args:

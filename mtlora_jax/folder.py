@@ -17,6 +17,7 @@ from flax import nnx
 from mtlora_jax import architecture as architectures
 from mtlora_jax import parameters
 from mtlora_jax.errors import UserError
+from mtlora_jax.models.multitask import MultiTaskModel
 
 FORMAT = 1
 
@@ -64,10 +65,13 @@ def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
         config = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(config, dict) or "architecture" not in config:
+    if not isinstance(config, dict) or not isinstance(config.get("architecture"), dict):
         raise UserError(f"{path} describes no mtlora_jax model; convert the checkpoint with python -m mtlora_jax.convert {folder} OUT")
     if config.get("format") != FORMAT:
         raise UserError(f"{path} has format {config.get('format')!r}; this version reads {FORMAT}")
+    missing = [part for part in architectures.PARTS if part not in config["architecture"]]
+    if missing:
+        raise UserError(f"{path}: the architecture lacks {', '.join(missing)}")
     return config
 
 
@@ -90,7 +94,7 @@ class Model:
       module: the `flax.nnx` module with its weights.
     """
 
-    def __init__(self, config: Mapping[str, Any], module: nnx.Module):
+    def __init__(self, config: Mapping[str, Any], module: MultiTaskModel):
         self.config = config
         self.architecture = config["architecture"]
         self.tasks = tuple(self.architecture["tasks"])

@@ -33,9 +33,9 @@ def create_state(trainable: Flat, batch_stats: Flat, optimizer: optax.GradientTr
     return TrainState(jnp.zeros((), jnp.int32), trainable, batch_stats, optimizer.init(trainable))
 
 
-def normalise(images: jax.Array) -> jax.Array:
+def normalise(images: jax.Array | np.ndarray) -> jax.Array:
     """uint8 RGB (B, H, W, 3) -> float32, ImageNet statistics."""
-    return (images.astype(jnp.float32) / 255.0 - MEAN) / STD
+    return (jnp.asarray(images, jnp.float32) / 255.0 - MEAN) / STD
 
 
 def losses_of(
@@ -81,7 +81,7 @@ def train_step(
 
     (total, (losses, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
-    trainable = optax.apply_updates(state.trainable, updates)
+    trainable = jax.tree.map(jnp.add, state.trainable, updates)
     metrics = {"loss": total, **{f"loss/{name}": loss for name, loss in losses.items()}, "grad_norm": optax.tree.norm(gradients)}
     return TrainState(state.step + 1, trainable, batch_stats, opt_state), metrics
 

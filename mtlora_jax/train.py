@@ -7,7 +7,7 @@ import pathlib
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
+import numpy as np
 
 from mtlora_jax import architecture as architectures
 from mtlora_jax import experiment as experiments
@@ -16,6 +16,7 @@ from mtlora_jax.accounting import summarise
 from mtlora_jax.checkpoint import Checkpoints
 from mtlora_jax.data.pipeline import train_batches
 from mtlora_jax.data.transforms import Augmentation
+from mtlora_jax.defaults import Config
 from mtlora_jax.errors import UserError
 from mtlora_jax.evaluate import Evaluator, primary_scores, with_delta_m
 from mtlora_jax.optim import make_optimizer, make_schedule
@@ -25,7 +26,7 @@ from mtlora_jax.step import create_state, train_step
 POSITIVE = ("epochs", "eval_every", "checkpoint_every", "log_every", "keep_checkpoints")
 
 
-def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
+def train(config: Config, workdir: pathlib.Path) -> dict[str, float]:
     """Trains to the end, from the newest checkpoint of `workdir` if there is one. Returns the scores of the last evaluation.
 
     Raises UserError for a config, data set or weights that cannot be used, before anything is written.
@@ -107,7 +108,10 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
         if step % config.log_every == 0 or step == steps:
             scalars = mean_of(jax.device_get(waiting))
             waiting = []
-            scalars |= {"learning_rate": float(schedule(step - 1)), "images_per_second": config.batch_size / speed.step_seconds()}
+            scalars |= {
+                "learning_rate": float(np.asarray(schedule(step - 1))),
+                "images_per_second": config.batch_size / speed.step_seconds(),
+            }
             records.write(step, scalars)
             losses = " ".join(f"{name.removeprefix('loss/')} {value:.3f}" for name, value in scalars.items() if name.startswith("loss"))
             evaluations = math.ceil(config.epochs / config.eval_every) - epoch // config.eval_every
@@ -140,7 +144,7 @@ def mean_of(metrics: list[dict[str, Any]]) -> dict[str, float]:
     return {name: float(sum(m[name] for m in metrics) / len(metrics)) for name in metrics[0]}
 
 
-def check_numbers(config: ConfigDict) -> None:
+def check_numbers(config: Config) -> None:
     """Raises UserError unless counts are at least 1 and loss weights belong to tasks that are trained."""
     for key in POSITIVE:
         if config[key] < 1:

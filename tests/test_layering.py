@@ -10,7 +10,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # First to last. A module imports from its own layer and from those before it; a folder is one module here.
 LAYERS = [
-    {"errors"},
+    {"errors", "defaults"},
     {"losses", "metrics"},
     {"tasks"},
     {"data"},
@@ -25,7 +25,7 @@ LAYERS = [
     {"experiment"},
     {"evaluate"},
     {"train"},
-    {"config", "defaults"},
+    {"config"},
     {"cli"},
     {"main", "summary", "plot", "convert", "predict", "benchmark", "export"},
 ]

@@ -45,9 +45,8 @@ class Batches(grain.DatasetIterator):
         self._iterator: grain.DatasetIterator | None = None
 
     def __next__(self) -> dict[str, np.ndarray]:
-        self.start_prefetch()
         try:
-            batch = next(self._iterator)
+            batch = next(self._started())
         except UserError as error:
             message = str(error)
         else:
@@ -59,6 +58,9 @@ class Batches(grain.DatasetIterator):
 
     def start_prefetch(self) -> None:
         """Starts the workers, before the first batch is asked for."""
+        self._started()
+
+    def _started(self) -> grain.DatasetIterator:
         self._assert_not_closed()
         if self._iterator is None:
             if not flags.FLAGS.is_parsed():  # outside absl's app.run; Grain reads its own flags when it starts workers
@@ -68,6 +70,7 @@ class Batches(grain.DatasetIterator):
             batches = self._batches[self._next_batch :].to_iter_dataset(grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead))
             self._iterator = iter(batches.mp_prefetch(grain.MultiprocessingOptions(self._workers), worker_init_fn=_start_worker))
             self._iterator.start_prefetch()
+        return self._iterator
 
     def get_state(self) -> dict[str, Any]:
         return {"next_batch": self._next_batch}

@@ -6,6 +6,7 @@ splines, labels as their task says. Functions return a new example and leave the
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from mtlora_jax.errors import UserError
 from mtlora_jax.tasks.task import Task
 
-Example = dict[str, str | np.ndarray]
+Example = dict[str, Any]  # strings and arrays
 
 
 @dataclasses.dataclass(frozen=True)

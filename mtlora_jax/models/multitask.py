@@ -1,6 +1,7 @@
 """One encoder, one decoder per task, one forward pass for all."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 from flax import nnx
@@ -13,7 +14,7 @@ class MultiTaskModel(nnx.Module):
     """Backbone whose features every task's decoder reads, each from its own stream. The order of `decoders` is the task order."""
 
     def __init__(self, backbone: nnx.Module, decoders: Mapping[str, Decoder]):
-        self.backbone = backbone
+        self.backbone: Any = backbone  # one of BACKBONES
         self.tasks = tuple(decoders)
         self.decoders = nnx.Dict(dict(decoders))
 

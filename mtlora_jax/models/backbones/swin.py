@@ -70,7 +70,7 @@ class WindowAttention(nnx.Module):
         height, width = x.shape[1:3]
         window, shift = window_of((height, width), self.window_size, self.shifted)
         x = pad_to_multiple(x, *window)
-        padded = x.shape[1:3]
+        padded = (x.shape[1], x.shape[2])
         if shift:
             x = jnp.roll(x, (-shift, -shift), (1, 2))
         attended = self.attend(partition(x, window), window, attention_mask(padded, window, shift) if shift else None, rngs)
