@@ -84,7 +84,7 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, float]:
         told = ", ".join(f"{name} {tasks[name].primary} {value:.2f}" for name, value in primary.items())
         gain = scores.get("delta_m", math.nan)
         console.print(f"step {step}: {told}, delta_m {gain:+.2f} ({seconds:.0f} s)")
-        if progress["best"] is None or gain > progress["best"]:
+        if progress["best"] is None or not gain <= progress["best"]:
             progress["best"] = gain
             experiment.save(workdir / "best", state.trainable, state.batch_stats, {"step": step, "scores": scores})
 
