@@ -1,0 +1,187 @@
+"""Model folders: what is written comes back, and what is broken is named."""
+
+import pathlib
+import shutil
+
+import micro
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import mtlora_jax
+from mtlora_jax import folder, parameters
+from mtlora_jax.errors import UserError
+
+ARCHITECTURE = micro.architecture(stages=1)
+BARE = micro.architecture("full", tasks=(), stages=1)
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    return micro.random_arrays(ARCHITECTURE)
+
+
+@pytest.fixture(scope="module")
+def saved(arrays, tmp_path_factory) -> pathlib.Path:
+    where = tmp_path_factory.mktemp("models") / "deep" / "model"
+    folder.save(where, ARCHITECTURE, arrays, {"classes": {"semseg": ["a", "b", "c"]}})
+    return where
+
+
+@pytest.fixture(scope="module")
+def model(saved):
+    return mtlora_jax.load(saved)
+
+
+@pytest.fixture
+def copy(saved, tmp_path) -> pathlib.Path:
+    """A model folder to break."""
+    return pathlib.Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+def rewrite(where: pathlib.Path, arrays) -> None:
+    safetensors.numpy.save_file(arrays, where / "model.safetensors")
+
+
+def test_round_trip(saved, arrays):
+    architecture, values = folder.read(saved)
+    assert architecture == ARCHITECTURE
+    assert list(architecture["tasks"]) == list(micro.TASKS)
+    assert values.keys() == arrays.keys()
+    for path, value in values.items():
+        assert value.dtype == np.float32
+        np.testing.assert_array_equal(value, arrays[path])
+    config = folder.read_config(saved)
+    assert config["classes"] == {"semseg": ["a", "b", "c"]}
+    assert sorted(path.name for path in saved.iterdir()) == ["config.json", "model.safetensors"]
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
+
+
+def test_arrays_that_are_not_contiguous(arrays, tmp_path):
+    """A safetensors file written from strided memory would hold other numbers."""
+    folder.save(tmp_path / "model", ARCHITECTURE, {path: np.asfortranarray(value) for path, value in arrays.items()})
+    for path, value in folder.read(tmp_path / "model")[1].items():
+        np.testing.assert_array_equal(value, arrays[path])
+
+
+def test_a_loaded_model_is_the_module(model, arrays):
+    images = micro.random_images()
+    logits = model(images)
+    expected = micro.logits_of(micro.holding(ARCHITECTURE, arrays), images)
+    assert model.tasks == tuple(micro.TASKS)
+    assert set(logits) == set(micro.TASKS)
+    for task, outputs in micro.TASKS.items():
+        assert logits[task].shape == (2, 32, 32, outputs)
+        np.testing.assert_allclose(logits[task], expected[task], rtol=0, atol=1e-5 * np.abs(expected[task]).max())
+
+
+def test_a_bare_backbone(tmp_path):
+    folder.save(tmp_path / "bare", BARE, parameters.arrays(micro.fresh(BARE)))
+    model = mtlora_jax.load(tmp_path / "bare")
+    (features,) = model.features(micro.random_images())
+    assert features.shared.shape == (2, 8, 8, 12)
+    assert features.tasks is None
+    with pytest.raises(UserError, match=r"bare backbone without tasks: use model\.features"):
+        model(micro.random_images())
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((32, 32, 3), np.float32),
+        np.zeros((1, 3, 32, 32), np.float32),
+        np.zeros((1, 32, 32, 4), np.float32),
+        np.zeros((1, 32, 32, 3), np.uint8),
+    ],
+    ids=["no batch axis", "channels first", "four channels", "not normalised"],
+)
+@pytest.mark.parametrize("name", ["__call__", "features"])
+def test_wrong_images(model, images, name):
+    with pytest.raises(UserError) as refused:
+        getattr(model, name)(images)
+    assert str(refused.value) == f"images must be float32 (B, H, W, 3), normalised; got {images.dtype} {images.shape}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"copy is not a model folder: it has no config\.json"),
+        ("{ not JSON", r"config\.json is not valid JSON: "),
+        ("\udcff", r"config\.json is not valid JSON: "),
+        ("[]", r"config\.json describes no mtlora_jax model"),
+        ('{"model_type": "swin"}', r"config\.json describes no mtlora_jax model"),
+        ('{"format": 1, "architecture": "swin"}', r"config\.json describes no mtlora_jax model"),
+        ('{"format": 2, "architecture": {}}', r"config\.json has format 2; this version reads 1"),
+        ('{"format": 1, "architecture": {"backbone": {}, "image_size": [32, 32]}}', r"config\.json: .* lacks tasks, decoder, method"),
+    ],
+)
+def test_damaged_config(copy, text, message):
+    path = copy / "config.json"
+    path.unlink()
+    if text is not None:
+        path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=message):
+        mtlora_jax.load(copy)
+
+
+@pytest.mark.parametrize("keep", [None, 0, 100, -1])
+def test_damaged_weights(copy, keep):
+    path = copy / "model.safetensors"
+    content = path.read_bytes()
+    path.unlink()
+    if keep is not None:
+        path.write_bytes(content[:keep])
+    with pytest.raises(UserError, match=r"model\.safetensors cannot be read: "):
+        mtlora_jax.load(copy)
+
+
+def test_weights_that_do_not_fit(copy, arrays):
+    values = dict(arrays)
+    lost = [path for path in values if path.startswith("decoders.sal.")][:2]
+    for path in lost:
+        del values[path]
+    values["backbone.head.weight"] = np.zeros(3, np.float32)
+    values["backbone.patch_embed.norm.bias"] = np.zeros(5, np.float32)
+    rewrite(copy, values)
+    with pytest.raises(UserError) as refused:
+        mtlora_jax.load(copy)
+    assert str(refused.value) == (
+        f"{copy} does not fit the model; missing: {', '.join(sorted(lost))} (2); left over: backbone.head.weight (1); "
+        "of another shape: backbone.patch_embed.norm.bias (5,) instead of (12,) (1)"
+    )
+
+
+def test_long_lists_of_keys_are_cut(copy, arrays):
+    rewrite(copy, {"a": np.zeros(3, np.float32)})
+    with pytest.raises(UserError, match=rf"missing: ([\w.]+, ){{10}}\.\.\. \({len(arrays)}\); left over: a \(1\)$"):
+        mtlora_jax.load(copy)
+
+
+def test_nothing_is_assigned_unless_everything_fits(arrays):
+    model = micro.fresh(ARCHITECTURE)
+    before = parameters.arrays(model)
+    with pytest.raises(UserError, match="missing"):
+        parameters.assign(model, dict(list(arrays.items())[1:]), "arrays")
+    for path, value in parameters.arrays(model).items():
+        np.testing.assert_array_equal(value, before[path])
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_saving_is_atomic(saved, arrays, tmp_path, existing):
+    where = tmp_path / "model"
+    if existing:
+        shutil.copytree(saved, where)
+    before = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        folder.save(where, ARCHITECTURE, {path: value + 1 for path, value in arrays.items()}, {"extra": object()})
+    assert {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert list(tmp_path.iterdir()) == ([where] if existing else [])
+
+
+def test_saving_replaces_an_existing_folder(copy, arrays):
+    (copy / "stale.txt").write_text("old")
+    folder.save(copy, ARCHITECTURE, {path: value + 1 for path, value in arrays.items()})
+    assert sorted(path.name for path in copy.iterdir()) == ["config.json", "model.safetensors"]
+    path = "backbone.patch_embed.norm.scale"
+    np.testing.assert_array_equal(folder.read(copy)[1][path], arrays[path] + 1)
+    assert [entry.name for entry in copy.parent.iterdir()] == ["copy"]
