@@ -75,6 +75,9 @@ def _set(config: ConfigDict, override: str) -> None:
     before = values[key]
     if not equals:
         raise UserError(f"{FLAG}.{key} has no value: write {FLAG}.{key}=VALUE")
+    if _may_change_type(config, key) and not isinstance(before, tuple):
+        config.update_from_flattened_dict({key: _literal(text)})
+        return
     if type(before) not in _READERS:
         raise UserError(f"{FLAG}.{key} is a {type(before).__name__}, which cannot be set on the command line: change the file")
     read, wanted = _READERS[type(before)]
@@ -82,6 +85,13 @@ def _set(config: ConfigDict, override: str) -> None:
         config.update_from_flattened_dict({key: _tuple(text, before) if isinstance(before, tuple) else read(text)})
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{FLAG}.{key}={text} is not {wanted}, like {before!r}") from None
+
+
+def _may_change_type(config: ConfigDict, key: str) -> bool:
+    """Whether the group that holds `key` takes values of any type, such as a list of ranks where the file has one rank."""
+    for group in key.split(".")[:-1]:
+        config = config[group]
+    return not config.is_type_safe
 
 
 def _leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:

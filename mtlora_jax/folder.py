@@ -107,7 +107,8 @@ class Model:
         """Normalised images (B, H, W, 3) float32 -> {task: logits (B, H, W, C)}. Raises UserError for a bare backbone."""
         if not self.tasks:
             raise UserError("this model folder holds a bare backbone without tasks: use model.features(images), or fine-tune it first")
-        return self._forward(self._state, self._checked(images))
+        logits = self._forward(self._state, self._checked(images))
+        return {task: logits[task] for task in self.tasks}  # jit sorts the keys of a dict
 
     def features(self, images: jax.Array | np.ndarray) -> list:
         """Normalised images (B, H, W, 3) float32 -> the backbone's four `Streams`, fine to coarse."""

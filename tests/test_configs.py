@@ -336,3 +336,17 @@ def test_architecture_refused(part, options, message):
     with pytest.raises(UserError, match=message) as caught:
         architectures.build(changed(R64, **{part: options}))
     assert "\n" not in str(caught.value)
+
+
+def test_ranks_per_stage_on_the_command_line():
+    config = configs.load("configs/mtlora_tiny_448.py:64", ["method.rank=64,32,16,8", "method.task_rank=2", "method.locations=qkv,proj"])
+    assert config.method.rank == (64, 32, 16, 8)
+    architecture = architectures.from_config(config, {"semseg": 21})
+    model = architectures.build(architecture)
+    assert model.backbone.layers[3].blocks[0].attn.qkv.shared_a.shape == (768, 8)
+    assert not hasattr(model.backbone.layers[3].blocks[0].mlp.fc1, "shared_a")
+    for wrong in ("many", "64,32", "64,32,16,x"):
+        with pytest.raises(UserError, match=r"method\.rank = "):
+            architectures.build(
+                architectures.from_config(configs.load("configs/mtlora_tiny_448.py:64", [f"method.rank={wrong}"]), {"semseg": 21})
+            )

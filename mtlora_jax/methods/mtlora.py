@@ -18,8 +18,10 @@ MERGING = ("train", "freeze", "lora")
 
 
 def per_stage(value: Any, stages: int, name: str) -> list:
-    """One number for all stages, or a list of one number per stage -> list. Raises UserError on another length."""
-    values = list(value) if isinstance(value, Sequence) else [value] * stages
+    """One number for all stages, or a list of one number per stage -> list. Raises UserError for anything else."""
+    values = list(value) if isinstance(value, list | tuple) else [value] * stages
+    if not all(isinstance(number, int | float) for number in values):
+        raise UserError(f"method.{name} = {value!r} must be a number, or a list of one number per stage")
     if len(values) != stages:
         raise UserError(f"method.{name} = {value!r} has {len(values)} entries; the backbone has {stages} stages")
     return values

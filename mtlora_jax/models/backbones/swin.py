@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mtlora_jax.errors import UserError
 from mtlora_jax.models.layers import SWIN_INIT, Conv, LayerNorm, Linear, declare, drop_path
 from mtlora_jax.models.streams import Streams
 from mtlora_jax.models.windows import attention_mask, partition, relative_position_index, unpartition, window_of
@@ -161,6 +162,13 @@ class Swin(nnx.Module):
         mlp_ratio: float = 4.0,
         drop_path_rate: float = 0.2,
     ):
+        if len(depths) != len(num_heads) or any(embed_dim * 2**i % heads for i, heads in enumerate(num_heads)):
+            raise UserError(
+                f"backbone: num_heads {list(num_heads)} must have one entry for each of the depths {list(depths)} and divide the widths "
+                f"{[embed_dim * 2**i for i in range(len(depths))]}"
+            )
+        if not 0.0 <= drop_path_rate < 1.0:
+            raise UserError(f"backbone.drop_path_rate = {drop_path_rate} must be at least 0 and below 1")
         self.patch_embed = PatchEmbed(patch_size, embed_dim)
         rates = np.split(np.linspace(0, drop_path_rate, sum(depths)), np.cumsum(depths)[:-1])
         last = len(depths) - 1
