@@ -20,9 +20,6 @@ from mtlora_jax.losses import IGNORE
 if TYPE_CHECKING:
     from mtlora_jax.tasks.task import Task
 
-# Primary scores of the single-task Swin-T models: Agiza et al., MTLoRA, CVPR 2024, Table 1, first row.
-SINGLE_TASK = {"semseg": 67.21, "human_parts": 61.93, "sal": 62.35, "normals": 17.97}
-
 THRESHOLDS = np.linspace(0.2, 0.9, 15)  # of the saliency probability
 BINS_PER_DEGREE = 32  # a power of two: 11.25, 22.5 and 30 degrees are exact edges of the histogram of angles
 

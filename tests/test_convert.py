@@ -15,10 +15,10 @@ import pytest
 import safetensors.numpy
 
 import mtlora_jax
-from mtlora_jax import folder, parameters
+from mtlora_jax import cli, folder, parameters
 from mtlora_jax.architecture import build
+from mtlora_jax.convert import __main__ as command
 from mtlora_jax.convert import convert
-from mtlora_jax.convert.__main__ import main
 from mtlora_jax.convert.geometry import resize_table
 from mtlora_jax.errors import UserError
 
@@ -40,6 +40,15 @@ HEADS = {
     "segformer": {"name": "segformer", "channels": [2, 3, 4, 5], "width": 6, "dead_classifier": True},
     "aspp": {"name": "aspp", "channels": [2, 3, 4, 5], "width": 6},
 }
+
+
+def main(arguments: list[str]) -> int:
+    """Exit code of the command."""
+    try:
+        cli.run(lambda: command.main(arguments))
+    except SystemExit as done:
+        return int(done.code or 0)
+    return 0
 
 
 def multitask(head="hrnet", **method):
@@ -389,7 +398,7 @@ def test_hostile_pickles_are_refused_unrun(kind, tmp_path, capsys):
     assert main([str(source), str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert error.startswith(f"convert: {source}: ")
+    assert error.startswith(f"error: {source}: ")
     assert "weights_only" not in error  # PyTorch's message says how to run it
     if kind != "pickle":
         assert "refused, for it asks to load posix.system, and only" in error
@@ -478,8 +487,7 @@ def test_command_writes_a_folder_that_loads(tmp_path, capsys):
 
 
 def test_help_shows_an_example(capsys):
-    with pytest.raises(SystemExit, match="0"):
-        main(["--help"])
+    assert main(["--help"]) == 0
     assert "python -m mtlora_jax.convert swin_tiny_patch4_window7_224.pth" in capsys.readouterr().out
 
 
@@ -577,7 +585,7 @@ def assert_refused(arguments, out, message, capsys):
     assert main([*map(str, arguments)]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert re.fullmatch(rf"convert: .*(?:{message}).*\n", printed.err), printed.err
+    assert re.fullmatch(rf"error: .*(?:{message}).*\n", printed.err), printed.err
     assert sorted(out.parent.iterdir()) == before
 
 

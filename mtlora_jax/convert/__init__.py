@@ -134,7 +134,7 @@ def described(architecture: Mapping[str, Any], origin: Mapping[str, str]) -> lis
             f"low rank   {brief(method['rank'])} on {', '.join(method['locations'])}; merging: {method['merging']}",
             f"task ranks {brief(method['task_rank'])}",
             f"scale      {brief(method['scale'])} ({origin['scale']}), of tasks {brief(method['task_scale'])} ({origin['task_scale']})",
-            f"dropout    {method['dropout']:g} ({origin['dropout']})",
+            f"dropout    {brief(method['dropout'])} ({origin['dropout']})",
         ]
     return lines
 
@@ -143,4 +143,6 @@ def brief(value: Any) -> str:
     """One number where all stages have the same, otherwise all of them; for tasks, with their names."""
     if isinstance(value, Mapping):
         return ", ".join(f"{task} {brief(stages)}" for task, stages in value.items())
+    if not isinstance(value, Sequence):
+        return f"{value:g}"
     return f"{value[0]:g}" if len(set(value)) == 1 else "/".join(f"{number:g}" for number in value)

@@ -1,43 +1,18 @@
-"""Command line of the converter."""
+"""Converts a checkpoint of a Swin Transformer or of MTLoRA to a model folder, which mtlora_jax.load opens.
 
-import argparse
-import pathlib
-import sys
+    python -m mtlora_jax.convert swin_tiny_patch4_window7_224.pth weights/swin_tiny
+    python -m mtlora_jax.convert mtlora_tiny_448_r64.pth weights/mtlora_tiny --tasks=semseg,normals
 
-from mtlora_jax import folder
-from mtlora_jax.convert import FORMATS, convert
-from mtlora_jax.errors import UserError
-
-EXAMPLE = """examples:
-  python -m mtlora_jax.convert swin_tiny_patch4_window7_224.pth weights/swin_tiny
-  python -m mtlora_jax.convert mtlora_tiny_448_r64.pth weights/mtlora_tiny --tasks=semseg,normals
+Official Swin, Hugging Face, timm and reference MTLoRA checkpoints are told apart by the names of their tensors. Every tensor must find its
+place, and every parameter a tensor; nothing in a pickle is ever run.
 """
 
+import pathlib
+from collections.abc import Sequence
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f"{message} (--help shows examples)")
-
-
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """Raises UserError for wrong flags."""
-    parser = Parser(
-        prog="python -m mtlora_jax.convert",
-        description="Converts a checkpoint of a Swin Transformer or of MTLoRA to a model folder, which mtlora_jax.load opens.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("source", type=pathlib.Path, help="a .safetensors, .pth, .pt or .bin file, or a directory with one")
-    parser.add_argument("out", type=pathlib.Path, help="the model folder to write")
-    parser.add_argument(
-        "--from", dest="format", default="auto", choices=["auto", *FORMATS], help="format of the source (default: by its names)"
-    )
-    parser.add_argument("--scale", type=float, help="scale of the low-rank branches (default: the checkpoint's, else 4.0)")
-    parser.add_argument("--image_size", type=int, help="side of the images in pixels (default: the checkpoint's, else 448)")
-    parser.add_argument("--window_size", type=int, help="resize the position tables to this window (default: the checkpoint's)")
-    parser.add_argument("--tasks", help="keep these tasks, in this order, separated by commas (default: all)")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
-    return parser.parse_args(arguments)
+from mtlora_jax import cli, folder
+from mtlora_jax.convert import FORMATS, convert
+from mtlora_jax.errors import UserError
 
 
 def check_out(out: pathlib.Path, source: pathlib.Path, overwrite: bool) -> None:
@@ -50,29 +25,35 @@ def check_out(out: pathlib.Path, source: pathlib.Path, overwrite: bool) -> None:
         raise UserError(f"{out} is not empty: choose another folder, or say --overwrite")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; the exit code is 0, or 2 after an error, which is one line on stderr."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Converts, writes and says what was found."""
+    parser = cli.Parser("mtlora_jax.convert", __doc__)
+    parser.add_argument("source", type=pathlib.Path, help="a .safetensors, .pth, .pt or .bin file, or a directory with one")
+    parser.add_argument("out", type=pathlib.Path, help="the model folder to write")
+    parser.add_argument(
+        "--from", dest="format", default="auto", choices=["auto", *FORMATS], help="format of the source (default: by its names)"
+    )
+    parser.add_argument("--scale", type=float, help="scale of the low-rank branches (default: the checkpoint's, else 4.0)")
+    parser.add_argument("--image_size", type=int, help="side of the images in pixels (default: the checkpoint's, else 448)")
+    parser.add_argument("--window_size", type=int, help="resize the position tables to this window (default: the checkpoint's)")
+    parser.add_argument("--tasks", help="keep these tasks, in this order, separated by commas (default: all)")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
+    args = parser.parse(argv)
+    check_out(args.out, args.source, args.overwrite)
     try:
-        options = parse(arguments)
-        check_out(options.out, options.source, options.overwrite)
         architecture, arrays, report, format = convert(
-            options.source,
-            options.format,
-            scale=options.scale,
-            image_size=options.image_size,
-            window_size=options.window_size,
-            tasks=None if options.tasks is None else options.tasks.split(","),
+            args.source,
+            args.format,
+            scale=args.scale,
+            image_size=args.image_size,
+            window_size=args.window_size,
+            tasks=None if args.tasks is None else args.tasks.split(","),
         )
-        folder.save(options.out, architecture, arrays, {"converted_from": {"file": options.source.name, "format": format}})
-    except UserError as error:
-        print(f"convert: {error}", file=sys.stderr)
-        return 2
+        folder.save(args.out, architecture, arrays, {"converted_from": {"file": args.source.name, "format": format}})
     except OSError as error:
-        print(f"convert: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
-    print("\n".join([*report, f"written    {options.out}"]))
-    return 0
+        raise UserError(f"{error.filename}: {error.strerror}") from error
+    print("\n".join([*report, f"written    {args.out}"]))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

@@ -119,7 +119,7 @@ def method_of(arrays: Arrays, tasks: Sequence[str], stages: int, settings: Setti
         "task_rank": {task: [rank(arrays, rf"backbone\.layers\.{i}\.(.*)\.task_a\.{task}") for i in range(stages)] for task in tasks},
         "scale": per_stage(unless_single(settings.scale), stages, "scale"),
         "task_scale": {task: per_stage(unless_single(of_task(settings.task_scale, task)), stages, "task_scale") for task in tasks},
-        "dropout": max(settings.dropout) if isinstance(settings.dropout, Sequence) else settings.dropout,
+        "dropout": unless_single(settings.dropout),
         "locations": [name for name, layer in LOCATIONS.items() if found(arrays, rf"(.*)\.{'.'.join(layer)}\.shared_a")],
         "ts_base": "shared",
         "merging": merging,
@@ -141,8 +141,8 @@ def of_task(value: Any, task: str) -> Any:
 
 
 def unless_single(value: Any) -> Any:
-    """The reference writes one number for all stages as a list of one."""
-    return value[0] if isinstance(value, Sequence) and len(value) == 1 else value
+    """The reference writes one number for all stages as a list that repeats it."""
+    return value[0] if isinstance(value, Sequence) and len(set(value)) == 1 else value
 
 
 def resize_tables(arrays: Arrays, window: int) -> tuple[dict[str, np.ndarray], int]:
