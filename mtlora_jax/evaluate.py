@@ -30,7 +30,12 @@ class Evaluator:
 
     def __init__(self, config: Config, experiment: Experiment, data: Dataset):
         self._experiment = experiment
-        self._step = jax.jit(functools.partial(eval_step, graph=experiment.graph, tasks=experiment.tasks))
+        everywhere, split = sharding.replicated(experiment.mesh), sharding.by_batch(experiment.mesh)
+        self._step = jax.jit(
+            functools.partial(eval_step, graph=experiment.graph, tasks=experiment.tasks),
+            in_shardings=(everywhere, everywhere, everywhere, split),
+            out_shardings=everywhere,
+        )
         self._batches = functools.partial(
             eval_batches,
             data,

@@ -36,6 +36,7 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, float]:
     eval_data = experiments.open_dataset(config, config.data.eval_split)
     experiment = experiments.set_up(config, train_data.tasks, workdir)
     mesh, tasks = experiment.mesh, experiment.tasks
+    everywhere, split = sharding.replicated(mesh), sharding.by_batch(mesh)
     weights = {name: float(config.loss_weights.get(name, task.weight)) for name, task in tasks.items()}
     steps_per_epoch = max(len(train_data) // config.batch_size, 1)
     steps = config.epochs * steps_per_epoch
@@ -57,7 +58,7 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, float]:
         experiment.save(workdir / "initial", experiment.trainable, experiment.batch_stats, {})
         (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-    state = jax.device_put(create_state(experiment.trainable, experiment.batch_stats, optimizer), sharding.replicated(mesh))
+    state = jax.device_put(create_state(experiment.trainable, experiment.batch_stats, optimizer), everywhere)
     # What Delta_m compares with: the config's single-task scores, or this run's first evaluation where the config has none.
     progress: dict[str, Any] = {"reference": config.single_task.to_dict(), "best": None, "scores": {}}
     if checkpoints.latest() is not None:
@@ -68,7 +69,10 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, float]:
 
     key = jax.random.key(config.seed)
     update = jax.jit(
-        functools.partial(train_step, graph=experiment.graph, tasks=tasks, weights=weights, optimizer=optimizer), donate_argnums=0
+        functools.partial(train_step, graph=experiment.graph, tasks=tasks, weights=weights, optimizer=optimizer),
+        in_shardings=(everywhere, everywhere, split, everywhere),
+        out_shardings=everywhere,
+        donate_argnums=0,
     )
     evaluator = Evaluator(config, experiment, eval_data)
     records = Records(workdir, step, jax.process_index() == 0)
