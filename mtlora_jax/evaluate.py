@@ -92,12 +92,17 @@ def primary_scores(scores: Mapping[str, float], tasks: Mapping[str, Task]) -> di
     return {name: scores[f"{name}/{task.primary}"] for name, task in tasks.items()}
 
 
-def with_delta_m(scores: Mapping[str, float], tasks: Mapping[str, Task], reference: Mapping[str, float]) -> dict[str, float]:
-    """Adds "delta_m" (percent), the mean over the tasks that `reference` has a score other than 0 for; none is added if there is none."""
-    compared = {name: task for name, task in tasks.items() if reference.get(name)}
+def with_gain(
+    scores: Mapping[str, float], tasks: Mapping[str, Task], reference: Mapping[str, float], name: str = "delta_m"
+) -> dict[str, float]:
+    """Adds the mean relative gain (percent) over the tasks that `reference` has a score other than 0 for; nothing if there is none.
+
+    With the scores of single-task models as reference this is Delta_m.
+    """
+    compared = {task: tasks[task] for task in tasks if reference.get(task)}
     if not compared:
         return dict(scores)
-    return {**scores, "delta_m": delta_m(primary_scores(scores, compared), reference, compared)}
+    return {**scores, name: delta_m(primary_scores(scores, compared), reference, compared)}
 
 
 def evaluate_only(config: Config, workdir: pathlib.Path) -> dict[str, float]:
@@ -115,7 +120,7 @@ def evaluate_only(config: Config, workdir: pathlib.Path) -> dict[str, float]:
         if step is not None:
             trainable, batch_stats = checkpoints.restore_weights(trainable, batch_stats)
     scores, seconds = Evaluator(config, experiment, data)(trainable, batch_stats)
-    scores = with_delta_m(scores, experiment.tasks, config.single_task)
+    scores = with_gain(scores, experiment.tasks, config.single_task)
     print_scores(scores, f"Scores of {what} on {config.data.eval_split}")
     console.print(f"{len(data)} images in {seconds:.0f} s")
     return scores

@@ -18,7 +18,7 @@ from mtlora_jax.data.pipeline import train_batches
 from mtlora_jax.data.transforms import Augmentation
 from mtlora_jax.defaults import Config
 from mtlora_jax.errors import UserError
-from mtlora_jax.evaluate import Evaluator, primary_scores, with_delta_m
+from mtlora_jax.evaluate import Evaluator, primary_scores, with_gain
 from mtlora_jax.optim import make_optimizer, make_schedule
 from mtlora_jax.records import Records, Speed, console, print_parameters, print_scores
 from mtlora_jax.step import create_state, train_step
@@ -59,8 +59,10 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, float]:
         (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
     state = jax.device_put(create_state(experiment.trainable, experiment.batch_stats, optimizer), everywhere)
-    # What Delta_m compares with: the config's single-task scores, or this run's first evaluation where the config has none.
-    progress: dict[str, Any] = {"reference": config.single_task.to_dict(), "best": None, "scores": {}}
+    # The best model has the best Delta_m; where the config has no single-task scores, the best gain over this run's first evaluation.
+    reference = {name: score for name, score in config.single_task.items() if name in tasks}
+    gain_name = "delta_m" if reference else "gain_over_first"
+    progress: dict[str, Any] = {"reference": reference, "best": None, "scores": {}}
     if checkpoints.latest() is not None:
         state, position, progress = checkpoints.restore(state)
         batches.set_state(position)
@@ -83,11 +85,11 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, float]:
         speed.evaluated(seconds)
         primary = primary_scores(scores, tasks)
         progress["reference"] = progress["reference"] or primary
-        progress["scores"] = scores = with_delta_m(scores, tasks, progress["reference"])
+        progress["scores"] = scores = with_gain(scores, tasks, progress["reference"], gain_name)
         records.write(step, {f"eval/{name}": value for name, value in scores.items()})
         told = ", ".join(f"{name} {tasks[name].primary} {value:.2f}" for name, value in primary.items())
-        gain = scores.get("delta_m", math.nan)
-        console.print(f"step {step}: {told}, delta_m {gain:+.2f} ({seconds:.0f} s)")
+        gain = scores.get(gain_name, math.nan)
+        console.print(f"step {step}: {told}, {gain_name} {gain:+.2f} % ({seconds:.0f} s)")
         if progress["best"] is None or not gain <= progress["best"]:
             progress["best"] = gain
             experiment.save(workdir / "best", state.trainable, state.batch_stats, {"step": step, "scores": scores})

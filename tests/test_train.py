@@ -103,7 +103,7 @@ def test_it_learns(finished):
     log = log_of(finished[0])
     losses = [line["loss"] for line in log if "loss" in line]
     assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:3])
-    assert log[-1]["eval/delta_m"] > 5  # against its own first evaluation
+    assert log[-1]["eval/gain_over_first"] > 5
 
 
 def test_best_model_loads(finished):
@@ -112,7 +112,7 @@ def test_best_model_loads(finished):
     assert model.config["classes"]["semseg"] == ["background", "red", "green", "blue"]
     logits = model(jnp.zeros((1, 32, 48, 3)))
     assert {name: value.shape for name, value in logits.items()} == {"semseg": (1, 32, 48, 4), "sal": (1, 32, 48, 1)}
-    best = max((line for line in log_of(workdir) if "eval/delta_m" in line), key=lambda line: line["eval/delta_m"])
+    best = max((line for line in log_of(workdir) if "eval/gain_over_first" in line), key=lambda line: line["eval/gain_over_first"])
     assert model.config["step"] == best["step"]
 
 
