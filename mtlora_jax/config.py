@@ -89,9 +89,10 @@ def _set(config: ConfigDict, override: str) -> None:
 
 def _may_change_type(config: ConfigDict, key: str) -> bool:
     """Whether the group that holds `key` takes values of any type, such as a list of ranks where the file has one rank."""
-    for group in key.split(".")[:-1]:
-        config = config[group]
-    return not config.is_type_safe
+    group: Any = config
+    for name in key.split(".")[:-1]:
+        group = group[name]
+    return not group.is_type_safe
 
 
 def _leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
