@@ -1,7 +1,6 @@
 """What a run writes down: lines on the terminal, log.jsonl, TensorBoard events."""
 
 import json
-import math
 import pathlib
 import time
 from collections.abc import Mapping
@@ -76,13 +75,13 @@ class Speed:
         """One more step of this stretch was started."""
         self._steps += 1
 
-    def step_seconds(self) -> float:
-        """Mean over this stretch, smoothed with earlier ones; call it when the steps counted are done."""
+    def steps_per_second(self) -> float | None:
+        """Mean over this stretch, smoothed with earlier ones; None before any was timed. Call it when the steps counted are done."""
         if self._steps:
             now = (time.monotonic() - self._since) / self._steps
             self._step_seconds = now if self._step_seconds is None else 0.7 * self._step_seconds + 0.3 * now
             self.start()
-        return self._step_seconds or math.nan
+        return 1 / self._step_seconds if self._step_seconds else None
 
     def evaluated(self, seconds: float) -> None:
         """An evaluation took so long."""

@@ -114,16 +114,16 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, float]:
         if step % config.log_every == 0 or step == steps:
             scalars = mean_of(jax.device_get(waiting))
             waiting = []
-            scalars |= {
-                "learning_rate": float(np.asarray(schedule(step - 1))),
-                "images_per_second": config.batch_size / speed.step_seconds(),
-            }
+            scalars["learning_rate"] = float(np.asarray(schedule(step - 1)))
+            rate = config.batch_size * (speed.steps_per_second() or 0.0)
+            if rate:
+                scalars["images_per_second"] = rate
             records.write(step, scalars)
             losses = " ".join(f"{name.removeprefix('loss/')} {value:.3f}" for name, value in scalars.items() if name.startswith("loss"))
             evaluations = math.ceil(config.epochs / config.eval_every) - epoch // config.eval_every
             console.print(
                 f"epoch {step / steps_per_epoch:.2f}/{config.epochs} step {step}/{steps} {losses} "
-                f"{scalars['images_per_second']:.1f} images/s ETA {speed.remaining(steps - step, evaluations)}"
+                f"{f'{rate:.1f}' if rate else '?'} images/s ETA {speed.remaining(steps - step, evaluations)}"
             )
         if step == steps or (epoch_ends and epoch % config.eval_every == 0):
             evaluate()

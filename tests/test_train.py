@@ -72,7 +72,7 @@ def run(base: pathlib.Path, workdir: str, *more: str) -> str:
 
 
 def log_of(workdir: pathlib.Path) -> list[dict]:
-    return [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+    return [json.loads(line, parse_constant=pytest.fail) for line in (workdir / "log.jsonl").read_text().splitlines()]
 
 
 def without_speed(lines: list[dict]) -> list[dict]:
