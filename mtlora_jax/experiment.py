@@ -70,6 +70,8 @@ def set_up(config: Config, tasks: dict[str, Task], workdir: pathlib.Path, comple
     Raises:
       UserError: for a config that describes no model, or weights that do not fit it.
     """
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"seed = {config.seed} must be at least 0 and below 2^32")
     mesh = sharding.make_mesh()
     sharding.check_batch_size(config.batch_size, mesh, "batch_size")
     sharding.check_batch_size(config.eval_batch_size, mesh, "eval_batch_size")

@@ -183,6 +183,8 @@ def call(base: pathlib.Path, *more: str, workdir: str = "bad", config: str = "mi
         (["--config.data.root=nowhere"], "nowhere: no such folder"),
         (["--config.decoder.name=unet"], "decoder.name = 'unet' is not one of hrnet, segformer, aspp"),
         (["--config.method.rank=0"], "ranks must be at least 1"),
+        (["--config.method.rank=2.5"], "whole numbers: rank [2.5, 2.5]"),
+        (["--config.seed=-1"], "seed = -1 must be at least 0"),
         (["--config.optimizer.warmup_epochs=20.0"], "warmup_epochs = 20.0 is 60 steps, but training has only 24"),
         (["--config.batch_size=0"], "batch_size = 0"),
         (["--mode=evaluate"], "nothing to evaluate"),

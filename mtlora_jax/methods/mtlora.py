@@ -87,9 +87,10 @@ class MTLoRA:
             raise UserError(f"method.dropout = {self.dropout} must be at least 0 and below 1")
         flat = [r for stage in task_ranks for r in stage.values()]
         specific = any(flat)
-        if min(ranks) < 1 or (specific and min(flat) < 1):
+        if not all(isinstance(r, int) and r >= 1 for r in [*ranks, *(flat if specific else ())]):
             raise UserError(
-                f"method ranks must be at least 1 in every stage (or task_rank 0 for all): rank {ranks}, task_rank {self.task_rank!r}"
+                "method ranks must be at least 1 in every stage (or task_rank 0 for all), and whole numbers: "
+                f"rank {ranks}, task_rank {self.task_rank!r}"
             )
 
         for i, stage in enumerate(layers):

@@ -1,5 +1,6 @@
 """What a task is: how its label is read and warped, its loss, its scores and its picture."""
 
+import abc
 import dataclasses
 import pathlib
 
@@ -11,7 +12,7 @@ from mtlora_jax.losses import IGNORE
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Task(abc.ABC):
     """Base of all tasks; one subclass per file, registered in `TASKS`.
 
     A label is a numpy array `(H, W)` or `(H, W, D)`. Host methods (`read` to `finish`) run in the data workers, device
@@ -27,9 +28,9 @@ class Task:
     primary: str = ""  # the score of papers' tables, used in Delta_m
     higher_is_better: bool = True
 
+    @abc.abstractmethod
     def read(self, path: pathlib.Path) -> np.ndarray:
         """Decodes one label file to (H, W) or (H, W, D). Raises UserError naming the file and the wrong value."""
-        raise NotImplementedError
 
     def flip(self, label: np.ndarray) -> np.ndarray:
         """Mirrors the label left to right."""
@@ -50,18 +51,18 @@ class Task:
         """Last host step: the label as the loss wants it, in the dtype that travels to the device."""
         return label
 
+    @abc.abstractmethod
     def loss(self, logits: jax.Array, label: jax.Array) -> jax.Array:
         """Mean loss of a batch, float32 scalar. logits (B, H, W, C); label (B, H, W) or (B, H, W, D)."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def statistics(self, logits: jax.Array, label: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
         """Sums whose totals over the set give the scores. mask (B,) bool is False for padding images."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def scores(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
         """Scores of the set from the summed statistics (float64)."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def picture(self, values: np.ndarray) -> np.ndarray:
         """RGB uint8 (H, W, 3) for people. values: a label, or logits (H, W, C) of one image."""
-        raise NotImplementedError
