@@ -8,7 +8,6 @@ TEST = [
     "pytest>=8.4",
     "pytest-xdist>=3.6",
     "ruff>=0.12",
-    "scipy>=1.15",
     "tensorboard>=2.19",
 ]
 
@@ -16,13 +15,15 @@ setup(
     name="mtlora_jax",
     version="0.1.0",
     description="MTLoRA (CVPR 2024) in JAX and Flax NNX: low-rank adaptation of one backbone to many dense prediction tasks",
-    license="Apache-2.0",
+    license="MIT",
     python_requires=">=3.11",
-    packages=find_packages(include=["mtlora_jax*"]),
+    packages=find_packages(include=["mtlora_jax*", "tfds_pascal_context*"]),
     install_requires=[
         "absl-py>=2.1",
+        "array-record>=0.8",
         "flax>=0.12.8",
         "grain>=0.2.18",
+        "importlib_resources>=6.0",  # tensorflow-datasets imports it without saying so where TensorFlow is absent
         "jax>=0.10.2",
         "ml_collections>=1.1",
         "numpy>=2.0",
@@ -32,8 +33,11 @@ setup(
         "pillow>=11.0",
         "rich>=13.0",
         "safetensors>=0.5",
+        "scikit-image>=0.25",
+        "scipy>=1.15",
         # The metric writers of clu import TensorFlow; this one has no such need.
         "tensorboardX>=2.6.4",
+        "tensorflow-datasets>=4.9.9",
     ],
     extras_require={
         "cuda": ["jax[cuda12]"],
