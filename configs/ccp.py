@@ -33,6 +33,7 @@ def get_config(argument: str = "base,224,mtlora") -> ConfigDict:
     config.tasks = ("semseg", "human_parts", "sal")
     config.image_size = (size, size)
     config.backbone.variant = variant
+    config.data.name = "folder"
     config.data.root = "data/ccp"
     config.batch_size = 8
     config.eval_batch_size = 20

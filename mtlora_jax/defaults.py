@@ -44,12 +44,13 @@ def default(method: str = "mtlora") -> Config:
             "decoder": {"name": "hrnet", "channels": (18, 36, 72, 144)},
             "method": of_any_type(METHODS[method]),
             "data": {
-                "name": "folder",
-                "root": "data/pascal_context",
+                "name": "pascal_context",  # of mtlora_jax.data.DATASETS
+                "root": "data",
                 "train_split": "train",
                 "eval_split": "val",
                 "workers": 2,
-                "augmentation": {"flip": 0.5, "degrees": 20.0, "scale": (0.75, 1.25)},
+                "augmentation": {"flip": 0.5, "degrees": 20.0, "scale": (0.75, 1.25), "discrete": False},
+                "parity": False,  # transforms as the reference's, borders and overflows included; see mtlora_jax.data.parity
             },
             "epochs": 300,
             "batch_size": 32,

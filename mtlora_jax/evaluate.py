@@ -42,6 +42,7 @@ class Evaluator:
             image_size=tuple(config.image_size),
             batch_size=config.eval_batch_size,
             workers=config.data.workers,
+            parity=config.data.parity,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )

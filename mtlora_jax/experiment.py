@@ -19,7 +19,6 @@ from mtlora_jax.methods import Method
 from mtlora_jax.models.lora import SharedLoRA, TaskLoRA
 from mtlora_jax.parameters import Flat
 from mtlora_jax.records import console
-from mtlora_jax.tasks import make_tasks
 from mtlora_jax.tasks.task import Task
 
 
@@ -46,16 +45,19 @@ class Experiment:
 
 def open_dataset(config: Config, split: str) -> Dataset:
     """A split of the config's data set. Raises UserError for an unknown data set or bad files."""
-    if config.data.name not in DATASETS:
-        raise UserError(f"data.name = {config.data.name!r} is not one of {', '.join(DATASETS)}")
-    return DATASETS[config.data.name](config.data.root, split, tuple(config.tasks))
+    return kind_of_dataset(config)(config.data.root, split, tuple(config.tasks))
 
 
 def tasks_of(config: Config) -> dict[str, Task]:
-    """The config's tasks with the classes of its data set, or with their usual ones where the data set is not at hand."""
-    if pathlib.Path(config.data.root).is_dir():
-        return open_dataset(config, config.data.train_split).tasks
-    return make_tasks(config.tasks)
+    """The config's tasks with the classes of its data set, which need not be at hand."""
+    return kind_of_dataset(config).describe(config.data.root, tuple(config.tasks))
+
+
+def kind_of_dataset(config: Config) -> type[Dataset]:
+    """The class that `config.data.name` names. Raises UserError."""
+    if config.data.name not in DATASETS:
+        raise UserError(f"data.name = {config.data.name!r} is not one of {', '.join(DATASETS)}")
+    return DATASETS[config.data.name]
 
 
 def set_up(config: Config, tasks: dict[str, Task], workdir: pathlib.Path, complete: bool = False) -> Experiment:

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse(argv)
 
     import mtlora_jax
-    from mtlora_jax.data.folder import read_image
+    from mtlora_jax.data.decoding import decode_image, read_file
     from mtlora_jax.records import console
     from mtlora_jax.step import normalise
     from mtlora_jax.tasks import make_tasks
@@ -47,14 +47,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = pathlib.Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     for file in files:
-        image = read_image(file)
+        image = decode_image(*read_file(file))
         small = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
         logits = model(normalise(small[None]))
         pictures = {name: task.picture(np.asarray(logits[name][0])) for name, task in tasks.items()}
         shown = [{"image": image, **pictures}]
         if args.labels:
             paths = {name: pathlib.Path(args.labels, name, file.stem + task.suffixes[0]) for name, task in tasks.items()}
-            labels = {name: task.picture(task.read(paths[name])) for name, task in tasks.items()}
+            labels = {name: task.picture(task.decode(*read_file(paths[name]))) for name, task in tasks.items()}
             shown.append({"": np.full_like(image, 255), **{f"{name}, label": picture for name, picture in labels.items()}})
         target = output / f"{file.stem}.png"
         panel(shown, image.shape[0] * 320 // image.shape[1], 320).save(target)

@@ -49,6 +49,7 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, float]:
         seed=config.seed,
         workers=config.data.workers,
         augmentation=Augmentation(**config.data.augmentation),
+        parity=config.data.parity,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

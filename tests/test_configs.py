@@ -11,10 +11,11 @@ from flax import nnx
 from mtlora_jax import architecture as architectures
 from mtlora_jax import config as configs
 from mtlora_jax.accounting import count_parameters, summarise
+from mtlora_jax.data.transforms import Augmentation
 from mtlora_jax.errors import UserError
+from mtlora_jax.experiment import kind_of_dataset, tasks_of
 from mtlora_jax.models.backbones.swin import VARIANTS
 from mtlora_jax.parameters import variables
-from mtlora_jax.tasks import make_tasks
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 CHANNELS = {"semseg": 21, "human_parts": 7, "sal": 1, "normals": 3}
@@ -25,7 +26,7 @@ R64 = "mtlora_tiny_448.py:64"
 def architecture_of(spec: str, *overrides: str) -> dict[str, Any]:
     """What the programs make of `--config=configs/SPEC` and overrides."""
     config = configs.load(str(CONFIGS / spec), overrides)
-    return architectures.from_config(config, {name: task.channels for name, task in make_tasks(config.tasks).items()})
+    return architectures.from_config(config, {name: task.channels for name, task in tasks_of(config).items()})
 
 
 def changed(spec: str, **parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,6 +80,9 @@ PUBLISHED = [  # trained: all, low-rank factors, decoders, the rest
     ("single_task_tiny_448.py:human_parts", 28_003_393, 0, 485_575, 27_517_818),
     ("single_task_tiny_448.py:sal", 27_996_907, 0, 479_089, 27_517_818),
     ("single_task_tiny_448.py:normals", 27_999_069, 0, 481_251, 27_517_818),
+    ("mtlora_nyud_tiny_448.py:16", 4_967_199, 1_406_976, 1_960_677, 1_599_546),
+    ("mtlora_nyud_tiny_448.py:32", 6_097_695, 2_537_472, 1_960_677, 1_599_546),
+    ("mtlora_nyud_tiny_448.py:64", 8_358_687, 4_798_464, 1_960_677, 1_599_546),
 ]
 
 
@@ -98,7 +102,29 @@ def test_four_single_task_models():
 
 
 def test_no_config_file_is_left_out():
-    assert {path.name for path in CONFIGS.glob("*.py")} == {spec.partition(":")[0] for spec, *_ in PUBLISHED} | {"ccp.py"}
+    assert {path.name for path in CONFIGS.glob("*.py")} == {spec.partition(":")[0] for spec, *_ in PUBLISHED} | {"ccp.py", "demo.py"}
+
+
+@pytest.mark.parametrize("spec", [*(spec for spec, *_ in PUBLISHED), "ccp.py"])
+def test_every_config_names_its_data_set(spec):
+    config = configs.load(str(CONFIGS / spec))
+    name = {"ccp.py": "folder", "mtlora_nyud_tiny_448.py": "nyud"}.get(spec.partition(":")[0], "pascal_context")
+    assert (config.data.name, config.data.parity) == (name, False)
+    assert config.data.root == {"folder": "data/ccp"}.get(name, "data")
+    augmentation = {"flip": 0.5, "degrees": 20.0, "scale": (0.75, 1.25), "discrete": False}
+    nyud = {"flip": 0.5, "degrees": 0.0, "scale": (1.0, 1.2, 1.5), "discrete": True}
+    assert Augmentation(**config.data.augmentation) == Augmentation(**(nyud if name == "nyud" else augmentation))
+    if name != "folder":
+        # It finds what it looks for, or says how to build it.
+        with pytest.raises(UserError, match=f"nowhere/{name}: no such data set; build it with .* --dataset={name} --data_dir=nowhere"):
+            kind_of_dataset(config)("nowhere", config.data.train_split, config.tasks)
+
+
+def test_nyud_has_forty_classes():
+    config = configs.load(str(CONFIGS / "mtlora_nyud_tiny_448.py:64"))
+    classes = tasks_of(config)["semseg"].classes
+    assert (len(classes), classes[0], classes[29], classes[39]) == (40, "wall", "whiteboard", "otherprop")
+    assert architecture_of("mtlora_nyud_tiny_448.py:64")["tasks"] == {"semseg": 40, "depth": 1, "normals": 3, "edge": 1}
 
 
 @pytest.mark.parametrize(
@@ -278,6 +304,7 @@ def test_multiply_accumulates():
     [
         ("mtlora_tiny_448.py", (), "needs an argument"),
         ("mtlora_tiny_448.py:128", (), "mtlora_tiny_448.py:128: the argument is the rank, one of 16, 32, 64"),
+        ("mtlora_nyud_tiny_448.py:8", (), "mtlora_nyud_tiny_448.py:8: the argument is the rank, one of 16, 32, 64"),
         ("mtlora_plus_tiny_448.py:32", (), "mtlora_plus_tiny_448.py:32: the argument is the rank, one of 4, 8, 16"),
         ("mtlora_ta_only_tiny_448.py:4", (), "mtlora_ta_only_tiny_448.py:4: the argument is the rank, one of 16, 32, 64"),
         ("single_task_tiny_448.py:depth", (), "the argument is the task, one of semseg, human_parts, sal, normals"),
@@ -286,7 +313,7 @@ def test_multiply_accumulates():
         ("ccp.py:base,224", (), "ccp.py:base,224: the argument is VARIANT,SIZE,METHOD"),
         ("ccp.py:base,wide,mtlora", (), "the argument is VARIANT,SIZE,METHOD"),
         ("ccp.py:base,224,lora", (), "METHOD one of mtlora, mtlora_plus, mtlora_ta_only, decoders_only, full"),
-        ("ccp.py:huge,224,mtlora", (), "backbone.variant = 'huge' is not one of tiny, small, base, large"),
+        ("ccp.py:huge,224,mtlora", (), "backbone.variant = 'huge' is not one of .*tiny, small, base, large"),
         ("mtlora_tiny_46.py:64", (), "no configuration file"),
         (R64, ("method.rnak=8",), "method.rnak is unknown; did you mean method.rank"),
         (R64, ("tasks=semseg,saal",), "unknown task 'saal'; did you mean 'sal'"),

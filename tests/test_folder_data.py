@@ -8,6 +8,7 @@ import pytest
 import tiny_data
 
 from mtlora_jax.data import DATASETS, FolderDataset
+from mtlora_jax.data.decoding import decode_image
 from mtlora_jax.errors import UserError
 
 
@@ -49,6 +50,16 @@ def test_image_formats(root, suffix):
     PIL.Image.open(old).save(old.with_suffix(suffix))
     old.unlink()
     assert FolderDataset(root, "val", ["sal"])[0]["image"].shape == (40, 56, 3)
+
+
+@pytest.mark.parametrize("rest", [b"", b"what some cameras append"])
+def test_a_jpeg_is_decoded_as_pillow_does(rest):
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 17, 3)).astype(np.uint8)
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pixels).resize((170, 120)).save(buffer, "JPEG")
+    decoded = decode_image(buffer.getvalue() + rest, "jpeg")
+    expected = np.asarray(PIL.Image.open(buffer)).astype(int)
+    assert np.abs(decoded - expected).max() <= 2  # two builds of libjpeg may round in other ways
 
 
 def test_grey_and_transparent_images_become_rgb(root):

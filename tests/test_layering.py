@@ -27,7 +27,7 @@ LAYERS = [
     {"train"},
     {"config"},
     {"cli"},
-    {"main", "summary", "plot", "convert", "predict", "benchmark", "export"},
+    {"main", "summary", "plot", "convert", "predict", "benchmark", "export", "pretrain", "demo"},
 ]
 LAYER = {module: number for number, modules in enumerate(LAYERS) for module in modules}
 PLAIN = ("models", "methods")  # these take plain numbers, never a ConfigDict

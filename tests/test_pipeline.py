@@ -1,11 +1,14 @@
+import ctypes
 import functools
 import json
+import platform
+import types
 
 import numpy as np
 import pytest
 import tiny_data
 
-from mtlora_jax.data import FolderDataset
+from mtlora_jax.data import FolderDataset, pipeline
 from mtlora_jax.data.pipeline import eval_batches, train_batches
 from mtlora_jax.data.transforms import Augmentation
 from mtlora_jax.errors import UserError
@@ -48,7 +51,7 @@ def test_contents_of_a_batch(train):
         "image": ((4, 32, 48, 3), "u", 1),
         "semseg": ((4, 32, 48), "u", 1),
         "sal": ((4, 32, 48), "u", 1),
-        "normals": ((4, 32, 48, 3), "f", 4),
+        "normals": ((4, 32, 48, 3), "u", 2),
         "mask": ((4,), "b", 1),
     }
     assert batch["image_id"].shape == (4,)
@@ -172,3 +175,13 @@ def test_a_broken_file_is_named_whoever_reads_it(tmp_path, workers):
 def test_impossible_sizes_are_refused(train, wrong, message):
     with pytest.raises(UserError, match=message):
         train(**wrong)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_workers_keep_freed_memory(monkeypatch):
+    accepted = []
+    mallopt = ctypes.CDLL("libc.so.6").mallopt
+    told = types.SimpleNamespace(mallopt=lambda *values: accepted.append(mallopt(*values)))
+    monkeypatch.setattr("ctypes.CDLL", lambda name: told)
+    pipeline._keep_freed_memory()
+    assert accepted == [1, 1]

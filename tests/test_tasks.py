@@ -1,19 +1,23 @@
 """What tasks do to labels on the host: reading, moving, showing; bad files included."""
 
+import io
 import math
 import subprocess
 import sys
 
-import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from mtlora_jax.errors import UserError
 from mtlora_jax.tasks import IGNORE, TASKS, make_tasks
+from mtlora_jax.tasks.motion import Motion
+from mtlora_jax.tasks.normals import vectors_of
 
 CLASSES = ("semseg", "human_parts")
 BINARY = ("sal", "edge")
+STEP = 1 / 60000  # error of a component of a normal in its compact form: half of 1/32000, and rounding of float32
+LENGTH = 3**0.5 * STEP
 
 
 def save(path, pixels):
@@ -21,8 +25,18 @@ def save(path, pixels):
     return path
 
 
-def rotation(size, degrees, scale=1.0):
-    return cv2.getRotationMatrix2D(((size - 1) / 2, (size - 1) / 2), degrees, scale)
+def decode(name, path):
+    return TASKS[name]().decode(path.read_bytes(), str(path))
+
+
+def moved_by(name, label, size=None, **motion):
+    return TASKS[name]().warp(label, Motion(**motion), size or label.shape[:2])
+
+
+def finished(name, label):
+    """What loss and scores see."""
+    label = TASKS[name]().finish(label)
+    return vectors_of(label) if name == "normals" else label
 
 
 def sphere(size=65):
@@ -87,51 +101,52 @@ def test_class_maps_keep_palette_indices(name, tmp_path):
     palette.putpalette(np.random.default_rng(0).integers(0, 256, 768).astype(np.uint8).tobytes())
     palette.save(tmp_path / "palette.png")
     for path in (grey, tmp_path / "palette.png"):
-        label = TASKS[name]().read(path)
+        label = decode(name, path)
         assert label.dtype == np.uint8
         np.testing.assert_array_equal(label, pixels)
 
 
 @pytest.mark.parametrize(("name", "allowed"), [("semseg", 20), ("human_parts", 6)])
 def test_class_maps_with_a_wrong_value(name, allowed, tmp_path):
-    assert TASKS[name]().read(save(tmp_path / "right.png", np.full((2, 2), allowed, np.uint8))).max() == allowed
+    assert decode(name, save(tmp_path / "right.png", np.full((2, 2), allowed, np.uint8))).max() == allowed
     path = save(tmp_path / "wrong.png", np.array([[0, allowed + 1]], np.uint8))
     with pytest.raises(UserError, match=rf"wrong.png: {name} has the value {allowed + 1}; expected 0 to {allowed}, or 255"):
-        TASKS[name]().read(path)
+        decode(name, path)
 
 
 @pytest.mark.parametrize("name", BINARY)
 def test_binary_maps(name, tmp_path):
-    label = TASKS[name]().read(save(tmp_path / "a.png", np.array([[0, 127, 128, 255]], np.uint8)))
+    label = decode(name, save(tmp_path / "a.png", np.array([[0, 127, 128, 255]], np.uint8)))
     assert label.dtype == np.uint8
     assert label.tolist() == [[0, 0, 1, 1]]
-    assert TASKS[name]().read(save(tmp_path / "b.png", np.array([[0, 1]], np.uint8))).tolist() == [[0, 1]]
-    assert TASKS[name]().read(save(tmp_path / "c.png", np.array([[False, True]]))).tolist() == [[0, 1]]
-    assert TASKS[name]().read(save(tmp_path / "d.png", np.zeros((1, 2), np.uint8))).tolist() == [[0, 0]]
+    assert decode(name, save(tmp_path / "b.png", np.array([[0, 1]], np.uint8))).tolist() == [[0, 1]]
+    assert decode(name, save(tmp_path / "c.png", np.array([[False, True]]))).tolist() == [[0, 1]]
+    assert decode(name, save(tmp_path / "d.png", np.zeros((1, 2), np.uint8))).tolist() == [[0, 0]]
 
 
 def test_normals_of_a_png(tmp_path):
     black, white, grey = (0, 0, 0), (255, 255, 255), (127, 128, 127)
     pixels = np.array([[(255, 128, 128), (128, 0, 128), black], [(128, 128, 255), white, grey]], np.uint8)
-    label = TASKS["normals"]().read(save(tmp_path / "n.png", pixels))
+    label = decode("normals", save(tmp_path / "n.png", pixels))
     assert label.dtype == np.float32
     np.testing.assert_allclose(label[known(label)], [[1, 0, 0], [0, -1, 0], [0, 0, 1]], atol=1 / 255 + 1e-6)
     np.testing.assert_array_equal(known(label), [[True, True, False], [True, False, False]])
-    finished = TASKS["normals"]().finish(label)
-    np.testing.assert_allclose(np.linalg.norm(finished[known(finished)], axis=-1), 1, rtol=1e-6)
+    assert TASKS["normals"]().finish(label).dtype == np.uint16
+    unit = finished("normals", label)
+    np.testing.assert_array_equal(known(unit), known(label))
+    np.testing.assert_allclose(np.linalg.norm(unit[known(unit)], axis=-1), 1, atol=LENGTH)
 
 
 def test_depth_files(tmp_path):
     png = save(tmp_path / "d.png", np.array([[1500, 0, 65535]], np.uint16))
-    np.testing.assert_allclose(TASKS["depth"]().read(png), [[1.5, IGNORE, 65.535]], rtol=1e-6)
+    np.testing.assert_allclose(decode("depth", png), [[1.5, IGNORE, 65.535]], rtol=1e-6)
     np.save(tmp_path / "d.npy", np.array([[1.5, 0, -2, np.nan, np.inf, 254.5]]))
-    label = TASKS["depth"]().read(tmp_path / "d.npy")
+    label = decode("depth", tmp_path / "d.npy")
     assert label.dtype == np.float32
     np.testing.assert_array_equal(label, [[1.5, IGNORE, IGNORE, IGNORE, IGNORE, 254.5]])
 
 
 def test_bad_depth_files(tmp_path):
-    read = TASKS["depth"]().read
     for stem, array, message in [
         ("millimetres", np.array([[2000.0]]), "depth has the value 2000; expected metres below 255"),
         ("integers", np.array([[2000]]), "holds int64 of shape .*; expected .* floats, metres"),
@@ -140,28 +155,35 @@ def test_bad_depth_files(tmp_path):
     ]:
         np.save(tmp_path / f"{stem}.npy", array)
         with pytest.raises(UserError, match=rf"{stem}.npy: {message}"):
-            read(tmp_path / f"{stem}.npy")
-    with pytest.raises(UserError, match="eight.png: is an image of mode L; expected a grey PNG of 16 bits"):
-        read(save(tmp_path / "eight.png", np.zeros((2, 2), np.uint8)))
+            decode("depth", tmp_path / f"{stem}.npy")
+    with pytest.raises(UserError, match="eight.png: is an image of mode L; expected .* grey PNG of 16 bits"):
+        decode("depth", save(tmp_path / "eight.png", np.zeros((2, 2), np.uint8)))
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_files_that_cannot_be_read(name, tmp_path):
     task = TASKS[name]()
-    for suffix in task.suffixes:
-        with pytest.raises(UserError, match=f"absent{suffix}: cannot be read"):
-            task.read(tmp_path / f"absent{suffix}")
-        path = tmp_path / f"broken{suffix}"
-        path.write_text("no image at all")
-        with pytest.raises(UserError, match=f"broken{suffix}: cannot be read .*expected"):
-            task.read(path)
+    for wrong in (b"no image at all", b""):
+        with pytest.raises(UserError, match="some/label: cannot be read .*expected") as caught:
+            task.decode(wrong, "some/label")
+        assert "0x" not in str(caught.value)  # no address in memory
     pixels = np.random.default_rng(0).integers(0, 6, (40, 40, 3)).astype(np.uint8)
-    whole = save(tmp_path / "whole.png", pixels if name == "normals" else pixels[..., 0]).read_bytes()
-    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="cut.png: cannot be read"):
-        task.read(tmp_path / "cut.png")
+    pixels = {"normals": pixels, "depth": pixels[..., 0].astype(np.uint16)}.get(name, pixels[..., 0])
+    path = save(tmp_path / "whole.png", pixels)
+    whole = path.read_bytes()
+    task.decode(whole, "whole")
+    for cut in (whole[: len(whole) // 2], whole[:60] + whole[80:]):
+        with pytest.raises(UserError, match="^cut: cannot be read"):
+            task.decode(cut, "cut")
     with pytest.raises(UserError, match="colours.png: is an image of mode RGBA; expected"):
-        task.read(save(tmp_path / "colours.png", np.zeros((2, 2, 4), np.uint8)))
+        decode(name, save(tmp_path / "colours.png", np.zeros((2, 2, 4), np.uint8)))
+
+
+def test_an_array_that_is_cut_off():
+    buffer = io.BytesIO()
+    np.save(buffer, np.ones((9, 9)))
+    with pytest.raises(UserError, match="^depth.npy: cannot be read .*; expected a NumPy array"):
+        TASKS["depth"]().decode(buffer.getvalue()[:-8], "depth.npy")
 
 
 def examples(size=33):
@@ -178,10 +200,10 @@ def examples(size=33):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_labels_keep_dtype_and_values_through_the_whole_chain(name):
-    task, label = TASKS[name](), examples()[name]
+def test_labels_hold_what_they_held_after_the_whole_chain(name):
+    label = examples()[name]
     before = label.copy()
-    moved = task.finish(task.resize(task.warp(task.flip(label), rotation(33, 15, 0.75), 15, 0.75), (28, 56)))
+    moved = finished(name, moved_by(name, label, (28, 56), mirrored=True, degrees=15, scale=0.75))
     assert moved.shape == (28, 56, *label.shape[2:])
     assert moved.dtype == label.dtype
     np.testing.assert_array_equal(label, before)
@@ -190,17 +212,18 @@ def test_labels_keep_dtype_and_values_through_the_whole_chain(name):
     if name == "depth":
         moved = np.where(moved == IGNORE, IGNORE, moved * np.float32(0.75))
     if name == "normals":
-        np.testing.assert_allclose(np.linalg.norm(moved[known(moved)], axis=-1), 1, rtol=1e-6)
+        np.testing.assert_allclose(np.linalg.norm(moved[known(moved)], axis=-1), 1, atol=LENGTH)
     else:
         values = {*label.ravel(), label.dtype.type(IGNORE)}
         assert values.issuperset(moved.ravel()) if name != "depth" else np.isclose(moved.ravel()[:, None], sorted(values)).any(axis=1).all()
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_flipping_twice_changes_nothing(name):
-    task, label = TASKS[name](), examples()[name]
-    np.testing.assert_array_equal(task.flip(task.flip(label)), label)
-    assert name == "normals" or np.any(task.flip(label) != label)  # a ball is its own mirror image
+def test_mirroring_twice_changes_nothing(name):
+    label = examples()[name]
+    mirrored = moved_by(name, label, mirrored=True)
+    np.testing.assert_array_equal(moved_by(name, mirrored, mirrored=True), label)
+    assert name == "normals" or np.any(mirrored != label)  # a ball is its own mirror image
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -211,12 +234,13 @@ def test_resizing_to_the_same_size_changes_nothing(name):
 
 @pytest.mark.parametrize(("degrees", "scale"), [(30, 1), (-75, 1), (180, 1), (0, 0.6), (20, 0.75)])
 def test_a_ball_looks_the_same_however_it_is_turned(degrees, scale):
-    task, size = TASKS["normals"](), 65
-    moved = task.warp(sphere(size), rotation(size, degrees, scale), degrees, scale)
+    size = 65
+    moved = moved_by("normals", sphere(size), degrees=degrees, scale=scale)
     expected = np.full_like(moved, IGNORE)
-    shrunk = task.resize(sphere(size), (round((size - 1) * scale) + 1,) * 2) if scale != 1 else sphere(size)
+    shrunk = TASKS["normals"]().resize(sphere(size), (round((size - 1) * scale) + 1,) * 2) if scale != 1 else sphere(size)
     start = (size - len(shrunk)) // 2
     expected[start : start + len(shrunk), start : start + len(shrunk)] = shrunk
+    moved, expected = finished("normals", moved), finished("normals", expected)
     both = known(moved) & known(expected)
     assert both.sum() > 0.95 * known(expected).sum()
     assert np.abs(moved - expected)[both].max() < 0.06  # a turn the wrong way, or none, is off by up to 1.9
@@ -224,27 +248,39 @@ def test_a_ball_looks_the_same_however_it_is_turned(degrees, scale):
 
 
 def test_a_ball_is_its_own_mirror_image():
-    np.testing.assert_array_equal(TASKS["normals"]().flip(sphere()), sphere())
+    np.testing.assert_allclose(moved_by("normals", sphere(), mirrored=True), sphere(), atol=1e-6)
     lopsided = np.full((1, 2, 3), IGNORE, np.float32)
     lopsided[0, 0] = 0.6, 0, 0.8
-    flipped = TASKS["normals"]().flip(lopsided)
+    flipped = moved_by("normals", lopsided, mirrored=True)
     np.testing.assert_allclose(flipped[0, 1], [-0.6, 0, 0.8], rtol=1e-6)
     assert np.all(flipped[0, 0] == IGNORE)
 
 
-def test_resizing_normals_is_even_handed():
+@pytest.mark.parametrize("size", [(20, 20), (33, 50)])
+def test_resizing_normals_is_even_handed(size):
     task, label = TASKS["normals"](), sphere(33)
-    np.testing.assert_allclose(task.resize(task.flip(label), (20, 20)), task.flip(task.resize(label, (20, 20))), atol=1e-5)
+    mirrored = [
+        task.resize(moved_by("normals", label, mirrored=True), size),
+        moved_by("normals", task.resize(label, size), mirrored=True),
+        moved_by("normals", label, size, mirrored=True),
+    ]
+    for other in mirrored[1:]:
+        both = known(mirrored[0]) & known(other)
+        assert both.sum() > 0.99 * known(mirrored[0]).sum()
+        np.testing.assert_allclose(mirrored[0][both], other[both], atol=0.02)  # warps interpolate at 1/32 of a pixel
 
 
 def test_a_quarter_turn_counter_clockwise_lets_what_faces_right_face_up():
     size = 9
-    label = np.broadcast_to(np.array([0.6, 0, 0.8], np.float32), (size, size, 3))
-    moved = TASKS["normals"]().warp(label, rotation(size, 90), 90, 1.0)
+    label = np.broadcast_to(np.array([0.6, 0, 0.8], np.float32), (size, size, 3)).copy()
+    moved = moved_by("normals", label, degrees=90)
     np.testing.assert_allclose(moved[4, 4], [0, -0.6, 0.8], atol=1e-6)  # y points down
+    mirrored_first = moved_by("normals", label, mirrored=True, degrees=90)
+    np.testing.assert_allclose(mirrored_first[4, 4], [0, 0.6, 0.8], atol=1e-6)
     image = np.zeros((size, size), np.uint8)
     image[4, 8] = 1  # a mark at the right ...
-    assert TASKS["sal"]().warp(image, rotation(size, 90), 90, 1.0)[0, 4] == 1  # ... comes up too
+    assert moved_by("sal", image, degrees=90)[0, 4] == 1  # ... comes up too
+    assert moved_by("sal", image, mirrored=True, degrees=90)[8, 4] == 1
 
 
 @pytest.mark.parametrize("move", ["warp", "resize up", "resize down"])
@@ -258,24 +294,40 @@ def test_ignored_normals_do_not_bend_their_neighbours(move):
         angle = math.radians(17)
         x, y, z = direction
         direction = np.array([x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle), z])
-        moved = task.warp(label, rotation(size, 17, 1.2), 17, 1.2)
+        moved = moved_by("normals", label, degrees=17, scale=1.2)
     else:
         moved = task.resize(label, (70, 90) if move == "resize up" else (23, 31))
+    moved = finished("normals", moved)
     valid = known(moved)
     assert 0.5 < valid.mean() < 0.95
-    np.testing.assert_allclose(moved[valid], np.broadcast_to(direction, moved[valid].shape), atol=1e-5)
+    np.testing.assert_allclose(moved[valid], np.broadcast_to(direction, moved[valid].shape), atol=STEP)
     assert np.all(moved[~valid] == IGNORE)
+
+
+def test_compact_normals_give_the_loss_and_the_scores_of_the_vectors():
+    task, rng = TASKS["normals"](), np.random.default_rng(0)
+    label, logits = sphere(64), rng.normal(size=(1, 64, 64, 3)).astype(np.float32)
+    assert (label == IGNORE).any()
+    compact, mask = task.finish(label)[None], np.ones(1, bool)
+    assert float(task.loss(logits, compact)) == pytest.approx(float(task.loss(logits, label[None])), abs=STEP)
+    scores = [
+        task.scores({name: np.asarray(value, np.float64) for name, value in task.statistics(logits, given, mask).items()})
+        for given in (compact, label[None])
+    ]
+    assert scores[0]["mean"] == pytest.approx(scores[1]["mean"], abs=math.degrees(LENGTH))
+    # Zero prediction, perfect prediction: every code is decoded to the right end.
+    assert float(task.loss(label[None], compact)) == pytest.approx(0, abs=STEP)
 
 
 def test_normals_without_direction_are_ignored_at_last():
     label = np.array([[[0, 0, 0], [0, 3, 4]]], np.float32)
-    np.testing.assert_allclose(TASKS["normals"]().finish(label), [[[IGNORE] * 3, [0, 0.6, 0.8]]], rtol=1e-6)
+    np.testing.assert_allclose(finished("normals", label), [[[IGNORE] * 3, [0, 0.6, 0.8]]], atol=STEP)
 
 
 def test_depth_shrinks_where_the_image_grows():
     label = np.full((9, 9), 3.0, np.float32)
     label[4, 4] = IGNORE
-    moved = TASKS["depth"]().warp(label, rotation(9, 0, 1.5), 0, 1.5)
+    moved = moved_by("depth", label, scale=1.5)
     assert moved.dtype == np.float32
     assert moved[0, 0] == 2
     assert moved[4, 4] == IGNORE
@@ -333,7 +385,7 @@ def test_pictures_of_label_and_of_a_perfect_prediction_are_alike():
 
 def test_normal_pictures_are_what_label_files_hold(tmp_path):
     task = TASKS["normals"]()
-    again = task.read(save(tmp_path / "n.png", task.picture(sphere())))
+    again = decode("normals", save(tmp_path / "n.png", task.picture(sphere())))
     inside = known(sphere())
     np.testing.assert_allclose(again[inside], sphere()[inside], atol=1 / 255 + 1e-6)
 

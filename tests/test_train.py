@@ -34,6 +34,7 @@ def get_config(method="mtlora"):
     config.tasks = ("semseg", "sal")
     config.image_size = (32, 32)
     config.decoder.channels = (4, 6)
+    config.data.name = "folder"
     config.data.root = ROOT
     config.data.workers = 0
     config.epochs = 8
@@ -179,7 +180,7 @@ def call(base: pathlib.Path, *more: str, workdir: str = "bad", config: str = "mi
         (["--config.image_size=16,16"], "image_size"),
         (["--config.tasks=semseg,keypoints"], "keypoints"),
         (["--config.init=weights/none"], "weights/none is not a model folder"),
-        (["--config.data.name=cityscapes"], "data.name = 'cityscapes' is not one of folder"),
+        (["--config.data.name=cityscapes"], "data.name = 'cityscapes' is not one of folder, pascal_context, nyud"),
         (["--config.data.root=nowhere"], "nowhere: no such folder"),
         (["--config.decoder.name=unet"], "decoder.name = 'unet' is not one of hrnet, segformer, aspp"),
         (["--config.method.rank=0"], "ranks must be at least 1"),

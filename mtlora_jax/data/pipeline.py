@@ -4,9 +4,12 @@ Batch k is a pure function of the data set, the seed and k. So batches are the s
 position of an iterator is one number.
 """
 
+import contextlib
+import ctypes
 import functools
 import gc
 import signal
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import cv2
@@ -15,15 +18,27 @@ import jax
 import numpy as np
 from absl import flags
 
-from mtlora_jax.data.transforms import PASCAL, Augmentation, Example, augment, resize
+from mtlora_jax.data import parity as reference
+from mtlora_jax.data import transforms
+from mtlora_jax.data.decoding import Example
+from mtlora_jax.data.transforms import PASCAL, Augmentation
 from mtlora_jax.errors import UserError
 from mtlora_jax.tasks.task import IGNORE, Task
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 class Dataset(Protocol):
     """What `DATASETS` holds; pickled into the workers."""
 
     tasks: dict[str, Task]
+
+    def __init__(self, root: str, split: str, tasks: Sequence[str]) -> None: ...
+
+    @classmethod
+    def describe(cls, root: str, tasks: Sequence[str]) -> dict[str, Task]:
+        """The tasks with the classes of the data set, also where it is not at hand."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -98,6 +113,7 @@ def train_batches(
     seed: int,
     workers: int = 0,
     augmentation: Augmentation = PASCAL,
+    parity: bool = False,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batches:
@@ -105,12 +121,13 @@ def train_batches(
 
     Every epoch has its own order and augmentation and holds every image once; a batch may reach into the next epoch. The batches of
     the processes together are the batch a single process would make. With workers = 0 one thread of this process does the work.
-    Raises UserError for sizes that cannot be.
+    `parity` takes the transforms of the reference. Raises UserError for sizes that cannot be.
     """
     _check(batch_size, workers, process_count)
     if not 0 <= seed < 2**32:
         raise UserError(f"seed = {seed}: must be in [0, 2**32)")
-    transform = functools.partial(_train_example, tasks=dataset.tasks, image_size=image_size, augmentation=augmentation)
+    warp = functools.partial(reference.warp if parity else transforms.warp, tasks=dataset.tasks, image_size=image_size)
+    transform = functools.partial(_train_example, augmentation=augmentation, warp=warp)
     examples = grain.MapDataset.source(dataset).seed(seed).shuffle().repeat().random_map(transform)
     # Sliced after everything random: an example depends on its place in the global order only.
     batches = examples[process_index::process_count].batch(batch_size // process_count, drop_remainder=True)
@@ -123,6 +140,7 @@ def eval_batches(
     image_size: tuple[int, int],
     batch_size: int,
     workers: int = 0,
+    parity: bool = False,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batches:
@@ -132,7 +150,8 @@ def eval_batches(
     """
     _check(batch_size, workers, process_count)
     padded = -(-len(dataset) // batch_size) * batch_size
-    examples = grain.MapDataset.range(padded).map(functools.partial(_eval_example, dataset=dataset, image_size=image_size))
+    resize = functools.partial(reference.resize if parity else transforms.resize, tasks=dataset.tasks, image_size=image_size)
+    examples = grain.MapDataset.range(padded).map(functools.partial(_eval_example, dataset=dataset, resize=resize))
     return Batches(examples[process_index::process_count].batch(batch_size // process_count), workers)
 
 
@@ -143,14 +162,12 @@ def _check(batch_size: int, workers: int, process_count: int) -> None:
         raise UserError(f"workers = {workers}: must be 0 (this process does the work) or more")
 
 
-def _train_example(
-    example: Example, rng: np.random.Generator, *, tasks: dict[str, Task], image_size: tuple[int, int], augmentation: Augmentation
-) -> Example:
-    return resize(augment(example, tasks, augmentation, rng), tasks, image_size) | {"mask": np.True_}
+def _train_example(example: Example, rng: np.random.Generator, *, augmentation: Augmentation, warp: Callable[..., Example]) -> Example:
+    return warp(example, motion=augmentation.draw(rng)) | {"mask": np.True_}
 
 
-def _eval_example(index: int, *, dataset: Dataset, image_size: tuple[int, int]) -> Example:
-    example = resize(dataset[min(index, len(dataset) - 1)], dataset.tasks, image_size) | {"mask": np.True_}
+def _eval_example(index: int, *, dataset: Dataset, resize: Callable[..., Example]) -> Example:
+    example = resize(dataset[min(index, len(dataset) - 1)]) | {"mask": np.True_}
     if index < len(dataset):
         return example
     labels = {name: np.full_like(example[name], IGNORE) for name in dataset.tasks}
@@ -161,4 +178,17 @@ def _start_worker(index: int, count: int) -> None:
     del index, count
     cv2.setNumThreads(0)  # there is one worker per core already
     jax.config.update("jax_platforms", "cpu")  # the accelerators belong to the main process
+    _keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends its workers
+
+
+def _keep_freed_memory() -> None:
+    """Tells the C library to keep what is freed for the next image.
+
+    By default it returns blocks of this size to the system, and getting them back, page by page, takes as long as all the decoding and
+    warping. Only glibc has this.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the most it takes
+        mallopt(M_TRIM_THRESHOLD, 512 * 2**20)

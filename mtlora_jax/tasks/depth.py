@@ -1,16 +1,18 @@
 """Depth: the distance to the surface at each pixel."""
 
 import dataclasses
-import pathlib
+import io
 
 import jax
 import numpy as np
 
 from mtlora_jax import losses, metrics
 from mtlora_jax.errors import UserError
-from mtlora_jax.tasks.images import heat_picture, read_image
+from mtlora_jax.tasks.images import decode_image, heat_picture
+from mtlora_jax.tasks.motion import Motion
 from mtlora_jax.tasks.task import IGNORE, Task
 
+NPY = b"\x93NUMPY"  # how such a file begins
 FAR = 10.0  # metres shown in the brightest colour: the reach of indoor sensors
 
 
@@ -23,19 +25,19 @@ class Depth(Task):
     primary: str = "rmse"
     higher_is_better: bool = False
 
-    def read(self, path: pathlib.Path) -> np.ndarray:
+    def decode(self, data: bytes, origin: str) -> np.ndarray:
         """Decodes a `.npy` of float metres or a grey 16-bit PNG of millimetres. Zero, negative and not finite values are ignored."""
-        metres = _read_metres(path) if path.suffix.lower() == ".npy" else _read_millimetres(path) / 1000
+        metres = _metres(data, origin) if data.startswith(NPY) else _millimetres(data, origin) / 1000
         metres = metres.astype(np.float32)
         known = np.isfinite(metres) & (metres > 0) & (metres != IGNORE)
         if np.any(metres[known] > IGNORE):
-            raise UserError(f"{path}: depth has the value {metres[known].max():g}; expected metres below {IGNORE}, the value for ignore")
+            raise UserError(f"{origin}: depth has the value {metres[known].max():g}; expected metres below {IGNORE}, the value for ignore")
         return np.where(known, metres, np.float32(IGNORE))
 
-    def warp(self, label: np.ndarray, matrix: np.ndarray, degrees: float, scale: float) -> np.ndarray:
-        """Also divides by `scale`: what looks larger is nearer."""
-        moved = super().warp(label, matrix, degrees, scale)
-        return np.where(moved == IGNORE, moved, moved / np.float32(scale))
+    def warp(self, label: np.ndarray, motion: Motion, size: tuple[int, int]) -> np.ndarray:
+        """Also divides by the scale: what looks larger is nearer."""
+        moved = super().warp(label, motion, size)
+        return np.where(moved == IGNORE, moved, moved / np.float32(motion.scale))
 
     def loss(self, logits: jax.Array, label: jax.Array) -> jax.Array:
         return losses.depth_l1(logits, label)
@@ -52,18 +54,16 @@ class Depth(Task):
         return heat_picture(metres / FAR, ignored=metres == IGNORE)
 
 
-def _read_millimetres(path: pathlib.Path) -> np.ndarray:
-    return read_image(path, ("I;16", "I;16B", "I"), "a grey PNG of 16 bits, millimetres")
+def _millimetres(data: bytes, origin: str) -> np.ndarray:
+    return decode_image(data, origin, ("I;16", "I;16B", "I"), "a NumPy array of floats, metres, or a grey PNG of 16 bits, millimetres")
 
 
-def _read_metres(path: pathlib.Path) -> np.ndarray:
+def _metres(data: bytes, origin: str) -> np.ndarray:
     expected = "a NumPy array (H, W) of floats, metres"
     try:
-        metres = np.load(path, allow_pickle=False)
+        metres = np.load(io.BytesIO(data), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); expected {expected}") from error
-    if not isinstance(metres, np.ndarray):
-        raise UserError(f"{path}: is an archive of arrays; expected {expected}")
+        raise UserError(f"{origin}: cannot be read ({error}); expected {expected}") from error
     if metres.ndim != 2 or metres.dtype.kind != "f":
-        raise UserError(f"{path}: holds {metres.dtype} of shape {metres.shape}; expected {expected}")
+        raise UserError(f"{origin}: holds {metres.dtype} of shape {metres.shape}; expected {expected}")
     return metres

@@ -1,13 +1,12 @@
 """Edge detection: boundaries between things."""
 
 import dataclasses
-import pathlib
 
 import jax
 import numpy as np
 
 from mtlora_jax import losses, metrics
-from mtlora_jax.tasks.images import grey_picture, read_binary, sigmoid
+from mtlora_jax.tasks.images import decode_binary, grey_picture, sigmoid
 from mtlora_jax.tasks.task import IGNORE, Task
 
 POSITIVE_WEIGHT = 0.95  # about the share of pixels that are no edge
@@ -22,9 +21,9 @@ class Edge(Task):
     primary: str = "loss"
     higher_is_better: bool = False
 
-    def read(self, path: pathlib.Path) -> np.ndarray:
+    def decode(self, data: bytes, origin: str) -> np.ndarray:
         """Decodes a grey PNG, bright on edges."""
-        return read_binary(path)
+        return decode_binary(data, origin)
 
     def loss(self, logits: jax.Array, label: jax.Array) -> jax.Array:
         return losses.balanced_cross_entropy(logits, label, POSITIVE_WEIGHT)

@@ -1,38 +1,39 @@
 """Label images: files decoded for the computer, and colours for people."""
 
-import pathlib
+import io
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from mtlora_jax.errors import UserError
 
 IGNORED_COLOUR = (224, 224, 192)  # the void colour of PASCAL VOC
 
 
-def read_image(path: pathlib.Path, modes: Sequence[str], expected: str) -> np.ndarray:
+def decode_image(data: bytes, origin: str, modes: Sequence[str], expected: str) -> np.ndarray:
     """Decodes an image whose Pillow mode is one of `modes`, as stored: palette images keep their indices.
 
-    Raises UserError naming the file and `expected` if it cannot be decoded or has another mode.
+    Raises UserError naming `origin` and what was `expected` if it cannot be decoded or has another mode.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(data)) as image:
             mode, pixels = image.mode, np.array(image)
-    except Exception as error:  # Pillow's decoders pass on whatever a damaged file makes them stumble over
-        raise UserError(f"{path}: cannot be read ({error}); expected {expected}") from error
+    except Exception as error:  # Pillow's decoders pass on whatever damaged data make them stumble over
+        reason = "no image" if isinstance(error, UnidentifiedImageError) else error  # whose text would show an address in memory
+        raise UserError(f"{origin}: cannot be read ({reason}); expected {expected}") from error
     if mode not in modes:
-        raise UserError(f"{path}: is an image of mode {mode}; expected {expected}")
+        raise UserError(f"{origin}: is an image of mode {mode}; expected {expected}")
     return pixels
 
 
-def read_binary(path: pathlib.Path) -> np.ndarray:
-    """Reads a grey image as (H, W) uint8 of 0 and 1; 1 where a pixel is brighter than half of white.
+def decode_binary(data: bytes, origin: str) -> np.ndarray:
+    """Decodes a grey image to (H, W) uint8 of 0 and 1; 1 where a pixel is brighter than half of white.
 
-    A file that holds nothing above 1 is taken to be 0 and 1 already. Raises UserError as `read_image`.
+    An image that holds nothing above 1 is taken to be 0 and 1 already. Raises UserError as `decode_image`.
     """
-    pixels = read_image(path, ("L", "1"), "a grey PNG of 8 bits, white where the label is positive")
+    pixels = decode_image(data, origin, ("L", "1"), "a grey PNG of 8 bits, white where the label is positive")
     return (pixels > (0 if pixels.max() <= 1 else 127)).astype(np.uint8)
 
 

@@ -1,13 +1,12 @@
 """Saliency: which pixels catch the eye."""
 
 import dataclasses
-import pathlib
 
 import jax
 import numpy as np
 
 from mtlora_jax import losses, metrics
-from mtlora_jax.tasks.images import heat_picture, read_binary, sigmoid
+from mtlora_jax.tasks.images import decode_binary, heat_picture, sigmoid
 from mtlora_jax.tasks.task import IGNORE, Task
 
 
@@ -19,9 +18,9 @@ class Saliency(Task):
     weight: float = 5.0
     primary: str = "mIoU"
 
-    def read(self, path: pathlib.Path) -> np.ndarray:
+    def decode(self, data: bytes, origin: str) -> np.ndarray:
         """Decodes a grey PNG, bright where salient."""
-        return read_binary(path)
+        return decode_binary(data, origin)
 
     def loss(self, logits: jax.Array, label: jax.Array) -> jax.Array:
         return losses.balanced_cross_entropy(logits, label)

@@ -1,14 +1,13 @@
 """Semantic segmentation: one class per pixel."""
 
 import dataclasses
-import pathlib
 
 import jax
 import numpy as np
 
 from mtlora_jax import losses, metrics
 from mtlora_jax.errors import UserError
-from mtlora_jax.tasks.images import class_palette, read_image
+from mtlora_jax.tasks.images import class_palette, decode_image
 from mtlora_jax.tasks.task import IGNORE, Task
 
 VOC_CLASSES = (
@@ -31,12 +30,12 @@ class SemSeg(Task):
             given = f"{len(self.classes)} class names for {self.channels} channels"
             raise UserError(f"{self.name}: {given}; expected one each, at most {IGNORE}")
 
-    def read(self, path: pathlib.Path) -> np.ndarray:
+    def decode(self, data: bytes, origin: str) -> np.ndarray:
         """Decodes a palette or grey PNG whose values are class indices or 255."""
-        label = read_image(path, ("P", "L"), "a palette or grey PNG of class indices")
+        label = decode_image(data, origin, ("P", "L"), "a palette or grey PNG of class indices")
         wrong = label[(label >= self.channels) & (label != IGNORE)]
         if wrong.size:
-            raise UserError(f"{path}: {self.name} has the value {wrong[0]}; expected 0 to {self.channels - 1}, or {IGNORE} for ignore")
+            raise UserError(f"{origin}: {self.name} has the value {wrong[0]}; expected 0 to {self.channels - 1}, or {IGNORE} for ignore")
         return label
 
     def loss(self, logits: jax.Array, label: jax.Array) -> jax.Array:

@@ -1,21 +1,21 @@
-"""What a task is: how its label is read and warped, its loss, its scores and its picture."""
+"""What a task is: how its label is decoded and warped, its loss, its scores and its picture."""
 
 import abc
 import dataclasses
-import pathlib
 
 import cv2
 import jax
 import numpy as np
 
 from mtlora_jax.losses import IGNORE
+from mtlora_jax.tasks.motion import Motion
 
 
 @dataclasses.dataclass(frozen=True)
 class Task(abc.ABC):
     """Base of all tasks; one subclass per file, registered in `TASKS`.
 
-    A label is a numpy array `(H, W)` or `(H, W, D)`. Host methods (`read` to `finish`) run in the data workers, device
+    A label is a numpy array `(H, W)` or `(H, W, D)`. Host methods (`decode` to `finish`) run in the data workers, device
     methods (`loss`, `statistics`) inside `jax.jit`, `scores` on the host with sums over the whole set.
     """
 
@@ -29,22 +29,15 @@ class Task(abc.ABC):
     higher_is_better: bool = True
 
     @abc.abstractmethod
-    def read(self, path: pathlib.Path) -> np.ndarray:
-        """Decodes one label file to (H, W) or (H, W, D). Raises UserError naming the file and the wrong value."""
+    def decode(self, data: bytes, origin: str) -> np.ndarray:
+        """Decodes the contents of one label file to (H, W) or (H, W, D). Raises UserError naming `origin` and the wrong value."""
 
-    def flip(self, label: np.ndarray) -> np.ndarray:
-        """Mirrors the label left to right."""
-        return label[:, ::-1]
-
-    def warp(self, label: np.ndarray, matrix: np.ndarray, degrees: float, scale: float) -> np.ndarray:
-        """Applies the 2x3 affine `matrix` (rotation by `degrees` counter-clockwise, then `scale`); what comes from outside is ignored."""
-        del degrees, scale
-        height, width = label.shape[:2]
-        border = (IGNORE,) * 4
-        return cv2.warpAffine(label, matrix, (width, height), flags=self.interpolation, borderMode=cv2.BORDER_CONSTANT, borderValue=border)
+    def warp(self, label: np.ndarray, motion: Motion, size: tuple[int, int]) -> np.ndarray:
+        """Moves the label into an array of `size` = (H, W); what comes from outside is ignored."""
+        return motion(label, size, self.interpolation, outside=IGNORE)
 
     def resize(self, label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Resizes to `size` = (H, W)."""
+        """Resizes to `size` = (H, W), as for an evaluation."""
         return cv2.resize(label, (size[1], size[0]), interpolation=self.interpolation)
 
     def finish(self, label: np.ndarray) -> np.ndarray:

@@ -1,0 +1,37 @@
+"""MTLoRA on Swin-Tiny, NYU Depth v2 (NYUD_MT, 795 and 654 images), four tasks: semseg of 40 classes, depth, normals and edge.
+
+    python -m tfds_pascal_context.build --dataset=nyud --data_dir=data --manual_dir=NYUD_MT
+    python -m mtlora_jax.main --config=configs/mtlora_nyud_tiny_448.py:64 --workdir=runs/nyud_r64 --config.init=weights/swin_tiny
+
+The argument is the rank of the task-agnostic branches; task-specific branches have rank 4.
+
+| rank | trainable |
+|---:|---:|
+| 16 | 4,967,199 |
+| 32 | 6,097,695 |
+| 64 | 8,358,687 |
+
+The reference has the data set and its augmentation, which is not that of PASCAL-Context: mirroring, and enlarging by 1, 1.2 or 1.5, which
+brings things nearer; no rotation. The paper has no scores on it, so the best model is the one with the largest gain over the first
+evaluation of the run.
+"""
+
+from ml_collections import ConfigDict
+
+from mtlora_jax.defaults import default, of_any_type
+from mtlora_jax.errors import UserError
+
+RANKS = ("16", "32", "64")
+
+
+def get_config(rank: str) -> ConfigDict:
+    """rank: one of 16, 32, 64."""
+    if rank not in RANKS:
+        raise UserError(f"configs/mtlora_nyud_tiny_448.py:{rank}: the argument is the rank, one of {', '.join(RANKS)}")
+    config = default("mtlora")
+    config.method.rank = int(rank)
+    config.tasks = ("semseg", "depth", "normals", "edge")
+    config.data.name = "nyud"
+    config.data.augmentation.update({"degrees": 0.0, "scale": (1.0, 1.2, 1.5), "discrete": True})
+    config.single_task = of_any_type({})
+    return config

@@ -1,0 +1,74 @@
+"""From the encoded files of one example to its arrays."""
+
+import io
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import PIL.Image
+
+from mtlora_jax.errors import UserError
+from mtlora_jax.tasks.task import Task
+
+END_OF_JPEG = b"\xff\xd9"
+
+Example = dict[str, Any]  # strings and arrays
+
+
+class Encoded(NamedTuple):
+    """The contents of a file, and what messages call it."""
+
+    data: bytes
+    origin: str
+
+
+def read_file(path: pathlib.Path) -> Encoded:
+    """A file as it lies on disk. Raises UserError if it cannot be read."""
+    try:
+        return Encoded(path.read_bytes(), str(path))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def decode_example(image_id: str, image: Encoded, labels: Mapping[str, Encoded], tasks: Mapping[str, Task]) -> Example:
+    """{"image_id": str, "image": uint8 (H, W, 3), TASK: label (H, W) or (H, W, D) as `Task.decode` gives it}.
+
+    Raises UserError for what cannot be decoded, and for a label whose size is not the image's.
+    """
+    example: Example = {"image_id": image_id, "image": decode_image(*image)}
+    height, width = example["image"].shape[:2]
+    for name, task in tasks.items():
+        label = task.decode(*labels[name])
+        if label.shape[:2] != (height, width):
+            raise UserError(
+                f"{labels[name].origin}: {label.shape[1]}x{label.shape[0]} pixels, but {image.origin} is stored with {width}x{height}; "
+                "a label must have the size of its image (EXIF orientation is not applied)"
+            )
+        example[name] = label
+    return example
+
+
+def decode_image(data: bytes, origin: str) -> np.ndarray:
+    """Decodes an image to uint8 RGB (H, W, 3), as it is stored: an EXIF orientation is not applied, since labels have none.
+
+    Raises UserError if it is damaged, cut off or has more than 8 bits per channel.
+    """
+    try:
+        with PIL.Image.open(io.BytesIO(data)) as image:
+            if image.mode[0] in "IF":
+                raise UserError(f"{origin}: pixel format {image.mode}; images must have 8 bits per channel")
+            # OpenCV takes half the time, but some versions make up the rest of an image that is cut off.
+            whole_jpeg = image.format == "JPEG" and image.mode == "RGB" and data.endswith(END_OF_JPEG)
+            pixels = _decode_jpeg(data) if whole_jpeg else None
+            return np.asarray(image.convert("RGB")) if pixels is None else pixels
+    except UserError:
+        raise
+    except Exception as error:  # Pillow's decoders pass on whatever damaged data make them stumble over
+        reason = "no image" if isinstance(error, PIL.UnidentifiedImageError) else error  # whose text would show an address in memory
+        raise UserError(f"{origin}: cannot be read as an image ({reason})") from error
+
+
+def _decode_jpeg(data: bytes) -> np.ndarray | None:
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)

@@ -1,0 +1,135 @@
+"""Prepared data sets: what the builders of `tfds_pascal_context` write, read without TensorFlow.
+
+A data set lies in ROOT/NAME/CONFIG/VERSION/, as TFDS lays it out, in ArrayRecord files; CONFIG says which tasks it has labels of. Images
+and labels stay encoded as JPEG and PNG, so that only those asked for are decoded.
+"""
+
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from mtlora_jax.data.decoding import Encoded, Example, decode_example
+from mtlora_jax.errors import UserError
+from mtlora_jax.tasks import TASKS, Task, make_tasks
+from mtlora_jax.tasks.human_parts import HumanParts
+
+INCOMPLETE = "incomplete."  # so begins the name of a folder that TFDS has not finished
+NYU_CLASSES = (
+    *("wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf", "picture", "counter", "blinds", "desk"),
+    *("shelves", "curtain", "dresser", "pillow", "mirror", "floor mat", "clothes", "ceiling", "books", "refrigerator", "television"),
+    *("paper", "towel", "shower curtain", "box", "whiteboard", "person", "night stand", "toilet", "sink", "lamp", "bathtub", "bag"),
+    *("otherstructure", "otherfurniture", "otherprop"),
+)
+
+
+class PreparedDataset:
+    """Random access to the examples of one split.
+
+    `dataset[i]` is what `decode_example` makes of its record, with its errors. `tasks` maps the names asked for, in their order, to
+    tasks that know the class names. Of several configs the smallest that has all tasks is read, and of that the newest version. With
+    human_parts as the only task, images without a person whose parts are labelled are left out, as in the reference.
+
+    Raises UserError where nothing is built, or only half, and for a task or a split that is not there.
+    """
+
+    name: ClassVar[str]
+    classes: ClassVar[Mapping[str, Sequence[str]]] = {}  # of tasks whose classes are not the usual ones
+
+    def __init__(self, root: str | pathlib.Path, split: str, tasks: Sequence[str]):
+        self.tasks = self.describe(root, tasks)
+        self.folder = self._find(pathlib.Path(root))
+        self.split = split
+        builder = _open(self.folder)
+        if split not in builder.info.splits:
+            raise UserError(f"{self.folder}: no split {split!r}; the data set has {', '.join(builder.info.splits)}")
+        info = builder.info.splits[split]
+        absent = [str(path) for path in info.filepaths if not path.exists()]
+        if absent:
+            raise UserError(f"{absent[0]}: no such file, though {self.folder} tells of it; build the data set again")
+        self._indices = list(range(info.num_examples))
+        if list(self.tasks) == [HumanParts.name]:
+            ids, people = (builder.info.metadata.get(key, {}).get(split) for key in ("image_ids", "people"))
+            if ids is None or people is None:
+                raise UserError(f"{self.folder}: metadata.json does not tell which images of {split} have people; build the data set again")
+            self._indices = [index for index, chosen in enumerate(np.isin(ids, people)) if chosen]
+        if not self._indices:
+            raise UserError(f"{self.folder}: split {split!r} has no image with labels of {', '.join(self.tasks)}")
+
+    @classmethod
+    def describe(cls, root: str | pathlib.Path, tasks: Sequence[str]) -> dict[str, Task]:
+        """The tasks with the classes of this data set, which need not be at hand."""
+        del root
+        return make_tasks(tasks, cls.classes)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Example:
+        place = f"{self.name}/{self.split}"
+        try:
+            record = self._records[self._indices[index]]
+            image_id = record["image_id"].decode()
+            names = ("image", *self.tasks)
+            encoded = {name: Encoded(record[name], f"{place}: {image_id} ({name})") for name in names}
+        except Exception as error:  # whatever a damaged record makes the layers below stumble over
+            raise UserError(f"{place}: record {self._indices[index]} cannot be read ({error}); build {self.folder} again") from error
+        return decode_example(image_id, encoded["image"], encoded, self.tasks)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_records"}  # every process opens the files itself
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.folder)!r}, {self.split!r}, {list(self.tasks)})"
+
+    @functools.cached_property
+    def _records(self) -> Sequence[Mapping[str, bytes]]:
+        import tensorflow_datasets as tfds
+
+        builder = _open(self.folder)
+        return builder.as_data_source(self.split, decoders={name: tfds.decode.SkipDecoding() for name in builder.info.features})
+
+    def _find(self, root: pathlib.Path) -> pathlib.Path:
+        """The folder to read."""
+        here = root / self.name
+        command = f"python -m tfds_pascal_context.build --dataset={self.name} --data_dir={root}"
+        builders = [_open(path.parent) for path in here.glob("*/*/dataset_info.json") if not path.parent.name.startswith(INCOMPLETE)]
+        if not builders:
+            begun = list(here.glob("*.partial")) + list(here.glob(f"*/{INCOMPLETE}*"))
+            state = f"{begun[0]}: the data set is only half built; finish it" if begun else f"{here}: no such data set; build it"
+            raise UserError(f"{state} with {command}")
+        has = {builder.data_dir: [task for task in TASKS if task in builder.info.features] for builder in builders}
+        fitting = [builder for builder in builders if set(self.tasks) <= set(has[builder.data_dir])]
+        if not fitting:
+            told = "; ".join(sorted({", ".join(tasks) for tasks in has.values()}))
+            raise UserError(f"{here}: no config has the tasks {', '.join(self.tasks)}; built: {told}. Build another with {command}")
+        fewest = min(len(has[builder.data_dir]) for builder in fitting)
+        newest = max((builder for builder in fitting if len(has[builder.data_dir]) == fewest), key=lambda builder: builder.version)
+        return pathlib.Path(newest.data_dir)
+
+
+class PascalContext(PreparedDataset):
+    """PASCAL-Context with the labels of PASCAL_MT."""
+
+    name = "pascal_context"
+
+
+class NYUD(PreparedDataset):
+    """NYU Depth v2 with the labels of NYUD_MT."""
+
+    name = "nyud"
+    classes: ClassVar = {"semseg": NYU_CLASSES}
+
+
+def _open(folder: pathlib.Path) -> Any:
+    """TFDS's view of a folder. Raises UserError."""
+    import tensorflow_datasets as tfds  # takes half a second, which programs that read no data need not spend
+
+    try:
+        builder = tfds.builder_from_directory(folder)
+        assert builder.info.metadata is not None  # read here, as TFDS would do later
+        return builder
+    except Exception as error:  # whatever a damaged file makes the parsers stumble over
+        raise UserError(f"{folder}: cannot be read as a prepared data set ({error}); build it again") from error
