@@ -18,6 +18,10 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["mtlora_jax*", "tfds_pascal_context*"]),
+    package_data={
+        "mtlora_jax": ["data/demo_swin/*"],
+        "tfds_pascal_context": ["README.md", "CITATIONS.bib", "TAGS.txt", "checksums.tsv"],
+    },
     install_requires=[
         "absl-py>=2.1",
         "array-record>=0.8",

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 
 import tfds_pascal_context
 from mtlora_jax.errors import UserError
-from tfds_pascal_context import dummy, layout
+from tfds_pascal_context import builder, dummy, layout
 from tfds_pascal_context.build import build
 from tfds_pascal_context.pascal_context import PascalRaw
 
@@ -56,18 +56,26 @@ def test_all_examples_in_the_order_of_the_lists_with_every_label(data):
     assert result.examples == {"train": 4, "val": 3}
     assert (result.converted, result.resized) == (7, {"semseg": 1, "human_parts": 0, "sal": 1, "normals": 1, "edge": 0})
     assert result.raw_size == sum(path.stat().st_size for path in (DUMMY / "PASCAL_MT").rglob("dummy_*"))
-    builder = tfds.builder_from_directory(str(result.path))
+    dataset = tfds.builder_from_directory(str(result.path))
     for split, ids in {"train": TRAIN, "val": VAL}.items():
-        source = builder.as_data_source(split)
+        source = dataset.as_data_source(split)
         assert [example["image_id"].decode() for example in source] == ids
         for example in source:
             height, width, _ = example["image"].shape
             assert {name: example[name].shape for name in PascalRaw.tasks} == {
                 name: (height, width, 3 if name == "normals" else 1) for name in PascalRaw.tasks
             }
-    assert builder.info.metadata["image_ids"] == {"train": TRAIN, "val": VAL}
-    assert builder.info.metadata["people"] == {"train": ["dummy_01", "dummy_02", "dummy_04"], "val": ["dummy_05", "dummy_07"]}
+    assert dataset.info.metadata["image_ids"] == {"train": TRAIN, "val": VAL}
+    assert dataset.info.metadata["people"] == {"train": ["dummy_01", "dummy_02", "dummy_04"], "val": ["dummy_05", "dummy_07"]}
     assert not list(data.rglob("*.partial"))
+
+
+def test_many_images_go_into_several_files_in_order(data, monkeypatch):
+    monkeypatch.setattr(builder, "SHARD", 3)
+    path = built(data, tasks=["sal"]).path
+    assert sorted(file.name for file in path.glob("*train*")) == [f"pascal_context-train.array_record-0000{i}-of-00002" for i in (0, 1)]
+    source = tfds.builder_from_directory(str(path)).as_data_source("train")
+    assert [example["image_id"].decode() for example in source] == TRAIN
 
 
 def test_the_photograph_is_the_file_byte_for_byte(data):
@@ -128,8 +136,8 @@ def test_a_choice_of_tasks_needs_their_files_only(raw, data):
         shutil.rmtree(raw / folder)
     result = built(data, raw, tasks=["human_parts"])
     assert result.path.parent.name == "human_parts"
-    builder = tfds.builder("pascal_context/human_parts", data_dir=str(data))
-    assert set(builder.info.features) == {"image_id", "image", "human_parts"}
+    dataset = tfds.builder("pascal_context/human_parts", data_dir=str(data))
+    assert set(dataset.info.features) == {"image_id", "image", "human_parts"}
     with pytest.raises(UserError, match=r"raw: no labels for semseg \(semseg/VOC12, .* the data set has --tasks=human_parts$"):
         built(data, raw, tasks=["human_parts", "semseg"])
     assert set(os.listdir(data / "pascal_context" / "semseg-human_parts")) == set()
@@ -182,17 +190,17 @@ def test_a_script_without_a_guard_may_build_with_workers(data, tmp_path):
 
 
 def test_conventions_of_tfds(data):
-    builder = tfds.builder("pascal_context", data_dir=str(data))
-    assert builder.info.full_name == "pascal_context/all/1.0.0"
-    assert len(builder.builder_configs) == 31
-    assert {"all", "semseg-human_parts", "normals-edge"} <= builder.builder_configs.keys()
-    assert "Attentive Single-Tasking" in builder.info.citation
-    assert "multi-task learning" in builder.info.description
-    assert set(builder.get_metadata().tags) <= set(tfds.core.dataset_metadata.valid_tags())
+    dataset = tfds.builder("pascal_context", data_dir=str(data))
+    assert dataset.info.full_name == "pascal_context/all/1.0.0"
+    assert len(dataset.builder_configs) == 31
+    assert {"all", "semseg-human_parts", "normals-edge"} <= dataset.builder_configs.keys()
+    assert "Attentive Single-Tasking" in dataset.info.citation
+    assert "multi-task learning" in dataset.info.description
+    assert set(dataset.get_metadata().tags) <= set(tfds.core.dataset_metadata.valid_tags())
     download_config = tfds.download.DownloadConfig(manual_dir=str(DUMMY))
-    builder = tfds.builder("pascal_context/edge", data_dir=str(data), allow_partial=True, workers=1)
-    builder.download_and_prepare(download_config=download_config, file_format="array_record")
-    assert len(builder.as_data_source("train")) == 4
+    dataset = tfds.builder("pascal_context/edge", data_dir=str(data), allow_partial=True, workers=1)
+    dataset.download_and_prepare(download_config=download_config, file_format="array_record")
+    assert len(dataset.as_data_source("train")) == 4
 
 
 def test_dummy_data_is_small_and_can_be_written_again(tmp_path):

@@ -165,6 +165,11 @@ def test_two_builds_at_once_are_refused(data):
         built(data)
 
 
+def test_a_worker_that_is_killed_is_reported():
+    with pytest.raises(UserError, match="a worker of 2 was killed, perhaps for want of memory"):
+        list(convert.in_parallel(os._exit, [(1,)], workers=2))
+
+
 def test_full_disk_while_converting(data, monkeypatch):
     write = pathlib.Path.write_bytes
 

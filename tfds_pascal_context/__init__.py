@@ -1,0 +1,6 @@
+"""TFDS builders of PASCAL_MT (`pascal_context`) and NYUD_MT (`nyud`); importing this package registers them with TFDS."""
+
+from tfds_pascal_context.nyud import Nyud
+from tfds_pascal_context.pascal_context import PascalContext
+
+__all__ = ["Nyud", "PascalContext"]

@@ -1,0 +1,133 @@
+"""Builds PASCAL_MT or NYUD_MT.
+
+    python -m tfds_pascal_context.build --data_dir=data                                    # downloads PASCAL_MT.tgz
+    python -m tfds_pascal_context.build --data_dir=data --manual_dir=PASCAL_MT.tgz         # or the folder it unpacks to
+    python -m tfds_pascal_context.build --data_dir=data --manual_dir=PASCAL_MT --tasks=semseg,human_parts
+    python -m tfds_pascal_context.build --data_dir=data --manual_dir=NYUD_MT.tgz --dataset=nyud
+
+A build that was stopped goes on when the same command is given again.
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+import time
+from collections.abc import Sequence
+
+from absl import logging
+
+from mtlora_jax import cli
+from mtlora_jax.errors import UserError
+
+FORMAT = "array_record"  # random access, and read without TensorFlow
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """What was built.
+
+    Attributes:
+      path: folder of the data set, for `tfds.builder_from_directory`.
+      examples: per split. size: bytes of the data set; raw_size: bytes of the files it was made from, as far as they are there.
+      converted: images converted by this call. resized: labels that had another size than their image, per task.
+      seconds: wall clock of this call; 0 if the data set had been there already.
+    """
+
+    path: pathlib.Path
+    examples: dict[str, int]
+    size: int
+    raw_size: int
+    converted: int
+    resized: dict[str, int]
+    seconds: float
+
+
+def build(
+    manual_dir: str | pathlib.Path | None = None,
+    data_dir: str | pathlib.Path = "data",
+    tasks: Sequence[str] | None = None,
+    workers: int = 0,
+    *,
+    dataset: str = "pascal_context",
+    allow_partial: bool = False,
+    url: str = "",
+    sha256: str = "",
+) -> Built:
+    """Builds a data set, unless it is there already.
+
+    Args:
+      manual_dir: the archive, the folder it unpacks to, or the folder that holds either; None downloads the archive to DATA_DIR/downloads.
+      data_dir: the data set goes to DATA_DIR/DATASET/CONFIG/VERSION.
+      tasks: labels to build; None is all of them. Only their files are needed.
+      workers: processes; 0 is one per core.
+      dataset: "pascal_context" or "nyud".
+      allow_partial: take lists of ids that are not as long as the published ones.
+      url, sha256: where to download from, and the expected checksum of the archive.
+
+    Raises:
+      UserError: what is wrong, naming the file. Nothing that could be taken for a whole data set is left.
+    """
+    import tensorflow_datasets as tfds
+
+    from tfds_pascal_context import raw
+    from tfds_pascal_context.builders import builder_class
+
+    start = time.perf_counter()
+    builder_cls = builder_class(dataset)
+    if workers < 0:
+        raise UserError(f"workers = {workers}; expected the number of processes, or 0 for one per core")
+    config = raw.config_name(builder_cls.RAW, builder_cls.RAW.tasks if tasks is None else tasks)
+    builder = builder_cls(data_dir=str(data_dir), config=config, workers=workers, allow_partial=allow_partial, url=url, sha256=sha256)
+    there = builder.is_prepared()
+    if not there:
+        tfds.disable_progress_bar()  # there is one of our own
+        download_config = tfds.download.DownloadConfig(manual_dir=str(manual_dir) if manual_dir else None)
+        with contextlib.redirect_stdout(None):  # TFDS would speak of unknown sizes
+            builder.download_and_prepare(
+                download_dir=str(pathlib.Path(data_dir, "downloads")), download_config=download_config, file_format=FORMAT
+            )
+    file_format = builder.info.file_format
+    if file_format is None or file_format.value != FORMAT:
+        raise UserError(f"{builder.data_path}: holds files of another format, {file_format}, than {FORMAT}; delete it to build it again")
+    examples = {split: info.num_examples for split, info in builder.info.splits.items()}
+    if not allow_partial and examples != builder_cls.RAW.counts:
+        raise UserError(
+            f"{builder.data_path}: holds {_counts(examples)} images, the published data set has {_counts(builder_cls.RAW.counts)}; "
+            "delete it to build it again, or say --allow_partial if this is meant"
+        )
+    path = pathlib.Path(builder.data_path)
+    size = sum(file.stat().st_size for file in path.iterdir())
+    return Built(path, examples, size, builder.raw_size, builder.converted, builder.resized, 0 if there else time.perf_counter() - start)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses the flags, builds, says what came of it."""
+    parser = cli.Parser("tfds_pascal_context.build", __doc__)
+    parser.add_argument("--dataset", default="pascal_context", help="pascal_context (default) or nyud")
+    parser.add_argument("--data_dir", default="data", help="where TFDS keeps data sets (default: data)")
+    parser.add_argument("--manual_dir", help="archive, unpacked folder, or folder that holds either (default: download)")
+    parser.add_argument("--tasks", type=lambda text: text.split(","), help="labels to build, such as semseg,human_parts (default: all)")
+    parser.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
+    parser.add_argument("--allow_partial", action="store_true", help="take lists that are not as long as the published ones")
+    parser.add_argument("--url", default="", help="download from here instead")
+    parser.add_argument("--sha256", default="", help="expected checksum of the archive")
+    args = parser.parse(argv)
+    logging.set_verbosity(logging.ERROR)  # TFDS warns of every data set that is not there yet
+    built = build(**vars(args))
+    print(f"{built.path}: {_counts(built.examples)} images, {built.size / 1e6:.1f} MB")
+    if not built.seconds:
+        print("It had been built before; delete it to build it again.")
+        return
+    print(f"made from {built.raw_size / 1e6:.1f} MB; {built.converted} images converted in {built.seconds:.1f} s", end="")
+    print(f", {built.converted / built.seconds:.1f} images/s")
+    resized = ", ".join(f"{task} {count}" for task, count in built.resized.items() if count)
+    if resized:
+        print(f"labels resized to their image: {resized}")
+
+
+def _counts(examples: dict[str, int]) -> str:
+    return " and ".join(f"{count} {split}" for split, count in examples.items())
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,101 @@
+"""Downloads an archive: goes on where it broke off, and knows the file again by its checksum."""
+
+import hashlib
+import http.client
+import pathlib
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+
+from mtlora_jax.errors import UserError
+
+CHECKSUMS = pathlib.Path(__file__).with_name("checksums.tsv")  # lines of url, size, sha256, file name, as TFDS has them
+CHUNK = 1 << 20
+ATTEMPTS = 5
+TIMEOUT = 60  # seconds without a byte
+
+
+def download(url: str, path: pathlib.Path, sha256: str = "", report: Callable[[int, int], None] = lambda done, total: None) -> pathlib.Path:
+    """Fetches `url` to `path`, unless it is there, and checks it.
+
+    Expected is, in this order, `sha256`, what checksums.tsv says, or what the first download of this file found and noted beside it.
+    `report` is told (bytes so far, bytes in all). Raises UserError if the connection fails or the file is not as expected.
+    """
+    note = path.with_name(path.name + ".sha256")
+    noted = note.read_text().split()[0] if note.is_file() else ""
+    expected = (sha256 or published(url) or noted).lower()
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        _fetch(url, part, report)
+        found = sha256_of(part)
+        if expected and found != expected:
+            part.unlink()
+            raise UserError(f"{url}: has the SHA-256 {found}; expected {expected}. What was downloaded is removed")
+        note.write_text(f"{found}  {path.name}\n")
+        part.rename(path)
+    elif expected:
+        check(path, expected)
+    return path
+
+
+def check(path: pathlib.Path, sha256: str) -> None:
+    """Raises UserError if a file is not the one with this checksum."""
+    found = sha256_of(path)
+    if found != sha256.lower():
+        raise UserError(f"{path}: has the SHA-256 {found}; expected {sha256}. It is damaged or another version: delete it and start again")
+
+
+def sha256_of(path: pathlib.Path) -> str:
+    """Checksum of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def published(url: str) -> str:
+    """The checksum that comes with this package, "" if it is not known."""
+    lines = CHECKSUMS.read_text(encoding="utf-8").splitlines()
+    entries = (line.split("\t") for line in lines if line.strip() and not line.startswith("#"))
+    return next((fields[2] for fields in entries if fields[0] == url), "")
+
+
+def _fetch(url: str, part: pathlib.Path, report: Callable[[int, int], None]) -> None:
+    """Fills `part`; raises UserError when several attempts in a row brought nothing new."""
+    failures, reason = 0, ""
+    while failures < ATTEMPTS:
+        before = _size(part)
+        try:
+            if _continue(url, part, report):
+                return
+            reason = "the connection broke off"
+        except urllib.error.HTTPError as error:
+            if error.code == 416:  # nothing after the end: what is there is no beginning of this file
+                part.unlink(missing_ok=True)
+            elif error.code < 500:
+                raise UserError(f"{url}: {error.code} {error.reason}; look for the archive elsewhere and say --manual_dir=FILE") from error
+            reason = f"{error.code} {error.reason}"
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+            reason = str(getattr(error, "reason", error)) or type(error).__name__
+        failures = 0 if _size(part) > before else failures + 1
+    has = f"; {_size(part)} bytes are kept, the same command goes on from there" if _size(part) else ""
+    raise UserError(f"{url}: cannot be downloaded ({reason}){has}")
+
+
+def _continue(url: str, part: pathlib.Path, report: Callable[[int, int], None]) -> bool:
+    """Appends what is missing, as far as one connection goes; True if that was all."""
+    start = _size(part)
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        if response.status != http.client.PARTIAL_CONTENT:
+            start = 0  # the server begins anew
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else 0
+        with part.open("ab" if start else "wb") as file:
+            while chunk := response.read(CHUNK):
+                file.write(chunk)
+                report(file.tell(), total)
+    return not total or _size(part) == total
+
+
+def _size(path: pathlib.Path) -> int:
+    return path.stat().st_size if path.exists() else 0

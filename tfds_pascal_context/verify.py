@@ -1,0 +1,196 @@
+"""Looks through raw data, or a data set that was built, and names every file that is missing, cut off or inconsistent.
+
+    python -m tfds_pascal_context.verify --manual_dir=PASCAL_MT                # the folder, or the archive
+    python -m tfds_pascal_context.verify --manual_dir=PASCAL_MT --tasks=semseg,human_parts
+    python -m tfds_pascal_context.verify --data_dir=data                       # what build made of it
+
+Exits with 2 if something is wrong.
+"""
+
+import dataclasses
+import functools
+import io
+import os
+import pathlib
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import PIL.Image
+
+from mtlora_jax import cli
+from mtlora_jax.errors import UserError
+
+
+@dataclasses.dataclass
+class Report:
+    """What was found.
+
+    Attributes:
+      images: listed. whole: images that are usable with all tasks. usable: images per task.
+      problems: one line each, beginning with the name of a file.
+    """
+
+    images: int
+    whole: int
+    usable: dict[str, int]
+    problems: list[str]
+
+
+def verify_raw(
+    manual_dir: str | pathlib.Path,
+    tasks: Sequence[str] | None = None,
+    workers: int = 0,
+    *,
+    dataset: str = "pascal_context",
+    allow_partial: bool = False,
+) -> Report:
+    """Reads every file that `tasks` (default: all) need. Raises UserError where there is no data set, or its lists are unusable."""
+    from tfds_pascal_context import raw, source
+    from tfds_pascal_context.builders import builder_class
+
+    raw_cls = builder_class(dataset).RAW
+    tasks = tuple(raw_cls.tasks if tasks is None else tasks)
+    raw.config_name(raw_cls, tasks)  # checks the names
+    found = source.find_or_fail(raw_cls, pathlib.Path(manual_dir))
+    with tempfile.TemporaryDirectory(prefix="verify-", dir=found.parent if found.is_file() else None) as work:
+        opened = source.open_raw(raw_cls, found, tasks, pathlib.Path(work), print)
+        ids = opened.ids()
+        there = tuple(task for task in tasks if opened.has(task))
+        problems = [f"{opened.root}: no labels for {task} ({', '.join(opened.folders(task))})" for task in tasks if task not in there]
+        if not allow_partial:
+            try:
+                opened.check_counts(ids)
+            except UserError as error:
+                problems.append(str(error))
+        every = [image_id for split in raw.SPLITS for image_id in ids[split]]
+        return _report(len(every), tasks, problems, _raw_problems, [(opened, image_id, there) for image_id in every], workers)
+
+
+def verify_built(
+    data_dir: str | pathlib.Path,
+    tasks: Sequence[str] | None = None,
+    workers: int = 0,
+    *,
+    dataset: str = "pascal_context",
+    allow_partial: bool = False,
+) -> Report:
+    """Reads every example of a data set that was built. Raises UserError where there is none."""
+    from tfds_pascal_context import raw
+    from tfds_pascal_context.builders import builder_class
+
+    builder_cls = builder_class(dataset)
+    config = raw.config_name(builder_cls.RAW, builder_cls.RAW.tasks if tasks is None else tasks)
+    builder = builder_cls(data_dir=str(data_dir), config=config)
+    folder = pathlib.Path(builder.data_path)
+    if not builder.is_prepared():
+        raise UserError(f"{folder}: no data set; make it with python -m tfds_pascal_context.build")
+    problems = []
+    calls = []
+    metadata: Any = builder.info.metadata
+    for split, ids in metadata["image_ids"].items():
+        expected = len(ids) if allow_partial else builder_cls.RAW.counts[split]
+        found = builder.info.splits[split].num_examples
+        if not len(ids) == found == expected:
+            problems.append(f"{folder}: {split} has {found} examples and {len(ids)} ids; expected {expected}")
+        calls += [(folder, split, index, image_id, builder.tasks) for index, image_id in enumerate(ids)]
+    return _report(len(calls), builder.tasks, problems, _built_problems, calls, workers)
+
+
+def _report(images: int, tasks: Sequence[str], problems: list[str], check: Any, calls: list[tuple], workers: int) -> Report:
+    from tfds_pascal_context.convert import in_parallel
+
+    usable, whole = dict.fromkeys(tasks, 0), 0
+    seen = set(problems)
+    for found in in_parallel(check, calls, workers or os.cpu_count() or 1):
+        good = [task for task in tasks if found.get(task) == ""]
+        whole += len(good) == len(tasks)
+        for task in good:
+            usable[task] += 1
+        new = [line for line in found.values() if line and line not in seen]
+        seen.update(new)
+        problems += new
+    return Report(images, whole, usable, problems)
+
+
+def _raw_problems(raw: Any, image_id: str, tasks: tuple[str, ...]) -> dict[str, str]:
+    """{task: what is wrong, or ""} of one image; {"image": what is wrong} if it cannot be used at all."""
+    from tfds_pascal_context import convert, files
+
+    try:
+        size = files.check_jpeg(raw.image(image_id))
+    except UserError as error:
+        return {"image": str(error)}
+    return {task: _problem(functools.partial(convert.label, raw, task, image_id, size)) for task in tasks}
+
+
+def _built_problems(folder: pathlib.Path, split: str, index: int, image_id: str, tasks: tuple[str, ...]) -> dict[str, str]:
+    """As `_raw_problems`, of one example."""
+    origin = f"{folder}: {split} example {index} ({image_id})"
+    try:
+        example = _source(folder, split)[index]
+        if example["image_id"].decode() != image_id:
+            return {"image": f"{origin}: is {example['image_id'].decode()}"}
+        size = _size(example["image"])
+    except Exception as error:  # whatever a damaged record or image makes the decoders stumble over
+        return {"image": f"{origin}: cannot be read ({error})"}
+    return {task: _problem(functools.partial(_check_size, f"{origin}: {task}", example[task], size)) for task in tasks}
+
+
+def _problem(check: Any) -> str:
+    try:
+        check()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _check_size(origin: str, content: bytes, expected: tuple[int, int]) -> None:
+    try:
+        size = _size(content)
+    except Exception as error:
+        raise UserError(f"{origin} cannot be read ({error})") from error
+    if size != expected:
+        raise UserError(f"{origin} is {size[0]}x{size[1]}, its image {expected[0]}x{expected[1]}")
+
+
+def _size(content: bytes) -> tuple[int, int]:
+    with PIL.Image.open(io.BytesIO(content)) as image:
+        image.load()
+        return image.size
+
+
+@functools.cache
+def _source(folder: pathlib.Path, split: str) -> Any:
+    """The examples with images as they are stored, undecoded."""
+    import tensorflow_datasets as tfds
+
+    builder: Any = tfds.builder_from_directory(str(folder))
+    undecoded: Any = tfds.decode.SkipDecoding()
+    return builder.as_data_source(split, decoders={name: undecoded for name in builder.info.features if name != "image_id"})
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses the flags, looks, prints. Raises UserError if something is wrong."""
+    parser = cli.Parser("tfds_pascal_context.verify", __doc__)
+    parser.add_argument("--dataset", default="pascal_context", help="pascal_context (default) or nyud")
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument("--manual_dir", help="raw data: archive, unpacked folder, or folder that holds either")
+    place.add_argument("--data_dir", help="where TFDS keeps the data set that was built")
+    parser.add_argument("--tasks", type=lambda text: text.split(","), help="labels to look at, such as semseg,human_parts (default: all)")
+    parser.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
+    parser.add_argument("--allow_partial", action="store_true", help="take lists that are not as long as the published ones")
+    args = parser.parse(argv)
+    check, where = (verify_raw, args.manual_dir) if args.manual_dir else (verify_built, args.data_dir)
+    report = check(where, args.tasks, args.workers, dataset=args.dataset, allow_partial=args.allow_partial)
+    for line in report.problems:
+        print(line)
+    tasks = ", ".join(f"{task} {count}" for task, count in report.usable.items())
+    good = sum(count > 0 for count in report.usable.values())
+    print(f"{report.images} images, {report.whole} usable with all tasks asked for; {good} of {len(report.usable)} tasks usable: {tasks}")
+    if report.problems:
+        raise UserError(f"{where}: {len(report.problems)} problems, named above")
+
+
+if __name__ == "__main__":
+    cli.run(main)
