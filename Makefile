@@ -1,9 +1,10 @@
+# make demo    what the demo needs goes into .venv, then it renders data, trains two models and compares them
 # make test    everything the tests need goes into .venv, then the tests run
 # make lint    ruff and pyright
 # make lock    writes the versions that a fresh install takes today into requirements/
 #
-# PYTHON=python3.12 chooses the interpreter, PYTEST_ARGS="tests/test_cli.py -x" what pytest runs. The tests run on the CPU
-# unless JAX_PLATFORMS says otherwise.
+# PYTHON=python3.12 chooses the interpreter, PYTEST_ARGS="tests/test_cli.py -x" what pytest runs, DEMO_ARGS="--workdir=elsewhere" where
+# the demo goes. The tests run on the CPU unless JAX_PLATFORMS says otherwise.
 
 recent = $(shell $(1) -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $(1))
 PYTHON ?= $(or $(foreach name,python3 python3.12 python3.11 python3.13 python3.14,$(call recent,$(name))),none)
@@ -18,15 +19,20 @@ LOCK := requirements/$(SERIES).lock
 # A list without torch (large outside the CPU builds) leaves out the tests that compare with PyTorch.
 EXTRA ?= $(if $(shell grep '^torch==' $(LOCK)),dev,test)
 BIN := .venv/bin
+RUNNABLE := .venv/runnable-$(SERIES)
 # Versions that `make lock` does not raise to the newest.
 HELD := torch==2.13.0
 INSTALLED := .venv/installed-$(SERIES)
 PIP_INSTALL = python -m pip install -qq --disable-pip-version-check
 
+COMPILED := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5
 # One thread per worker and library: the workers share the cores already.
-TEST_ENV := OMP_NUM_THREADS=1 JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5
+TEST_ENV := OMP_NUM_THREADS=1 $(COMPILED)
 
-.PHONY: test lint lock
+.PHONY: demo test lint lock
+
+demo: $(RUNNABLE)
+	$(COMPILED) $(BIN)/python -m mtlora_jax.demo $(DEMO_ARGS)
 
 test: $(INSTALLED)
 	JAX_PLATFORMS=$${JAX_PLATFORMS-cpu} $(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
@@ -36,10 +42,15 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
-$(INSTALLED): setup.py $(LOCK)
+$(RUNNABLE): setup.py $(LOCK)
 	@echo "Installing into .venv (some minutes the first time)"
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/$(PIP_INSTALL) --constraint $(LOCK) setuptools
+	$(BIN)/$(PIP_INSTALL) --constraint $(LOCK) --no-build-isolation --editable '.[plots]'
+	@touch $@
+
+$(INSTALLED): $(RUNNABLE)
+	@echo "Installing what the tests need"
 	$(BIN)/$(PIP_INSTALL) --constraint $(LOCK) --no-build-isolation --editable '.[$(EXTRA)]'
 	@touch $@
 

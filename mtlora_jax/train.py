@@ -90,7 +90,7 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, float]:
         records.write(step, {f"eval/{name}": value for name, value in scores.items()})
         told = ", ".join(f"{name} {tasks[name].primary} {value:.2f}" for name, value in primary.items())
         gain = scores.get(gain_name, math.nan)
-        console.print(f"step {step}: {told}, {gain_name} {gain:+.2f} % ({seconds:.0f} s)")
+        console.print(f"step {step}: {told}{f', Delta_m {gain:+.2f} %' if reference else ''} ({seconds:.0f} s)")
         if progress["best"] is None or not gain <= progress["best"]:
             progress["best"] = gain
             experiment.save(workdir / "best", state.trainable, state.batch_stats, {"step": step, "scores": scores})

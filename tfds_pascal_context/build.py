@@ -77,6 +77,7 @@ def build(
     if workers < 0:
         raise UserError(f"workers = {workers}; expected the number of processes, or 0 for one per core")
     config = raw.config_name(builder_cls.RAW, builder_cls.RAW.tasks if tasks is None else tasks)
+    logging.set_verbosity(logging.ERROR)  # TFDS warns of every data set that is not there yet
     builder = builder_cls(data_dir=str(data_dir), config=config, workers=workers, allow_partial=allow_partial, url=url, sha256=sha256)
     there = builder.is_prepared()
     if not there:
@@ -112,7 +113,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--url", default="", help="download from here instead")
     parser.add_argument("--sha256", default="", help="expected checksum of the archive")
     args = parser.parse(argv)
-    logging.set_verbosity(logging.ERROR)  # TFDS warns of every data set that is not there yet
     built = build(**vars(args))
     print(f"{built.path}: {_counts(built.examples)} images, {built.size / 1e6:.1f} MB")
     if not built.seconds:

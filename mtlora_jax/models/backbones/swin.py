@@ -13,6 +13,7 @@ from mtlora_jax.models.streams import Streams
 from mtlora_jax.models.windows import attention_mask, partition, relative_position_index, unpartition, window_of
 
 VARIANTS = {
+    "micro": {"embed_dim": 32, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8)},  # of the demo; not in the paper
     "tiny": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
     "small": {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
     "base": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},

@@ -1,0 +1,44 @@
+"""The demo: a small Swin, pre-trained on rendered scenes of other seeds, fine-tuned to four tasks on a CPU in minutes.
+
+    make demo
+    python -m mtlora_jax.main --config=configs/demo.py:mtlora --workdir=demo/mtlora --config.data.root=demo/data     # one run of it
+
+The argument is the method, mtlora or decoders_only. All else is the same for both: data, seed, steps, learning rate.
+"""
+
+import pathlib
+
+from ml_collections import ConfigDict
+
+import mtlora_jax
+from mtlora_jax import defaults
+from mtlora_jax.errors import UserError
+
+METHODS = {"mtlora": {"rank": 16, "dropout": 0.0}, "decoders_only": {}}
+
+
+def get_config(method: str = "mtlora") -> ConfigDict:
+    """method: mtlora or decoders_only."""
+    if method not in METHODS:
+        raise UserError(f"configs/demo.py:{method}: the argument is the method, one of {', '.join(METHODS)}")
+    config = defaults.default(method)
+    config.method.update(METHODS[method])
+    config.init = str(pathlib.Path(mtlora_jax.__file__).parent / "data" / "demo_swin")
+    config.image_size = (160, 160)
+    config.backbone.variant = "micro"
+    config.backbone.window_size = 5
+    config.backbone.drop_path_rate = 0.0
+    config.decoder.channels = (8, 16, 32, 64)
+    config.data.root = "demo/data"
+    config.data.workers = 1
+    config.batch_size = 8
+    config.eval_batch_size = 16
+    config.epochs = 8
+    config.eval_every = 2
+    config.eval_first = True
+    config.checkpoint_every = 2
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.reference_batch_size = config.batch_size
+    config.optimizer.warmup_epochs = 0.5
+    config.single_task = defaults.of_any_type({})
+    return config

@@ -1,0 +1,120 @@
+"""The first ten minutes: renders a data set, fine-tunes MTLoRA and, for as many steps, the decoders alone; compares numbers and pictures.
+
+    python -m mtlora_jax.demo --workdir=demo
+
+The scenes are written in the layout of PASCAL_MT and built like it. Both runs start from the same pre-trained Swin
+(mtlora_jax/data/demo_swin) with the same seed (configs/demo.py). What is finished is kept: the same command given again goes on where
+it was stopped.
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mtlora_jax import cli
+from mtlora_jax import config as configs
+from mtlora_jax.defaults import Config
+from mtlora_jax.errors import UserError
+
+CONFIG = "configs/demo.py"
+METHODS = ("decoders_only", "mtlora")
+PANELS = 6
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Data, two trainings, one table, panels and curves."""
+    parser = cli.Parser("mtlora_jax.demo", __doc__)
+    parser.add_argument("--workdir", default="demo", help="folder for data, runs and pictures (default: demo)")
+    parser.add_argument("--train", type=int, default=320, help="scenes to train on (default: 320)")
+    parser.add_argument("--val", type=int, default=80, help="scenes to evaluate on (default: 80)")
+    parser.add_argument("--epochs", type=int, default=0, help="epochs of each run (default: as the config says)")
+    args = parser.parse(argv)
+
+    from mtlora_jax import plot
+    from mtlora_jax.data import demo
+    from mtlora_jax.records import console
+    from mtlora_jax.train import train
+    from tfds_pascal_context.build import build
+
+    workdir = pathlib.Path(args.workdir)
+    overrides = [f"data.root={workdir / 'data'}"] + ([f"epochs={args.epochs}"] if args.epochs else [])
+    chosen = {method: configs.load(f"{CONFIG}:{method}", overrides) for method in METHODS}
+    counts = {"train": args.train, "val": args.val}
+    demo.write(workdir / "PASCAL_MT", counts)
+    built = build(manual_dir=workdir / "PASCAL_MT", data_dir=workdir / "data", allow_partial=True)
+    if built.examples != counts:
+        raise UserError(f"{built.path} holds {built.examples}, not the {counts} asked for; choose another --workdir")
+    for method, config in chosen.items():
+        console.rule(f"{method}, {config.epochs} epochs")
+        train(config, workdir / method)
+
+    console.rule()
+    print_comparison(workdir)
+    draw_panels(chosen["mtlora"], workdir)
+    plot.main([*(str(workdir / method) for method in METHODS), f"--output={workdir / 'curves.png'}"])
+    console.print(f"pictures: {workdir / 'panels'}")
+
+
+def print_comparison(workdir: pathlib.Path) -> None:
+    """One row per run with its last scores, and one for the model before training, which is the same in both."""
+    from rich.table import Table
+
+    from mtlora_jax import architecture as architectures
+    from mtlora_jax import folder
+    from mtlora_jax.accounting import summarise
+    from mtlora_jax.records import console
+    from mtlora_jax.tasks import make_tasks
+
+    table = Table(title="Scores on scenes that were not trained on")
+    table.add_column("method")
+    table.add_column("trainable", justify="right")
+    for number, method in enumerate(METHODS):
+        architecture = folder.read_config(workdir / method / "best")["architecture"]
+        tasks = make_tasks(architecture["tasks"])
+        summary = summarise(architectures.build(architecture), architectures.method_of(architecture), tuple(architecture["image_size"]))
+        first, *_, last = evaluations(workdir / method)
+        names = {f"eval/{name}/{task.primary}": task for name, task in tasks.items()}
+        if number == 0:
+            for name, task in tasks.items():
+                table.add_column(f"{name}\n{task.primary}{'' if task.higher_is_better else ', lower is better'}", justify="right")
+            table.add_row("untrained", "", *(f"{first[key]:.2f}" for key in names))
+        table.add_row(method, f"{summary['trainable']:,}", *(f"{last[key]:.2f}" for key in names))
+    console.print(table)
+
+
+def evaluations(run: pathlib.Path) -> list[Mapping[str, float]]:
+    """The lines of WORKDIR/log.jsonl that hold scores, first to last."""
+    from mtlora_jax.plot import read_log
+
+    return [line for line in read_log(run) if any(key.startswith("eval/") for key in line)]
+
+
+def draw_panels(config: Config, workdir: pathlib.Path) -> None:
+    """WORKDIR/panels/ID.png of the first validation scenes: the labels, then what each method predicts."""
+    import cv2
+    import numpy as np
+
+    import mtlora_jax
+    from mtlora_jax.experiment import open_dataset
+    from mtlora_jax.predict import panel
+    from mtlora_jax.step import normalise
+
+    data = open_dataset(config, config.data.eval_split)
+    models = {method: mtlora_jax.load(workdir / method / "best") for method in METHODS}
+    height, width = config.image_size
+    (workdir / "panels").mkdir(exist_ok=True)
+    for index in range(min(PANELS, len(data))):
+        example: dict[str, Any] = data[index]
+        image = example["image"]
+        rows = [{"image": image} | {f"{name}: label": task.picture(task.finish(example[name])) for name, task in data.tasks.items()}]
+        small = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+        for method, model in models.items():
+            logits = model(normalise(small[None]))
+            predicted = {f"{name}: {method}": task.picture(np.asarray(logits[name][0])) for name, task in data.tasks.items()}
+            rows.append({"": np.full_like(image, 255)} | predicted)
+        target = workdir / "panels" / f"{example['image_id']}.png"
+        panel(rows, 240, 320).save(target)
+
+
+if __name__ == "__main__":
+    cli.run(main)
