@@ -106,12 +106,11 @@ def draw_panels(config: Config, workdir: pathlib.Path) -> None:
     for index in range(min(PANELS, len(data))):
         example: dict[str, Any] = data[index]
         image = example["image"]
-        rows = [{"image": image} | {f"{name}: label": task.picture(task.finish(example[name])) for name, task in data.tasks.items()}]
+        rows = [{"labels": image} | {name: task.picture(task.finish(example[name])) for name, task in data.tasks.items()}]
         small = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
         for method, model in models.items():
             logits = model(normalise(small[None]))
-            predicted = {f"{name}: {method}": task.picture(np.asarray(logits[name][0])) for name, task in data.tasks.items()}
-            rows.append({"": np.full_like(image, 255)} | predicted)
+            rows.append({method: image} | {name: task.picture(np.asarray(logits[name][0])) for name, task in data.tasks.items()})
         target = workdir / "panels" / f"{example['image_id']}.png"
         panel(rows, 240, 320).save(target)
 

@@ -105,14 +105,14 @@ def batches(scenes: Scenes, size: int, rng: np.random.Generator) -> Iterator[Sce
             yield Scenes(*(np.stack(part) for part in zip(*crops, strict=True)))
 
 
-def cells_of(pixels: jax.Array, side: int) -> jax.Array:
+def cells_of(pixels: jax.Array | np.ndarray, side: int) -> jax.Array:
     """(B, H, W) -> (B, H / side, W / side, side * side), the pixels of each cell."""
     count, height, width = pixels.shape
-    cells = pixels.reshape(count, height // side, side, width // side, side)
+    cells = jnp.reshape(pixels, (count, height // side, side, width // side, side))
     return jnp.moveaxis(cells, 3, 2).reshape(count, height // side, width // side, side * side)
 
 
-def tags(classes: jax.Array, side: int) -> jax.Array:
+def tags(classes: jax.Array | np.ndarray, side: int) -> jax.Array:
     """Which classes fill at least a tenth of each cell: (B, H, W) -> bool (B, H / side, W / side, CLASSES)."""
     cells = cells_of(classes, side)
     return jnp.stack([jnp.mean(cells == 1 + c, -1) for c in range(CLASSES)], -1) >= 0.1

@@ -32,9 +32,11 @@ def test_surprise_is_small_only_where_all_three_are_right():
     outlines = np.repeat(np.repeat(rng.integers(0, 2, (1, 8, 8)), 2, 1), 2, 2).astype(np.uint8)
     nearness = np.repeat(np.repeat(rng.random((1, 8, 8)), 2, 1), 2, 2).astype(np.float32)
     batch = Scenes(np.zeros((*shape, 3), np.uint8), classes, outlines, nearness)
-    tags = 40.0 * np.asarray(pretrain.tags(classes, side)) - 20
-    small = [part[:, ::2, ::2].reshape(1, 2, 4, 2, 4).swapaxes(2, 3).reshape(1, 2, 2, 16) for part in (outlines, nearness)]
-    right = [tags, 40.0 * small[0] - 20, small[1]]
+    tags = np.float32(40) * np.asarray(pretrain.tags(classes, side)) - 20
+    small = [
+        part[:, ::2, ::2].reshape(1, 2, 4, 2, 4).swapaxes(2, 3).reshape(1, 2, 2, 16).astype(np.float32) for part in (outlines, nearness)
+    ]
+    right = [tags, np.float32(40) * small[0] - 20, small[1]]
     assert pretrain.surprise(np.concatenate(right, -1), batch, side) < 1e-6
     for wrong in range(3):
         parts = [1 - part if number == wrong else part for number, part in enumerate(right)]
