@@ -175,6 +175,25 @@ def test_command_prints_what_it_made_and_errors_in_one_line(data, tmp_path):
     assert line.startswith(f"error: {tmp_path}: holds neither JPEGImages/ nor PASCAL_MT.tgz")
 
 
+def test_verify_is_a_command_with_workers(raw, data):
+    def run(*flags):
+        command = [sys.executable, "-m", "tfds_pascal_context.verify", "--allow_partial", "--workers=2", *flags]
+        return subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True)
+
+    built(data)
+    for whole in (run(f"--manual_dir={DUMMY}"), run(f"--data_dir={data}")):
+        assert whole.returncode == 0, whole.stderr
+        assert whole.stdout.startswith("7 images, 7 usable with all tasks asked for; 5 of 5 tasks usable")
+    damaged = raw / "human_parts" / "dummy_02.mat"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    found = run(f"--manual_dir={raw}")
+    assert found.returncode == 2
+    first, last = found.stdout.splitlines()
+    assert first.startswith(f"{damaged}: ")
+    assert "7 images, 6 usable with all tasks asked for; 5 of 5 tasks usable: semseg 7, human_parts 6" in last
+    assert found.stderr.splitlines() == [f"error: {raw}: 1 problems, named above"]
+
+
 def test_nothing_imports_tensorflow(data):
     code = f"import sys; from tfds_pascal_context.build import build; build({str(DUMMY)!r}, {str(data)!r}, workers=1, allow_partial=True); "
     code += "import tensorflow_datasets as tfds; tfds.builder('pascal_context', data_dir=sys.argv[1]).as_data_source('val')[0]; "

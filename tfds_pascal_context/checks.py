@@ -1,0 +1,66 @@
+"""What is wrong with one image of the raw data, or with one example of what was built."""
+
+import functools
+import io
+import pathlib
+from typing import Any
+
+import PIL.Image
+
+from mtlora_jax.errors import UserError
+from tfds_pascal_context import convert, files
+
+
+def raw_problems(raw: Any, image_id: str, tasks: tuple[str, ...]) -> dict[str, str]:
+    """{task: what is wrong, or ""} of one image; {"image": what is wrong} if it cannot be used at all."""
+    try:
+        size = files.check_jpeg(raw.image(image_id))
+    except UserError as error:
+        return {"image": str(error)}
+    return {task: _problem(functools.partial(convert.label, raw, task, image_id, size)) for task in tasks}
+
+
+def built_problems(folder: pathlib.Path, split: str, index: int, image_id: str, tasks: tuple[str, ...]) -> dict[str, str]:
+    """As `raw_problems`, of one example."""
+    origin = f"{folder}: {split} example {index} ({image_id})"
+    try:
+        example = _source(folder, split)[index]
+        if example["image_id"].decode() != image_id:
+            return {"image": f"{origin}: is {example['image_id'].decode()}"}
+        size = _size(example["image"])
+    except Exception as error:  # whatever a damaged record or image makes the decoders stumble over
+        return {"image": f"{origin}: cannot be read ({error})"}
+    return {task: _problem(functools.partial(_check_size, f"{origin}: {task}", example[task], size)) for task in tasks}
+
+
+def _problem(check: Any) -> str:
+    try:
+        check()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _check_size(origin: str, content: bytes, expected: tuple[int, int]) -> None:
+    try:
+        size = _size(content)
+    except Exception as error:
+        raise UserError(f"{origin} cannot be read ({error})") from error
+    if size != expected:
+        raise UserError(f"{origin} is {size[0]}x{size[1]}, its image {expected[0]}x{expected[1]}")
+
+
+def _size(content: bytes) -> tuple[int, int]:
+    with PIL.Image.open(io.BytesIO(content)) as image:
+        image.load()
+        return image.size
+
+
+@functools.cache
+def _source(folder: pathlib.Path, split: str) -> Any:
+    """The examples with images as they are stored, undecoded."""
+    import tensorflow_datasets as tfds
+
+    builder: Any = tfds.builder_from_directory(str(folder))
+    undecoded: Any = tfds.decode.SkipDecoding()
+    return builder.as_data_source(split, decoders={name: undecoded for name in builder.info.features if name != "image_id"})
