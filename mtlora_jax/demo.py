@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_comparison(workdir)
     draw_panels(chosen["mtlora"], workdir)
     plot.main([*(str(workdir / method) for method in METHODS), f"--output={workdir / 'curves.png'}"])
-    console.print(f"pictures: {workdir / 'panels'}")
+    console.print(f"pictures of the best models: {workdir / 'panels'}")
 
 
 def print_comparison(workdir: pathlib.Path) -> None:
@@ -90,7 +90,7 @@ def evaluations(run: pathlib.Path) -> list[Mapping[str, float]]:
 
 
 def draw_panels(config: Config, workdir: pathlib.Path) -> None:
-    """WORKDIR/panels/ID.png of the first validation scenes: the labels, then what each method predicts."""
+    """WORKDIR/panels/ID.png of the first validation scenes: the labels, then what the best model of each run predicts."""
     import cv2
     import numpy as np
 
