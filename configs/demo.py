@@ -14,7 +14,9 @@ import mtlora_jax
 from mtlora_jax import defaults
 from mtlora_jax.errors import UserError
 
-METHODS = {"mtlora": {"rank": 16, "dropout": 0.0}, "decoders_only": {}}
+# In so few steps the features must move gently: patch embedding and merging stay as they are, and the branches are not scaled up.
+GENTLE = {"scale": 1.0, "task_scale": 1.0, "merging": "freeze", "freeze": ("patch_embed",)}
+METHODS = {"mtlora": {"rank": 16, "dropout": 0.0, **GENTLE}, "decoders_only": {}}
 
 
 def get_config(method: str = "mtlora") -> ConfigDict:
@@ -33,12 +35,13 @@ def get_config(method: str = "mtlora") -> ConfigDict:
     config.data.workers = 1
     config.batch_size = 8
     config.eval_batch_size = 16
-    config.epochs = 8
-    config.eval_every = 2
+    config.epochs = 3
+    config.eval_every = 1
     config.eval_first = True
-    config.checkpoint_every = 2
+    config.checkpoint_every = 1
     config.optimizer.learning_rate = 1e-3
     config.optimizer.reference_batch_size = config.batch_size
-    config.optimizer.warmup_epochs = 0.5
+    config.optimizer.warmup_epochs = 0.25
+    config.loss_weights = defaults.of_any_type({"semseg": 2.0})
     config.single_task = defaults.of_any_type({})
     return config

@@ -25,8 +25,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Data, two trainings, one table, panels and curves."""
     parser = cli.Parser("mtlora_jax.demo", __doc__)
     parser.add_argument("--workdir", default="demo", help="folder for data, runs and pictures (default: demo)")
-    parser.add_argument("--train", type=int, default=320, help="scenes to train on (default: 320)")
-    parser.add_argument("--val", type=int, default=80, help="scenes to evaluate on (default: 80)")
+    parser.add_argument("--train", type=int, default=800, help="scenes to train on (default: 800)")
+    parser.add_argument("--val", type=int, default=160, help="scenes to evaluate on (default: 160)")
     parser.add_argument("--epochs", type=int, default=0, help="epochs of each run (default: as the config says)")
     args = parser.parse(argv)
 
@@ -112,7 +112,7 @@ def draw_panels(config: Config, workdir: pathlib.Path) -> None:
             logits = model(normalise(small[None]))
             rows.append({method: image} | {name: task.picture(np.asarray(logits[name][0])) for name, task in data.tasks.items()})
         target = workdir / "panels" / f"{example['image_id']}.png"
-        panel(rows, 240, 320).save(target)
+        panel(rows, 240, 240).save(target)
 
 
 if __name__ == "__main__":

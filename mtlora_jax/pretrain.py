@@ -39,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Renders, trains and writes OUTPUT."""
     parser = cli.Parser("mtlora_jax.pretrain", __doc__)
     parser.add_argument("--output", required=True, help="model folder to write")
-    parser.add_argument("--scenes", type=int, default=4000, help="rendered scenes to learn from")
-    parser.add_argument("--steps", type=int, default=3000, help="updates")
+    parser.add_argument("--scenes", type=int, default=6000, help="rendered scenes to learn from")
+    parser.add_argument("--steps", type=int, default=8000, help="updates")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and crops")
     args = parser.parse(argv)

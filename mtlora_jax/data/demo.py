@@ -8,7 +8,7 @@ from mtlora_jax.data.scenes.parallel import on_all_cores
 SPLITS = {"train": 0, "val": 100_000}  # seed of the first scene; those from `mtlora_jax.pretrain.FIRST_SEED` on were seen in pre-training
 
 
-def write(root: pathlib.Path, counts: dict[str, int], size: tuple[int, int] = (240, 320)) -> None:
+def write(root: pathlib.Path, counts: dict[str, int], size: tuple[int, int] = (176, 176)) -> None:
     """Writes {"train": N, "val": N} scenes of `size` = (H, W) and all five labels under `root`; nothing if they are there.
 
     The files are the same on every run. The lists of ids are written last: without them nothing takes the folder for a data set.

@@ -66,8 +66,8 @@ def compose(rng: Rng, size: tuple[int, int]) -> tuple[list[Thing], Camera, Light
     camera, view = _camera(rng, hero, size, inside)
     things = _on_top(rng, hero)
     pool = INDOORS if inside else OUTDOORS
-    names = list(rng.choice(pool, int(rng.integers(2, 6)), replace=False))
-    if star != "person" and rng.random() < 0.45:
+    names = list(rng.choice(pool, int(rng.integers(2, 5)), replace=False))
+    if star != "person" and rng.random() < 0.5:
         names = ["person", *names[1:]]
     for name in names:
         other = _posed(rng, str(name))
@@ -86,7 +86,7 @@ def compose(rng: Rng, size: tuple[int, int]) -> tuple[list[Thing], Camera, Light
 
 
 def _star(rng: Rng) -> str:
-    return "person" if rng.random() < 0.15 else str(rng.choice([name for name in MAKERS if name != "person"]))
+    return "person" if rng.random() < 0.35 else str(rng.choice([name for name in MAKERS if name != "person"]))
 
 
 def _posed(rng: Rng, name: str) -> Thing:
@@ -103,10 +103,12 @@ def _camera(rng: Rng, hero: Thing, size: tuple[int, int], inside: bool) -> tuple
     height, width = size
     low, high = hero.extent
     focal = max(height, width) / (2 * np.tan(rng.uniform(0.42, 0.56)))
-    share = rng.uniform(0.55, 0.85)
-    distance = max((high[1] - low[1]) * focal / (share * height), (high[0] - low[0]) * focal / (share * width) + 0.7 * high[2], 2.2)
+    # Half of the pictures of a person are taken from so near that they end at the waist or the knees.
+    portrait = hero.category == "person" and rng.random() < 0.5
+    share = rng.uniform(1.05, 1.6) if portrait else rng.uniform(0.7, 0.95)
+    distance = max((high[1] - low[1]) * focal / (share * height), (high[0] - low[0]) * focal / (share * width) + 0.7 * high[2], 1.4)
     yaw, pitch = rng.uniform(-0.6, 0.6), rng.uniform(0.06, 0.42)
-    target = np.array([0, 0.45 * high[1] + rng.uniform(0, 0.25), 0])
+    target = np.array([0, (0.68 if portrait else 0.45) * high[1] + rng.uniform(0, 0.2), 0])
     away, right = np.array([-np.sin(yaw), 0, -np.cos(yaw)]), np.array([np.cos(yaw), 0, -np.sin(yaw)])
     if inside:
         pitch = min(pitch, np.arcsin(min((2.4 - target[1]) / distance, 0.9)))
