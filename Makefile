@@ -1,7 +1,8 @@
-# make demo    what the demo needs goes into .venv, then it renders data, trains two models and compares them
-# make test    everything the tests need goes into .venv, then the tests run
-# make lint    ruff and pyright
-# make lock    writes the versions that a fresh install takes today into requirements/
+# make demo        what the demo needs goes into .venv, then it renders data, trains two models and compares them
+# make test        everything the tests need goes into .venv, then the tests run, but for the slow ones
+# make test-slow   the tests that kill, stop and distribute whole runs
+# make lint        ruff and pyright
+# make lock        writes the versions that a fresh install takes today into requirements/
 #
 # PYTHON=python3.12 chooses the interpreter, PYTEST_ARGS="tests/test_cli.py -x" what pytest runs, DEMO_ARGS="--workdir=elsewhere" where
 # the demo goes. The tests run on the CPU unless JAX_PLATFORMS says otherwise.
@@ -29,13 +30,18 @@ COMPILED := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax JAX_PERSISTENT_CACHE_
 # One thread per worker and library: the workers share the cores already.
 TEST_ENV := OMP_NUM_THREADS=1 $(COMPILED)
 
-.PHONY: demo test lint lock
+PYTEST := JAX_PLATFORMS=$${JAX_PLATFORMS-cpu} $(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
+
+.PHONY: demo test test-slow lint lock
 
 demo: $(RUNNABLE)
 	$(COMPILED) $(BIN)/python -m mtlora_jax.demo $(DEMO_ARGS)
 
 test: $(INSTALLED)
-	JAX_PLATFORMS=$${JAX_PLATFORMS-cpu} $(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(PYTEST) -m 'not slow' $(PYTEST_ARGS)
+
+test-slow: $(INSTALLED)
+	$(PYTEST) -m slow $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -33,5 +33,6 @@ def get_config(rank: str) -> ConfigDict:
     config.tasks = ("semseg", "depth", "normals", "edge")
     config.data.name = "nyud"
     config.data.augmentation.update({"degrees": 0.0, "scale": (1.0, 1.2, 1.5), "discrete": True})
+    config.evaluation.boundary_tolerance = 0.011
     config.single_task = of_any_type({})
     return config

@@ -14,6 +14,11 @@ from mtlora_jax.methods import Method
 from mtlora_jax.methods.groups import GROUPS, groups_of
 
 
+def group_of_each(model: nnx.Module) -> dict[str, str]:
+    """{path: the most telling of its groups} of all parameters. Works on a declared model."""
+    return {path: groups_of(path, v)[0] for path, v in parameters.variables(model).items() if isinstance(v, nnx.Param)}
+
+
 def count_parameters(model: nnx.Module, method: Method) -> dict[str, dict[str, int]]:
     """{group: {"total": values, "trainable": values}} in the order of `GROUPS`, without empty groups. Works on a declared model."""
     counts = {group: {"total": 0, "trainable": 0} for group in GROUPS}

@@ -19,9 +19,11 @@ from mtlora_jax.models.backbones import BACKBONES
 from mtlora_jax.models.backbones.swin import VARIANTS
 from mtlora_jax.models.decoders import HEADS, Decoder
 from mtlora_jax.models.multitask import MultiTaskModel
+from mtlora_jax.parameters import PRECISIONS
 
 Architecture = Mapping[str, Any]
 PARTS = ("backbone", "tasks", "decoder", "method", "image_size")
+REMAT = ("none", "block", "stage")
 
 
 def choose(registry: Mapping[str, Any], part: str, options: Mapping[str, Any], given: tuple[str, ...] = ("self",)) -> tuple[Any, dict]:
@@ -70,6 +72,29 @@ def build(architecture: Architecture) -> MultiTaskModel:
     model = MultiTaskModel(backbone, decoders)
     method_of(architecture).adapt(model)
     return model
+
+
+def configure(model: MultiTaskModel, *, compute: str = "float32", remat: str = "none") -> None:
+    """Sets, in place, how a model is executed. It stays the same model, so none of this is part of the architecture.
+
+    Args:
+      model: as `build` makes it.
+      compute: dtype of matrix products, convolutions and activations, one of `PRECISIONS`. Parameters and their gradients,
+        softmax, norms and logits are float32 in any case.
+      remat: what is kept for the backward pass: everything ("none"), or only the inputs of each block or stage of the backbone
+        and of each decoder, which are then computed twice.
+
+    Raises:
+      UserError: for another word.
+    """
+    for key, value, allowed in (("precision.compute", compute, PRECISIONS), ("remat", remat, REMAT)):
+        if value not in allowed:
+            raise UserError(f"{key} = {value!r} is not one of {', '.join(allowed)}")
+    model.compute = compute
+    model.remat_decoders = remat != "none"
+    model.backbone.remat_stages = remat == "stage"
+    for stage in model.backbone.layers:
+        stage.remat_blocks = remat == "block"
 
 
 def from_config(config: Mapping[str, Any], tasks: Mapping[str, int]) -> dict[str, Any]:

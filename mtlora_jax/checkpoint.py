@@ -1,76 +1,249 @@
-"""Checkpoints of training: the state, the position in the data and the record of the best scores, with orbax."""
+"""Checkpoints of training with orbax: the state, the position in the data, and what else the loop must remember."""
 
+import contextlib
+import copy
+import errno
+import json
 import pathlib
-from typing import Any
+import shutil
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
-from mtlora_jax.parameters import Flat
+from mtlora_jax import sharding
+from mtlora_jax.errors import UserError
+from mtlora_jax.parameters import Flat, named
+from mtlora_jax.records import console
 from mtlora_jax.step import TrainState
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+Contents = dict[str, list]  # {name of an array: [shape, dtype, CRC-32 of its bytes]}
+
+
+class Restored(NamedTuple):
+    """What was given to `Checkpoints.save`."""
+
+    state: TrainState
+    data: dict[str, Any]
+    loop: dict[str, Any]
 
 
 class Checkpoints:
     """The newest checkpoints of a run, in WORKDIR/checkpoints/STEP. Saving goes on in the background while training does.
 
-    A checkpoint holds what trains and nothing that is frozen. Trained weights and optimizer are items of their own, so that an
-    evaluation need not read the optimizer.
+    A checkpoint holds what trains and nothing that is frozen. It appears whole or not at all, since orbax renames it when all is written,
+    and it lists its arrays with a checksum each: files that were cut off, altered or copied from another run are recognised when they are
+    read, and the newest checkpoint without a fault is used. Weights are an item of their own, so that an evaluation reads nothing else.
+
+    Args:
+      workdir: of the run.
+      keep: how many to keep.
+      writing: whether this program trains. Otherwise nothing is touched, since another program may be training.
+
+    Attributes:
+      seconds: for how long `save` held up its caller so far.
     """
 
-    def __init__(self, workdir: pathlib.Path, keep: int):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep)
-        self._manager = ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
+    def __init__(self, workdir: pathlib.Path, keep: int, writing: bool = False):
+        self._folder = (workdir / "checkpoints").absolute()
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, create=writing, cleanup_tmp_directories=writing, read_only=not writing, enable_async_checkpointing=True
+            ),
+        )
+        self.seconds = 0.0
 
     def latest(self) -> int | None:
-        """Step of the newest whole checkpoint, or None."""
+        """Step of the newest checkpoint, or None."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, data: dict[str, Any], progress: dict[str, Any]) -> None:
-        """Starts saving.
+    def save(self, step: int, state: TrainState, data: dict[str, Any], loop: dict[str, Any]) -> None:
+        """Starts saving; does nothing where the checkpoint of this step exists.
 
         Args:
           step: updates made so far.
-          state: its arrays are copied before this returns, so they may be donated.
+          state: its arrays are copied before this returns, so they may be donated. So are the others.
           data: state of the data iterator, JSON-able.
-          progress: what else the loop must remember, JSON-able.
+          loop: what else the loop must remember, JSON-able.
+
+        Raises:
+          UserError: this or an earlier checkpoint could not be written.
         """
-        if step == self.latest():
+        if step in self._manager.all_steps():
             return
-        items = ocp.args.Composite(
-            weights=ocp.args.StandardSave(weights_of(state)),
-            optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
-            data=ocp.args.JsonSave(data),
-            progress=ocp.args.JsonSave(progress),
+        start = time.monotonic()
+        trees, rest = parts_of(state), copy.deepcopy({"data": data, "loop": loop})  # which the caller may alter while they are written
+        contents = {name: contents_of(tree) for name, tree in trees.items()} | {name: checksum_of(value) for name, value in rest.items()}
+        arguments = ocp.args.Composite(
+            **{name: ocp.args.StandardSave(tree) for name, tree in trees.items()},
+            **{name: ocp.args.JsonSave(value) for name, value in rest.items()},
+            contents=ocp.args.JsonSave(contents),
         )
-        self._manager.save(step, args=items)
+        try:
+            self._manager.save(step, args=arguments)
+        except Exception as error:
+            raise self._failed(error) from error
+        self.seconds += time.monotonic() - start
 
-    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any], dict[str, Any]]:
-        """(state, data, progress) of the newest checkpoint; shapes, dtypes and shardings are those of `like`."""
-        optimizer = {"step": like.step, "opt_state": like.opt_state}
-        items = ocp.args.Composite(
-            weights=restore_like(weights_of(like)),
-            optimizer=restore_like(optimizer),
-            data=ocp.args.JsonRestore(),
-            progress=ocp.args.JsonRestore(),
-        )
-        restored = self._manager.restore(self.latest(), args=items)
-        return TrainState(**restored["weights"], **restored["optimizer"]), restored["data"], restored["progress"]
+    def check(self) -> None:
+        """Raises UserError if a checkpoint could not be written. Waits for nothing."""
+        if not self._manager.is_saving_in_progress():
+            self.wait()
 
-    def restore_weights(self, trainable: Flat, batch_stats: Flat) -> tuple[Flat, Flat]:
-        """(trainable, batch_stats) of the newest checkpoint, shaped and placed as those given."""
-        items = ocp.args.Composite(weights=restore_like({"trainable": trainable, "batch_stats": batch_stats}))
-        weights = self._manager.restore(self.latest(), args=items)["weights"]
-        return weights["trainable"], weights["batch_stats"]
+    def wait(self) -> None:
+        """Returns when everything is written. Raises UserError if a checkpoint could not be."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def restore(self, like: TrainState) -> Restored | None:
+        """The newest whole checkpoint, with the shapes, dtypes and shardings of `like`; None where there is none at all.
+
+        Newer ones that are not whole, or not of this run, are named and moved to WORKDIR/damaged. Raises UserError if all are.
+        """
+        found = self._newest_whole(parts_of(like), ("data", "loop"))
+        if found is None:
+            return None
+        _, trees, rest, passed_over = found
+        self._set_aside(passed_over)
+        return Restored(TrainState(**trees["weights"], **trees["optimizer"]), rest["data"], rest["loop"])
+
+    def restore_weights(self, trainable: Flat, batch_stats: Flat) -> tuple[int, Flat, Flat]:
+        """(step, trainable, batch_stats) of the newest whole checkpoint, shaped and placed as those given.
+
+        Raises UserError as `restore`, and where there is no checkpoint.
+        """
+        found = self._newest_whole({"weights": {"trainable": trainable, "batch_stats": batch_stats}})
+        if found is None:
+            raise UserError(f"{self._folder}: no checkpoint")
+        step, trees, *_ = found
+        return step, trees["weights"]["trainable"], trees["weights"]["batch_stats"]
 
     def close(self) -> None:
-        """Waits until everything is written."""
-        self._manager.wait_until_finished()
+        """Waits until everything is written. Raises UserError if it could not be."""
+        self.wait()
         self._manager.close()
 
+    def _newest_whole(
+        self, like: Mapping[str, Any], further: tuple[str, ...] = ()
+    ) -> tuple[int, dict[str, Any], dict[str, Any], list[int]] | None:
+        """(step, trees like `like`, further items, steps of newer checkpoints that cannot be used); None where there is no checkpoint."""
+        reasons: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return step, *self._read(step, like, further), list(reasons)
+            except Exception as error:  # whatever a damaged file makes the layers below stumble over
+                reasons[step] = str(error) if isinstance(error, UserError) else f"it cannot be read ({reason_of(error)})"
+                console.print(f"checkpoint {step} is passed over: {reasons[step]}")
+        if reasons:
+            raise UserError(
+                f"{self._folder}: no checkpoint can be used; {'; '.join(f'{step}: {reason}' for step, reason in reasons.items())}. "
+                "Choose another --workdir, or delete this folder to begin again from the first step"
+            )
+        return None
 
-def weights_of(state: TrainState) -> dict[str, Flat]:
-    """What of the state is weights."""
-    return {"trainable": state.trainable, "batch_stats": state.batch_stats}
+    def _read(self, step: int, like: Mapping[str, Any], further: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+        def restore(**items: Any) -> Any:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+        if not (self._folder / str(step) / "contents").is_dir():
+            raise UserError("it does not list its contents: another version of this program wrote it, or something else")
+        stored = restore(contents=ocp.args.JsonRestore())["contents"]
+        for name, tree in like.items():
+            refuse_other(stored[name], tree)
+        rest = restore(**{name: ocp.args.JsonRestore() for name in further}) if further else {}
+        trees = restore(**{name: restore_like(tree) for name, tree in like.items()})
+        found = {name: contents_of(trees[name]) for name in like}
+        altered = [array for name in like for array in found[name] if found[name][array] != stored[name][array]]
+        altered += [name for name in further if checksum_of(rest[name]) != stored[name]]
+        if altered:
+            raise UserError(f"damaged: the values of {named(altered)} are not those that were saved")
+        return {name: trees[name] for name in like}, {name: rest[name] for name in further}
+
+    def _set_aside(self, steps: list[int]) -> None:
+        """Moves checkpoints that cannot be used out of the way of those that training will write."""
+        if not steps:
+            return
+        if jax.process_index() == 0:
+            for step in steps:
+                kept = self._folder.parent / "damaged" / str(step)
+                shutil.rmtree(kept, ignore_errors=True)
+                kept.parent.mkdir(exist_ok=True)
+                (self._folder / str(step)).rename(kept)
+        sharding.barrier("damaged checkpoints are set aside")
+        self._manager.reload()
+
+    def _failed(self, error: Exception) -> UserError:
+        self._manager.reload()
+        last = self._manager.latest_step()
+        kept = "there is none yet" if last is None else f"the one of step {last} is whole, and the same command goes on from there"
+        return UserError(f"{self._folder}: a checkpoint could not be written ({reason_of(error)}); {kept}")
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that the disk, or one's share of it, is full; libraries tell it in their own words."""
+    return isinstance(error, OSError) and error.errno in FULL or "No space left on device" in str(error) or "quota exceeded" in str(error)
+
+
+@contextlib.contextmanager
+def clear_when_full(workdir: pathlib.Path) -> Iterator[None]:
+    """Makes a UserError of whatever goes wrong inside because the disk is full."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not is_full(error):
+            raise
+        raise UserError(
+            f"{workdir}: no space left on the disk; free some, and the same command goes on from the last checkpoint"
+        ) from error
+
+
+def reason_of(error: BaseException) -> str:
+    """An error in a few words."""
+    return "no space left on the disk" if is_full(error) else " ".join(str(error).split())[:300]
+
+
+def parts_of(state: TrainState) -> dict[str, dict[str, Any]]:
+    """{item: {field: arrays}}: the weights, and all the rest of a state."""
+    fields = state._asdict()
+    weights = {name: fields.pop(name) for name in ("trainable", "batch_stats")}
+    return {"weights": weights, "optimizer": fields}
+
+
+def contents_of(tree: Any) -> Contents:
+    """Describes every array of a tree, which must be on this host."""
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    arrays = {jax.tree_util.keystr(path): np.ascontiguousarray(jax.device_get(leaf)) for path, leaf in leaves}
+    shapes = {jax.tree_util.keystr(path): list(np.shape(leaf)) for path, leaf in leaves}
+    return {name: [shapes[name], str(array.dtype), zlib.crc32(array.view(np.uint8).data)] for name, array in arrays.items()}
+
+
+def checksum_of(value: Any) -> int:
+    """CRC-32 of a JSON-able value."""
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
+
+
+def refuse_other(stored: Contents, tree: Any) -> None:
+    """Raises UserError unless a checkpoint with these contents has the names, shapes and dtypes of `tree`."""
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    wanted = {jax.tree_util.keystr(path): [list(np.shape(leaf)), str(leaf.dtype)] for path, leaf in leaves}
+    problems = {
+        "missing": [name for name in wanted if name not in stored],
+        "left over": [name for name in stored if name not in wanted],
+        "of another shape or type": [name for name in wanted if name in stored and stored[name][:2] != wanted[name]],
+    }
+    told = [f"{what}: {named(names)}" for what, names in problems.items() if names]
+    if told:
+        raise UserError(f"of another model or another version of this program; {'; '.join(told)}")
 
 
 def restore_like(tree: Any) -> ocp.args.StandardRestore:

@@ -23,22 +23,24 @@ from mtlora_jax import config as configs
 from mtlora_jax.errors import UserError
 
 
-def run(main: Callable[[], None]) -> None:
-    """Runs a command. A UserError, or an error that came of one, is printed as one line and exits with 2; Ctrl-C exits with 130."""
+def run(main: Callable[[], None], leave: Callable[[int], NoReturn] = sys.exit) -> None:
+    """Runs a command. A UserError, or an error that came of one, is printed as one line and exits with 2; Ctrl-C exits with 130.
+
+    `leave` ends the process with such a code once the line is printed; any other error is raised.
+    """
     try:
         main()
     except KeyboardInterrupt:
-        _fail("interrupted", 130)
+        line, code = "interrupted", 130
     except Exception as error:
         message = _user_message(error)
         if message is None:
             raise
-        _fail(f"error: {message}", 2)
-
-
-def _fail(line: str, code: int) -> NoReturn:
-    print(line, file=sys.stderr)
-    sys.exit(code)
+        line, code = f"error: {message}", 2
+    else:
+        return
+    print(line, file=sys.stderr, flush=True)
+    leave(code)
 
 
 def _user_message(error: BaseException | None) -> str | None:

@@ -55,6 +55,12 @@ def default(method: str = "mtlora") -> Config:
             "epochs": 300,
             "batch_size": 32,
             "eval_batch_size": 32,
+            "accumulation": 1,  # parts in which the encoder takes a batch, one after the other, for less memory; the result is the same
+            "remat": "none",  # for less memory still: keep only the inputs of each "block" or "stage", and compute the rest twice
+            "precision": {
+                "compute": "float32",  # or "bfloat16": matrix products and activations; parameters, softmax, norms, losses stay float32
+                "frozen": "float32",  # or "bfloat16": how weights that are not trained are stored on the devices
+            },
             "loss_weights": of_any_type({}),  # {task: weight}; a task that is not here has the recipe's weight
             "optimizer": {
                 "learning_rate": 5e-4,  # this and the next two are multiplied by batch_size / reference_batch_size, once
@@ -74,7 +80,19 @@ def default(method: str = "mtlora") -> Config:
             "checkpoint_steps": 0,  # also every so many steps; 0: only at ends of epochs
             "keep_checkpoints": 2,
             "log_every": 20,  # steps
+            "guards": {
+                "max_skipped_in_row": 10,  # steps whose loss or gradient is not finite change nothing; so many in a row end the run
+                "max_bad_examples": 10,  # images or labels that cannot be read are left out; more of them end the run
+                "grace_seconds": 20.0,  # from SIGTERM to the end of the process, unless a step ends and is saved before
+            },
+            "evaluation": {  # of --mode=evaluate
+                "original_size": True,  # also score predictions at the size of each image's file, beside those at image_size
+                "boundaries": False,  # also the boundary F of edges (odsF), at the original size: two seconds per image and worker
+                "boundary_tolerance": 0.0075,  # of the image's diagonal: 0.0075 on PASCAL-Context, 0.011 on NYUD
+            },
             "single_task": of_any_type(PAPER_SINGLE_TASK),  # {task: score}; Delta_m is the mean over the tasks it has
+            "single_task_files": (),  # in place of single_task: workdirs, or their metrics.json, of single_task runs
+            "wandb": {"project": "", "mode": "offline"},  # Weights & Biases; no project: not used; mode may be "online"
         }
     ).lock()
 

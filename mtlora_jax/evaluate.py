@@ -1,6 +1,7 @@
 """Scores of a model on a whole split."""
 
 import functools
+import json
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -12,23 +13,32 @@ from jax.sharding import Mesh
 from mtlora_jax import experiment as experiments
 from mtlora_jax import sharding
 from mtlora_jax.checkpoint import Checkpoints
-from mtlora_jax.data.pipeline import Dataset, eval_batches
+from mtlora_jax.data.pipeline import Batches, Dataset, eval_batches
 from mtlora_jax.defaults import Config
 from mtlora_jax.errors import UserError
 from mtlora_jax.experiment import Experiment
-from mtlora_jax.metrics import delta_m
+from mtlora_jax.folder import write_text
+from mtlora_jax.guards import BadExamples
+from mtlora_jax.metrics import Totals, add, delta_m
+from mtlora_jax.original_size import OriginalSizeEvaluator
 from mtlora_jax.parameters import Flat
-from mtlora_jax.records import console, print_scores
+from mtlora_jax.predictions import Pictures
+from mtlora_jax.records import console, finite_or_none, print_columns
 from mtlora_jax.step import eval_step
 from mtlora_jax.tasks.task import Task
 
-Statistics = dict[str, dict[str, jax.Array]]  # {task: {name: sum}}
+Statistics = Mapping[str, Mapping[str, jax.Array]]  # {task: {name: sum}}
 
 
 class Evaluator:
-    """Evaluates weights on one split, again and again, with one compiled step."""
+    """Evaluates weights on one split, again and again, with one compiled step.
+
+    Attributes:
+      pictures: called with (trainable, batch_stats), shows what is predicted of a few images; see `Pictures`.
+    """
 
     def __init__(self, config: Config, experiment: Experiment, data: Dataset):
+        self.pictures = Pictures(config, experiment, data)
         self._experiment = experiment
         everywhere, split = sharding.replicated(experiment.mesh), sharding.by_batch(experiment.mesh)
         self._step = jax.jit(
@@ -36,6 +46,7 @@ class Evaluator:
             in_shardings=(everywhere, everywhere, everywhere, split),
             out_shardings=everywhere,
         )
+        self._compiled: Callable[..., Statistics] | None = None
         self._batches = functools.partial(
             eval_batches,
             data,
@@ -47,11 +58,25 @@ class Evaluator:
             process_count=jax.process_count(),
         )
 
-    def __call__(self, trainable: Flat, batch_stats: Flat) -> tuple[dict[str, float], float]:
-        """({"TASK/SCORE": value}, seconds)."""
+    def __call__(
+        self, trainable: Flat, batch_stats: Flat, watched: Callable[[Batches], Iterable[Mapping[str, np.ndarray]]] = iter
+    ) -> tuple[dict[str, float], float]:
+        """({"TASK/SCORE": value}, seconds, those of the compilation left out).
+
+        `watched` passes the batches on, and may look at them or raise.
+        """
         start = time.monotonic()
-        compute = functools.partial(self._step, trainable, batch_stats, self._experiment.frozen)
-        scores = evaluate(compute, self._batches(), self._experiment.tasks, self._experiment.mesh)
+
+        def compute(batch: dict[str, jax.Array]) -> Statistics:
+            nonlocal start
+            arguments = (trainable, batch_stats, self._experiment.frozen, batch)
+            if self._compiled is None:
+                began = time.monotonic()
+                self._compiled = self._step.lower(*arguments).compile()
+                start += time.monotonic() - began
+            return self._compiled(*arguments)
+
+        scores = evaluate(compute, watched(self._batches()), self._experiment.tasks, self._experiment.mesh)
         return scores, time.monotonic() - start
 
 
@@ -70,22 +95,14 @@ def evaluate(
     Returns:
       {"TASK/SCORE": value}.
     """
-    totals: dict[str, dict[str, np.ndarray]] = {}
-    pending = None  # statistics are fetched one batch late, so that the host prepares a batch while the device works on another
+    totals: Totals = {}
+    pending: Statistics = {}  # statistics are fetched one batch late, so that the host prepares a batch while the device works on another
     for batch in batches:
         ahead = compute(sharding.put(batch, mesh))
         add(totals, pending)
         pending = ahead
     add(totals, pending)
     return {f"{name}/{score}": float(value) for name, task in tasks.items() for score, value in task.scores(totals[name]).items()}
-
-
-def add(totals: dict[str, dict[str, np.ndarray]], statistics: Statistics | None) -> None:
-    """Adds the statistics of a batch to the totals, in float64."""
-    for name, sums in jax.device_get(statistics or {}).items():
-        mine = totals.setdefault(name, {})
-        for key, value in sums.items():
-            mine[key] = mine.get(key, 0.0) + np.asarray(value, np.float64)
 
 
 def primary_scores(scores: Mapping[str, float], tasks: Mapping[str, Task]) -> dict[str, float]:
@@ -106,22 +123,75 @@ def with_gain(
     return {**scores, name: delta_m(primary_scores(scores, compared), reference, compared)}
 
 
+def single_task_scores(config: Config, tasks: Mapping[str, Task]) -> dict[str, float]:
+    """{task: primary score of its single-task model}, what Delta_m compares with; tasks without one are not in it.
+
+    From the files of `config.single_task_files` if there are any: each a metrics.json or the workdir that holds one, as a run of the
+    single_task method leaves it, and each tells of at least one of the tasks. Else `config.single_task`.
+
+    Raises:
+      UserError: for a file that cannot be read or tells of none of the tasks, and for a task that two files tell of.
+    """
+    if not config.single_task_files:
+        return {name: score for name, score in config.single_task.items() if name in tasks}
+    found: dict[str, float] = {}
+    for name in config.single_task_files:
+        path = pathlib.Path(name)
+        path = path / "metrics.json" if path.is_dir() else path
+        try:
+            values = json.loads(path.read_text())
+            scores = {task: values[f"{task}/{tasks[task].primary}"] for task in tasks if f"{task}/{tasks[task].primary}" in values}
+        except (OSError, ValueError, TypeError) as error:
+            reason = getattr(error, "strerror", None) or "it is no metrics.json"
+            raise UserError(f"single_task_files: {path} cannot be read: {reason}; expected the workdir of a finished run") from error
+        wanted = ", ".join(f"{task}/{tasks[task].primary}" for task in tasks)
+        if not scores or None in scores.values():
+            raise UserError(f"single_task_files: {path} has no score of these tasks; expected a number for one of {wanted}")
+        if found.keys() & scores:
+            raise UserError(f"single_task_files: {path} tells of {', '.join(found.keys() & scores)} again; give each task once")
+        found |= scores
+    return found
+
+
 def evaluate_only(config: Config, workdir: pathlib.Path) -> dict[str, float]:
-    """Prints and returns the scores of the newest checkpoint of `workdir`, or of the model folder `config.init` if there is no run."""
+    """Scores of the newest checkpoint of `workdir`, or of the model folder `config.init` if there is no run.
+
+    Prints them and writes WORKDIR/evaluation.json: {"model": str, "split": str, "images": int, "scores": {"TASK/SCORE": value}}, and under
+    "original_size" those at the size of each image's file, if `config.evaluation` asks for them. Returns the "scores".
+    """
     data = experiments.open_dataset(config, config.data.eval_split)
     started = (workdir / "initial").exists()
     if not started and not config.init:
         raise UserError(f"nothing to evaluate: {workdir} holds no run and config.init names no model folder")
     experiment = experiments.set_up(config, data.tasks, workdir, complete=True)
+    reference = single_task_scores(config, experiment.tasks)
     trainable, batch_stats, what = experiment.trainable, experiment.batch_stats, config.init
     if started:
         checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-        step = checkpoints.latest()
-        what = f"{workdir}, step {step or 0}"
-        if step is not None:
-            trainable, batch_stats = checkpoints.restore_weights(trainable, batch_stats)
-    scores, seconds = Evaluator(config, experiment, data)(trainable, batch_stats)
-    scores = with_gain(scores, experiment.tasks, config.single_task)
-    print_scores(scores, f"Scores of {what} on {config.data.eval_split}")
-    console.print(f"{len(data)} images in {seconds:.0f} s")
-    return scores
+        step = 0
+        if checkpoints.latest() is not None:
+            step, trainable, batch_stats = checkpoints.restore_weights(trainable, batch_stats)
+        what = f"{workdir}, step {step}"
+
+    height, width = config.image_size
+    evaluators: dict[str, Evaluator | OriginalSizeEvaluator] = {f"at {height}x{width}": Evaluator(config, experiment, data)}
+    if config.evaluation.original_size or config.evaluation.boundaries:
+        evaluators["at original size"] = OriginalSizeEvaluator(config, experiment, data)
+    bad = BadExamples(config.guards.max_bad_examples)
+    columns, seconds = {}, 0.0
+    for heading, evaluator in evaluators.items():
+        scores, own_seconds = evaluator(trainable, batch_stats, functools.partial(bad.watch, 0))
+        columns[heading] = with_gain(scores, experiment.tasks, reference)
+        seconds += own_seconds
+    for message in bad.settle():
+        console.print(f"left out: {message}")
+    notes = {f"{name}/{score}": note for name, task in experiment.tasks.items() for score, note in task.notes.items()}
+    split, images = config.data.eval_split, len(data) - len(bad.known)
+    print_columns(columns, f"Scores of {what} on {split}", notes)
+    console.print(f"{images} images in {seconds:.0f} s, {len(bad.known)} left out")
+    named = dict(zip(("scores", "original_size"), map(finite_or_none, columns.values()), strict=False))
+    report = {"model": what, "split": split, "images": images, **named}
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_text(workdir / "evaluation.json", json.dumps(report, indent=2) + "\n")
+    return next(iter(columns.values()))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -19,6 +20,7 @@ from mtlora_jax.methods import Method
 from mtlora_jax.models.lora import SharedLoRA, TaskLoRA
 from mtlora_jax.parameters import Flat
 from mtlora_jax.records import console
+from mtlora_jax.step import check_accumulation
 from mtlora_jax.tasks.task import Task
 
 
@@ -36,11 +38,22 @@ class Experiment:
     batch_stats: Flat
 
     def save(self, where: pathlib.Path, trainable: Flat, batch_stats: Flat, extra: Mapping[str, Any]) -> None:
-        """Writes the model with these trained weights as a model folder that `mtlora_jax.load` opens; only the first process does."""
+        """Writes the model with these trained weights as a model folder that `mtlora_jax.load` opens.
+
+        Process 0 writes, all wait for it. Raises UserError where another process does not see the folder then.
+        """
         if jax.process_index() == 0:
-            arrays = jax.device_get({**self.frozen, **trainable, **batch_stats})
+            # What is bfloat16 on the devices is float32 in files, where every reader takes it.
+            arrays = {p: np.asarray(a, np.float32) for p, a in jax.device_get({**self.frozen, **trainable, **batch_stats}).items()}
             classes = {name: list(task.classes) for name, task in self.tasks.items() if task.classes}
             folder.save(where, self.architecture, arrays, {"classes": classes, **extra})
+        sharding.barrier(str(where))
+        sharding.agreed(where.exists(), not_shared(where))
+
+
+def not_shared(where: pathlib.Path) -> str:
+    """What to say where processes see different files."""
+    return f"{where} is there for some of the processes and not for others: --workdir must be on a file system that all hosts share"
 
 
 def open_dataset(config: Config, split: str) -> Dataset:
@@ -76,20 +89,23 @@ def set_up(config: Config, tasks: dict[str, Task], workdir: pathlib.Path, comple
         raise UserError(f"seed = {config.seed} must be at least 0 and below 2^32")
     mesh = sharding.make_mesh()
     sharding.check_batch_size(config.batch_size, mesh, "batch_size")
+    check_accumulation(config.accumulation, config.batch_size, mesh.size)
     sharding.check_batch_size(config.eval_batch_size, mesh, "eval_batch_size")
     architecture = architectures.from_config(config, {name: task.channels for name, task in tasks.items()})
     model = architectures.build(architecture)
+    architectures.configure(model, compute=config.precision.compute, remat=config.remat)
     method = architectures.method_of(architecture)
     initial = workdir / "initial"
-    if initial.exists():
+    if sharding.agreed(initial.exists(), not_shared(initial)):
         started, values = folder.read(initial)
         refuse_differences(started, architecture, f"{workdir} holds a run of another model", "choose another --workdir")
         parameters.assign(model, values, str(initial))
     elif config.init:
         load_init(model, config.init, architecture, complete)
     parameters.initialise(model, config.seed)
-    graph, *parts = parameters.split(model, method.trainable)
-    trainable, frozen, batch_stats = jax.device_put(parts, sharding.replicated(mesh))
+    graph, trainable, frozen, batch_stats = parameters.split(model, method.trainable)
+    parts = trainable, parameters.narrowed(frozen, config.precision.frozen), batch_stats
+    trainable, frozen, batch_stats = sharding.replicate(parts, mesh)
     return Experiment(mesh, tasks, architecture, method, graph, trainable, frozen, batch_stats)
 
 

@@ -1,7 +1,9 @@
 """Model folders: `config.json` and `model.safetensors`, all that is needed to use a model again."""
 
 import contextlib
+import glob
 import json
+import os
 import pathlib
 import shutil
 import tempfile
@@ -20,21 +22,35 @@ from mtlora_jax.errors import UserError
 from mtlora_jax.models.multitask import MultiTaskModel
 
 FORMAT = 1
+UNFINISHED = ".unfinished-"  # in the names of folders that are being written
 
 
 @contextlib.contextmanager
 def replacing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary folder beside `folder` that takes its place when the block ends well, and vanishes when it does not."""
+    """A temporary folder beside `folder` that takes its place when the block ends well, and vanishes when it does not.
+
+    What a killed program left half-written there before is removed.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = pathlib.Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    for abandoned in folder.parent.glob(f".{glob.escape(folder.name)}{UNFINISHED}*"):
+        shutil.rmtree(abandoned, ignore_errors=True)
+    temporary = pathlib.Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}{UNFINISHED}"))
     temporary.chmod(0o755)
     try:
         yield temporary
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.rename(temporary.with_name(f"{temporary.name}.old"))
         temporary.rename(folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for done in (temporary, temporary.with_name(f"{temporary.name}.old")):
+            shutil.rmtree(done, ignore_errors=True)
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file, whole or not at all; an existing one is replaced."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text)
+    os.replace(temporary, path)
 
 
 def save(

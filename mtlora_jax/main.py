@@ -4,30 +4,87 @@
     python -m mtlora_jax.main --config=configs/mtlora_tiny_448.py:64 --workdir=runs/mtlora_r64 --mode=evaluate
 
 A run that was stopped goes on from its newest checkpoint when the same command is given again. WORKDIR then holds log.jsonl,
-tensorboard/, checkpoints/, metrics.json and best/, the model folder with the best scores.
+tensorboard/, checkpoints/, metrics.json and best/, the model folder with the best scores. --mode=evaluate writes evaluation.json.
+
+On several hosts the same command is started on each of them. SLURM (srun) and TPU pods are recognised; elsewhere three flags say who
+is who, and --workdir is on a file system that all of them share:
+
+    python -m mtlora_jax.main --config=... --workdir=/shared/run --coordinator=node1:12345 --processes=2 --process=0      # on node1
+    python -m mtlora_jax.main --config=... --workdir=/shared/run --coordinator=node1:12345 --processes=2 --process=1      # on node2
 """
 
+import os
 import pathlib
 from collections.abc import Sequence
+from typing import NoReturn
 
 from mtlora_jax import cli
+from mtlora_jax.errors import UserError
 
 MODES = ("train", "evaluate")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Parses the flags and hands over."""
+def flags() -> cli.Parser:
+    """What the command takes."""
     parser = cli.Parser("mtlora_jax.main", __doc__, config=True)
     parser.add_argument("--workdir", required=True, help="folder of the run: checkpoints, logs, best model")
     parser.add_argument("--mode", default="train", choices=MODES, help="train (default), or evaluate what is there")
-    args = parser.parse(argv)
+    parser.add_argument("--override_config", action="store_true", help="go on with a run although the configuration is another one")
+    parser.add_argument("--profile", action="store_true", help="write a trace of some steps to WORKDIR/trace")
+    parser.add_argument("--compile_cache", metavar="DIR", help="where compiled programs are kept for the next start; empty: nowhere")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="of several processes: where all can reach the first one")
+    parser.add_argument("--processes", type=int, metavar="N", help="how many processes there are; 1: this one, on SLURM and TPUs too")
+    parser.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
+    return parser
 
-    from mtlora_jax.evaluate import evaluate_only  # here: data workers import this module again and need none of it
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses the flags and hands over."""
+    args = flags().parse(argv)
+
+    # here: data workers import this module again and need none of it
+    from mtlora_jax import distributed
+    from mtlora_jax.evaluate import evaluate_only
     from mtlora_jax.train import train
 
-    program = {"train": train, "evaluate": evaluate_only}[args.mode]
-    program(args.config, pathlib.Path(args.workdir))
+    keep_compiled(args.compile_cache)
+    distributed.start(args.coordinator, args.processes, args.process)
+    workdir = pathlib.Path(args.workdir)
+    if args.mode == "train":
+        train(args.config, workdir, profile=args.profile, override=args.override_config)
+    else:
+        evaluate_only(args.config, workdir)
+
+
+def keep_compiled(folder: str | None) -> None:
+    """Has JAX keep compiled programs in `folder`, so that a second start need not compile; empty: not at all.
+
+    None: where JAX_COMPILATION_CACHE_DIR says, else in the user's cache folder if that can be written. Raises UserError for a folder
+    that cannot be.
+    """
+    import jax
+
+    if folder == "":
+        jax.config.update("jax_compilation_cache_dir", None)
+    if folder == "" or (folder is None and os.environ.get("JAX_COMPILATION_CACHE_DIR")):
+        return
+    caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path("~/.cache").expanduser())
+    path = pathlib.Path(folder) if folder else caches / "mtlora_jax" / "compiled"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if folder:
+            raise UserError(f"--compile_cache={folder} cannot be made: {error.strerror}") from error
+        return
+    jax.config.update("jax_compilation_cache_dir", str(path))
+
+
+def leave(code: int) -> NoReturn:
+    """Ends a failed process, one of several or alone."""
+    from mtlora_jax import distributed
+
+    distributed.leave(code)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, leave)

@@ -24,6 +24,17 @@ THRESHOLDS = np.linspace(0.2, 0.9, 15)  # of the saliency probability
 BINS_PER_DEGREE = 32  # a power of two: 11.25, 22.5 and 30 degrees are exact edges of the histogram of angles
 
 
+Totals = dict[str, dict[str, np.ndarray]]  # {task: {name: sum over the set so far}}
+
+
+def add(totals: Totals, statistics: Mapping[str, Mapping[str, jax.Array | np.ndarray]]) -> None:
+    """Adds the statistics of a batch, {task: {name: sum}}, to the totals, in float64."""
+    for name, sums in jax.device_get(statistics).items():
+        mine = totals.setdefault(name, {})
+        for key, value in sums.items():
+            mine[key] = mine.get(key, 0.0) + np.asarray(value, np.float64)
+
+
 def class_statistics(logits: jax.Array, label: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
     """Confusion counts (C, C) int32, rows the label. logits (B, H, W, C); label (B, H, W), integers in [0, C) or `IGNORE`."""
     classes = logits.shape[-1]
@@ -140,7 +151,7 @@ def depth_statistics(logits: jax.Array, label: jax.Array, mask: jax.Array) -> di
 
 
 def depth_scores(totals: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """`rmse` in the label's unit (metres) and `log_rmse` of natural logarithms."""
+    """True root mean squares over all pixels, as papers print: `rmse` in the label's unit (metres), `log_rmse` of natural logarithms."""
     pixels = _or_nan(totals["pixels"])
     return {"rmse": math.sqrt(totals["squares"] / pixels), "log_rmse": math.sqrt(totals["log_squares"] / pixels)}
 
@@ -153,7 +164,7 @@ def edge_statistics(logits: jax.Array, label: jax.Array, mask: jax.Array, positi
 
 
 def edge_scores(totals: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """`loss`: mean over the pixels of the set."""
+    """`loss`: mean over the pixels of the set. (Papers print odsF, see `mtlora_jax.boundaries`.)"""
     return {"loss": float(totals["loss"]) / _or_nan(totals["pixels"])}
 
 

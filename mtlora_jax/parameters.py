@@ -12,6 +12,7 @@ from flax import nnx
 from mtlora_jax.errors import UserError
 
 Flat = dict[str, jax.Array]
+PRECISIONS = ("float32", "bfloat16")
 
 
 def variables(model: nnx.Module) -> dict[str, nnx.Variable]:
@@ -38,6 +39,16 @@ def merge(graph: nnx.GraphDef, *parts: Flat) -> Any:
     flat = {path: value for part in parts for path, value in part.items()}
     state = nnx.from_flat_state([(tuple(int(k) if k.isdigit() else k for k in path.split(".")), value) for path, value in flat.items()])
     return nnx.merge(graph, state)
+
+
+def narrowed(values: Flat, dtype: str) -> Flat:
+    """Values with two axes or more in `dtype`, one of `PRECISIONS`. Vectors (biases, scales of norms) stay as they are: they weigh little.
+
+    Raises UserError for another dtype.
+    """
+    if dtype not in PRECISIONS:
+        raise UserError(f"precision.frozen = {dtype!r} is not one of {', '.join(PRECISIONS)}")
+    return {path: value.astype(dtype) if value.ndim > 1 else value for path, value in values.items()}
 
 
 def batch_statistics(model: nnx.Module) -> Flat:

@@ -1,12 +1,16 @@
 """One mesh with the axis `data`: batches are split over it, parameters are on every device."""
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mtlora_jax.errors import UserError
+
+Tree = TypeVar("Tree")
 
 
 def make_mesh() -> Mesh:
@@ -35,3 +39,26 @@ def put(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     return {
         key: jax.make_array_from_process_local_data(by_batch(mesh), value) for key, value in batch.items() if value.dtype.kind not in "US"
     }
+
+
+def replicate(tree: Tree, mesh: Mesh) -> Tree:
+    """Arrays that every process holds, the same in each -> the same arrays on every device of all processes."""
+    everywhere = replicated(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, everywhere)
+    # device_put would compare each array with those of the other processes, one collective for each.
+    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(everywhere, np.asarray(array)), tree)
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here. Raises if they are at barriers of other names."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def agreed(value: bool, otherwise: str) -> bool:
+    """`value`, which must be the same in all processes; else raises UserError(otherwise) in all of them."""
+    values = multihost_utils.process_allgather(np.asarray(value)) if jax.process_count() > 1 else np.asarray([value])
+    if values.all() != values.any():
+        raise UserError(otherwise)
+    return value

@@ -10,6 +10,7 @@ import optax
 from flax import nnx
 
 from mtlora_jax import parameters
+from mtlora_jax.errors import UserError
 from mtlora_jax.parameters import Flat
 from mtlora_jax.tasks.task import Task
 
@@ -22,15 +23,24 @@ STD = np.array([0.229, 0.224, 0.225], np.float32)
 class TrainState(NamedTuple):
     """Everything that changes in training. Frozen weights are not in it."""
 
-    step: jax.Array  # () int32, updates made so far
+    step: jax.Array  # () int32, steps made so far
     trainable: Flat
     batch_stats: Flat
     opt_state: optax.OptState
+    skipped: jax.Array  # () int32, steps that changed nothing because a number was not finite
+    skipped_in_row: jax.Array  # () int32, of these the ones since the last step that did change something
 
 
 def create_state(trainable: Flat, batch_stats: Flat, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step."""
-    return TrainState(jnp.zeros((), jnp.int32), trainable, batch_stats, optimizer.init(trainable))
+    zeros = [jnp.zeros((), jnp.int32) for _ in range(3)]  # three buffers, for a donated one must not appear twice
+    return TrainState(zeros[0], trainable, batch_stats, optimizer.init(trainable), *zeros[1:])
+
+
+def check_accumulation(parts: int, batch_size: int, devices: int) -> None:
+    """Raises UserError unless a global batch, split over the devices, can be cut into so many parts on each."""
+    if parts < 1 or batch_size % (parts * devices):
+        raise UserError(f"accumulation = {parts} must be at least 1 and divide the {batch_size // devices} images of each device's batch")
 
 
 def normalise(images: jax.Array | np.ndarray) -> jax.Array:
@@ -57,8 +67,10 @@ def train_step(
     tasks: Mapping[str, Task],
     weights: Mapping[str, float],
     optimizer: optax.GradientTransformation,
+    accumulation: int = 1,
+    groups: Mapping[str, str] | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update.
+    """One update; none where the loss, a gradient or a batch statistic is not finite: then only `step` and the counts of skips move.
 
     Args:
       state: donated by the caller.
@@ -66,9 +78,13 @@ def train_step(
       batch: "image" uint8 (B, H, W, 3) and the label of each task.
       key: of the whole run; the step's own randomness (dropout, stochastic depth) is folded in here.
       graph, tasks, weights, optimizer: static.
+      accumulation: parts in which the backbone takes the batch, one after the other, for less memory. Losses and BatchNorm see the
+        whole batch, so the update is that of one part; only draws of dropout and stochastic depth are others.
+      groups: {path: group} of the trained parameters whose gradient norms are told by group.
 
     Returns:
-      The new state, and scalars: "loss", "loss/TASK", "grad_norm" (before clipping).
+      The new state, and float32 scalars: "loss", "loss/TASK", "grad_norm" and "grad_norm/GROUP" (before clipping), "skipped" (1 where
+      this step changed nothing).
     """
     images = normalise(batch["image"])
     key = jax.random.fold_in(key, state.step)
@@ -76,14 +92,32 @@ def train_step(
     def loss_fn(trainable: Flat):
         model = parameters.merge(graph, trainable, frozen, state.batch_stats)
         rngs = nnx.Rngs(dropout=key)
-        total, losses = losses_of(model(images, train=True, rngs=rngs), batch, tasks, weights)
+        total, losses = losses_of(model(images, train=True, rngs=rngs, parts=accumulation), batch, tasks, weights)
         return total, (losses, parameters.batch_statistics(model))
 
     (total, (losses, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
     trainable = jax.tree.map(jnp.add, state.trainable, updates)
-    metrics = {"loss": total, **{f"loss/{name}": loss for name, loss in losses.items()}, "grad_norm": optax.tree.norm(gradients)}
-    return TrainState(state.step + 1, trainable, batch_stats, opt_state), metrics
+    norms = gradient_norms(gradients, groups or {})
+    finite = jnp.isfinite(total) & jnp.isfinite(norms["grad_norm"])
+    for statistic in batch_stats.values():
+        finite &= jnp.all(jnp.isfinite(statistic))
+
+    changed = state._replace(trainable=trainable, batch_stats=batch_stats, opt_state=opt_state)
+    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), changed, state)
+    skipped = 1 - finite.astype(jnp.int32)
+    kept = kept._replace(step=state.step + 1, skipped=state.skipped + skipped, skipped_in_row=(state.skipped_in_row + 1) * skipped)
+    metrics = {"loss": total, **{f"loss/{name}": loss for name, loss in losses.items()}, **norms, "skipped": skipped.astype(jnp.float32)}
+    return kept, metrics
+
+
+def gradient_norms(gradients: Flat, groups: Mapping[str, str]) -> dict[str, jax.Array]:
+    """ "grad_norm" of all gradients together and "grad_norm/GROUP" of those whose path is in a group."""
+    members: dict[str, Flat] = {}
+    for path, gradient in gradients.items():
+        if path in groups:
+            members.setdefault(groups[path], {})[path] = gradient
+    return {"grad_norm": optax.tree.norm(gradients)} | {f"grad_norm/{name}": optax.tree.norm(own) for name, own in members.items()}
 
 
 def eval_step(

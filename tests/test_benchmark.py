@@ -1,13 +1,18 @@
 """The command that measures: what it prints, and what it says to a mistake."""
 
+import contextlib
+import io
 import json
 import pathlib
+import re
 
+import jax
 import pytest
 from tiny_data import write_tiny_dataset
 
 from mtlora_jax import benchmark
 from mtlora_jax.errors import UserError
+from mtlora_jax.tasks import TASKS, make_tasks
 
 CONFIG = f"--config={pathlib.Path(__file__).parents[1] / 'configs' / 'mtlora_tiny_448.py'}:64"
 KEYS = [
@@ -42,10 +47,66 @@ def test_for_people(flags, capsys):
     assert "32x48, semseg, sal" in line
 
 
+TRAIN_KEYS = [
+    *("what", "images_per_second", "slowest", "fastest", "steps", "compile_seconds", "batch_size", "image_size", "tasks", "accumulation"),
+    *("remat", "compute", "frozen", "device", "devices", "argument_bytes", "temporary_bytes", "output_bytes", "peak_bytes"),
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """What is measured of the training step of a very small model; there is no data set and no model to start from."""
+    nowhere = tmp_path_factory.mktemp("nothing") / "nowhere"
+    small = ["tasks=semseg,normals,depth", "image_size=32,32", "batch_size=2", "data.name=folder", f"data.root={nowhere}", "init=nowhere"]
+    model = ["backbone.variant=micro", "decoder.channels=2,2,2,2", "method.rank=2", "method.task_rank=0", "precision.frozen=bfloat16"]
+    flags = [CONFIG, *(f"--config.{flag}" for flag in small + model), "--what=train", "--steps=2"]
+    jax.config.update("jax_disable_most_optimizations", True)  # compiling takes longer than what is compiled
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        benchmark.main([*flags, "--json"])
+    jax.config.update("jax_disable_most_optimizations", False)
+    return json.loads(printed.getvalue())
+
+
+def test_training(trained):
+    assert list(trained) == TRAIN_KEYS
+    assert 0 < trained["slowest"] <= trained["images_per_second"] <= trained["fastest"]
+    assert (trained["steps"], trained["batch_size"], trained["frozen"], trained["devices"]) == (2, 2, "bfloat16", 1)
+    assert trained["compile_seconds"] > 0
+    assert min(trained[f"{name}_bytes"] for name in ("argument", "temporary", "output")) > 0
+    assert trained["argument_bytes"] > 100 * trained["output_bytes"]  # the state is donated, so that only scalars are new
+
+
+def test_training_for_people(trained, capsys):
+    benchmark.tell_train(trained)
+    table = capsys.readouterr().out
+    for text in ("images/s", "compilation", "temporary memory", "2 x 32x32, semseg, normals, depth"):
+        assert text in table
+    assert re.search(r"frozen weights\W+bfloat16", table)
+    benchmark.tell_train(trained | {"images_per_second": None, "peak_bytes": None})
+    table = capsys.readouterr().out
+    assert "not measured" in table
+    assert "not told" in table
+
+
+def test_noise_has_the_form_of_labels():
+    tasks = make_tasks(TASKS)
+    batch = benchmark.random_batch(tasks, 3, (32, 48))
+    forms = {name: (value.shape, value.dtype.name) for name, value in batch.items()}
+    assert forms.pop("image") == ((3, 32, 48, 3), "uint8")
+    assert forms.pop("normals") == ((3, 32, 48, 3), "uint16")
+    assert forms.pop("depth") == ((3, 32, 48), "float32")
+    assert set(forms.values()) == {((3, 32, 48), "uint8")}
+    assert all(batch[name].max() == max(tasks[name].channels, 2) - 1 for name in forms)
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--what=train"], "--what=train .* there is data"),
+        (["--what=sleep"], "--what=sleep .* there is data, train"),
+        (["--what=train", "--steps=-1"], "--steps=-1 must be at least 0"),
+        (["--what=train", "--steps=many"], "--steps"),
+        (["--what=train", "--config.remat=layer"], "remat = 'layer' is not one of none, block, stage"),
+        (["--what=train", "--config.accumulation=3"], "accumulation = 3 must be at least 1 and divide the 4 images"),
         ([], "--what"),
         (["--what=data", "--jsn"], "unknown flag --jsn; did you mean --json"),
         (["--what=data", "--config.data.root=nowhere"], "nowhere: no such folder"),

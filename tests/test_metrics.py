@@ -216,6 +216,31 @@ def test_primary_score_exists(name, arrays):
     assert task.higher_is_better == (task.primary == "mIoU")
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_notes_are_about_scores_that_exist(name, arrays):
+    task = TASKS[name]()
+    scores = score(name, *arrays[name])
+    if task.has_slow_scores:
+        label = np.eye(16, dtype=np.uint8)
+        scores |= task.slow_scores(task.slow_statistics(label[..., None].astype(np.float32), label, 0.01))
+    assert task.notes.keys() <= scores.keys()
+
+
+def test_which_angle_papers_call_rmse():
+    assert 'papers of this family print as "rmse"' in TASKS["normals"]().notes["mean"]
+    assert "true root" in TASKS["normals"]().notes["rmse"]
+    assert "true root" in TASKS["depth"]().notes["rmse"]
+
+
+def test_totals_are_summed_in_float64():
+    totals = {}
+    for _ in range(3):
+        metrics.add(totals, {"a": {"n": jax.numpy.int32(2**31 - 1), "x": jax.numpy.ones(2)}})
+    assert totals["a"]["n"] == 3 * (2**31 - 1)
+    assert totals["a"]["x"].tolist() == [3, 3]
+    assert totals["a"]["x"].dtype == np.float64
+
+
 TABLE_1 = ("semseg", "human_parts", "sal", "normals")
 
 

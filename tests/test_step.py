@@ -12,14 +12,18 @@ import micro
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.sharding import AxisType
 
 from mtlora_jax import architecture as architectures
 from mtlora_jax import parameters, sharding
+from mtlora_jax.accounting import group_of_each
 from mtlora_jax.defaults import default
 from mtlora_jax.errors import UserError
+from mtlora_jax.losses import IGNORE
 from mtlora_jax.optim import make_optimizer, make_schedule
 from mtlora_jax.step import create_state, eval_step, normalise, train_step
+from mtlora_jax.tasks import TASKS, make_tasks
 
 ARCHITECTURE = micro.architecture(stages=1, tasks=("semseg", "sal"), locations=("qkv", "fc2"))
 RECIPE = default().optimizer.to_dict()
@@ -35,7 +39,10 @@ class Run:
         )
         self.optimizer = make_optimizer(RECIPE | options, optax.constant_schedule(learning_rate), frozenset(self.trainable))
         weights = {name: task.weight for name, task in self.tasks.items()}
-        self.step = functools.partial(train_step, graph=self.graph, tasks=self.tasks, weights=weights, optimizer=self.optimizer)
+        groups = {path: path.split(".")[1] for path in self.trainable if path.startswith("decoders.")}
+        self.step = functools.partial(
+            train_step, graph=self.graph, tasks=self.tasks, weights=weights, optimizer=self.optimizer, groups=groups
+        )
         self.key = jax.random.key(0)
 
     def state(self):
@@ -89,7 +96,8 @@ def test_the_state_keeps_its_structure_and_the_step_compiles_once(trained):
 
 def test_a_fixed_batch_is_learnt(trained):
     metrics = trained[3]
-    assert set(metrics[0]) == {"loss", "loss/semseg", "loss/sal", "grad_norm"}
+    assert set(metrics[0]) == {"loss", "loss/semseg", "loss/sal", "grad_norm", "grad_norm/semseg", "grad_norm/sal", "skipped"}
+    assert not any(scalars["skipped"] for scalars in metrics)
     losses = [scalars["loss"] for scalars in metrics]
     assert np.isfinite(losses).all()
     assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:3])
@@ -99,6 +107,120 @@ def test_total_is_the_weighted_sum(run, trained):
     for scalars in trained[3][:3]:
         total = sum(task.weight * scalars[f"loss/{name}"] for name, task in run.tasks.items())
         np.testing.assert_allclose(scalars["loss"], total, rtol=1e-6)
+
+
+def test_a_batch_without_a_valid_pixel_for_a_task_adds_nothing(run, trained):
+    before, _, frozen, _, step = trained
+    batch = {name: value for name, value in micro.random_batch().items() if name != "mask"}
+    batch["sal"] = np.full_like(batch["sal"], IGNORE)
+    after, metrics = step(before, frozen, batch, run.key)
+    assert metrics["loss/sal"] == metrics["grad_norm/sal"] == metrics["skipped"] == 0
+    assert metrics["loss"] == metrics["loss/semseg"] > 0
+    assert metrics["grad_norm/semseg"] > 0
+    assert all(np.isfinite(value).all() for value in after.trainable.values())
+
+
+class Plane(nnx.Module):
+    """As little of a model as the step takes: each task's logits are the mean of an image plus the task's weights."""
+
+    def __init__(self, channels: dict[str, int]):
+        self.channels = nnx.Dict({name: nnx.Param(jnp.arange(1.0, 1.0 + count)) for name, count in channels.items()})
+        self.seen = nnx.BatchStat(jnp.zeros(()))
+
+    def __call__(self, images, train, rngs, parts):
+        self.seen[...] += jnp.max(images)
+        return {name: jnp.mean(images, -1, keepdims=True) + weight[...] for name, weight in self.channels.items()}
+
+
+def test_a_batch_without_any_valid_pixel_changes_nothing_of_any_task():
+    tasks = make_tasks(TASKS, None)
+    graph, trainable, _, stats = parameters.split(Plane({name: task.channels for name, task in tasks.items()}), lambda path, v: True)
+    step = functools.partial(train_step, graph=graph, tasks=tasks, weights=dict.fromkeys(tasks, 1.0), optimizer=optax.sgd(1.0))
+    batch = {"image": np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)}
+    for name in tasks:
+        batch[name] = np.full((2, 4, 4, 3) if name == "normals" else (2, 4, 4), IGNORE, np.float32 if name == "depth" else np.uint8)
+    after, metrics = micro.jit(step)(create_state(trainable, stats, optax.sgd(1.0)), {}, batch, jax.random.key(0))
+    assert {name: float(value) for name, value in metrics.items()} == dict.fromkeys(metrics, 0.0)
+    assert set(metrics) == {"loss", "grad_norm", "skipped", *(f"loss/{name}" for name in TASKS)}
+    for path, value in trainable.items():
+        np.testing.assert_array_equal(after.trainable[path], value)
+
+
+class Probe:
+    """A loss whose value and gradient break one at a time: label 0 is sound, 1 has loss NaN, 2 a finite loss with an infinite gradient."""
+
+    def loss(self, logits, label):
+        sound = jnp.mean(jnp.square(logits))
+        kind = label[0]
+        broken = jnp.sum(jnp.sqrt(jnp.where(kind == 2, 0.0, 1.0) * jnp.square(logits)))  # the root of 0 has no finite gradient
+        return sound + jnp.where(kind == 1, jnp.nan, 0.0) + jnp.where(kind == 2, 1.0, 0.0) * broken
+
+
+SOUND, BAD_LOSS, BAD_GRADIENT, BAD_STATISTIC = range(4)
+
+
+@pytest.fixture(scope="module")
+def guarded():
+    """(compiled step, first state, function from the kind of a batch to the batch and frozen weights)."""
+    optimizer = make_optimizer(RECIPE, optax.constant_schedule(0.1), frozenset({"channels.a", "channels.b"}))
+    graph, trainable, _, stats = parameters.split(Plane({"a": 2, "b": 1}), lambda path, variable: True)
+    options = {"graph": graph, "tasks": {"a": Probe(), "b": Probe()}, "weights": {"a": 1.0, "b": 2.0}, "optimizer": optimizer}
+    step = micro.jit(functools.partial(train_step, groups={"channels.a": "first", "channels.b": "second"}, **options))
+    state = jax.device_put(create_state(trainable, stats, optimizer))
+
+    def run(state, kind):
+        if kind == BAD_STATISTIC:
+            state = state._replace(batch_stats={"seen": jnp.asarray(np.float32(np.inf))})
+        label = np.full(2, 0 if kind == BAD_STATISTIC else kind)
+        batch = {"image": np.full((2, 4, 4, 3), 100, np.uint8), "a": np.zeros_like(label), "b": label}
+        return state, *step(state, {}, batch, jax.random.key(0))
+
+    return run, state, step
+
+
+@pytest.mark.parametrize("kind", [BAD_LOSS, BAD_GRADIENT, BAD_STATISTIC])
+def test_a_step_with_a_number_that_is_not_finite_changes_nothing_but_counts(guarded, kind):
+    run, state, _ = guarded
+    _, state, _ = run(state, SOUND)  # moments that are not zero
+    before, after, metrics = run(state, kind)
+    for name in ("trainable", "batch_stats", "opt_state"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(before, name))
+    assert (after.step, after.skipped, after.skipped_in_row) == (2, 1, 1)
+    assert metrics["skipped"] == 1
+    assert np.isfinite(metrics["loss"]) == (kind != BAD_LOSS)
+    assert np.isfinite(metrics["grad_norm"]) == (kind != BAD_GRADIENT)
+
+
+def test_training_goes_on_after_steps_that_were_skipped(guarded):
+    run, first, step = guarded
+    state, plain = first, first
+    counts = []
+    for kind in (SOUND, BAD_LOSS, BAD_GRADIENT, SOUND, BAD_LOSS, SOUND):
+        _, state, _ = run(state, kind)
+        counts.append((int(state.step), int(state.skipped), int(state.skipped_in_row)))
+    assert counts == [(1, 0, 0), (2, 1, 1), (3, 2, 2), (4, 2, 0), (5, 3, 1), (6, 3, 0)]
+    for _ in range(3):
+        _, plain, _ = run(plain, SOUND)
+    for name in ("trainable", "batch_stats", "opt_state"):  # as if the others had not been
+        jax.tree.map(np.testing.assert_array_equal, getattr(state, name), getattr(plain, name))
+    assert step._cache_size() == 1
+
+
+def test_gradient_norms_of_groups(guarded):
+    run, state, _ = guarded
+    _, _, metrics = run(state, SOUND)
+    mean = float(np.mean(normalise(np.full((1, 1, 1, 3), 100, np.uint8))))
+    first = np.hypot(mean + 1, mean + 2)  # the gradient of a mean of two squares is each number itself
+    second = 2 * 2 * abs(mean + 1)  # one square, and the task weighs 2
+    np.testing.assert_allclose(metrics["grad_norm/first"], first, rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm/second"], second, rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], np.hypot(first, second), rtol=1e-5)
+
+
+def test_every_trained_parameter_is_in_a_group():
+    groups = group_of_each(architectures.build(ARCHITECTURE))
+    assert set(Run().trainable) <= set(groups)
+    assert set(groups.values()) == {"ta_lora", "ts_lora", "decoders", "patch_embed", "norms", "position_tables", "linears"}
 
 
 def test_images_are_normalised_like_imagenet():

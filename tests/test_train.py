@@ -1,12 +1,9 @@
 """Training as a user runs it: whole commands on a tiny data set, killed, resumed, evaluated, and given bad input."""
 
 import json
-import os
 import pathlib
-import signal
+import shutil
 import subprocess
-import sys
-import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +11,7 @@ import PIL.Image
 import pytest
 import safetensors.numpy
 from tiny_data import write_tiny_dataset
+from tiny_runs import STEPS, assert_same_end, command, kill, lines_of, log_of, prepare, run, running, wait_until
 
 import mtlora_jax
 from mtlora_jax import main
@@ -21,63 +19,11 @@ from mtlora_jax.config import load
 from mtlora_jax.errors import UserError
 from mtlora_jax.evaluate import evaluate_only
 
-CONFIG = """
-from mtlora_jax.defaults import default, of_any_type
-
-
-def get_config(method="mtlora"):
-    config = default(method)
-    with config.unlocked():
-        config.backbone = {"name": "swin", "embed_dim": 8, "depths": (1, 2), "num_heads": (1, 2), "window_size": 4, "drop_path_rate": 0.1}
-    if method == "mtlora":
-        config.method.update({"rank": 2, "task_rank": 1})
-    config.tasks = ("semseg", "sal")
-    config.image_size = (32, 32)
-    config.decoder.channels = (4, 6)
-    config.data.name = "folder"
-    config.data.root = ROOT
-    config.data.workers = 0
-    config.epochs = 8
-    config.batch_size = 2
-    config.eval_batch_size = 4
-    config.eval_every = 4
-    config.eval_first = True
-    config.optimizer.reference_batch_size = 2
-    config.optimizer.learning_rate = 3e-3
-    config.optimizer.warmup_epochs = 1.0
-    config.log_every = 1
-    config.checkpoint_steps = 5
-    config.single_task = of_any_type({})
-    return config
-"""
-STEPS = 24  # 8 epochs of 6 images in batches of 2
-
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> pathlib.Path:
     """A folder with a data set and a config."""
-    folder = tmp_path_factory.mktemp("train")
-    write_tiny_dataset(folder / "data")
-    (folder / "micro.py").write_text(CONFIG.replace("ROOT", repr(str(folder / "data"))))
-    return folder
-
-
-def command(base: pathlib.Path, workdir: str, *more: str) -> list[str]:
-    return [sys.executable, "-m", "mtlora_jax.main", f"--config={base / 'micro.py'}", f"--workdir={base / workdir}", *more]
-
-
-def run(base: pathlib.Path, workdir: str, *more: str) -> str:
-    done = subprocess.run(command(base, workdir, *more), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def log_of(workdir: pathlib.Path) -> list[dict]:
-    return [json.loads(line, parse_constant=pytest.fail) for line in (workdir / "log.jsonl").read_text().splitlines()]
-
-
-def without_speed(lines: list[dict]) -> list[dict]:
-    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
+    return prepare(tmp_path_factory.mktemp("train"))
 
 
 @pytest.fixture(scope="module")
@@ -129,27 +75,49 @@ def test_frozen_weights_never_change(finished):
 
 
 def test_killed_and_restarted_it_ends_as_if_nothing_had_happened(base, finished):
-    whole, _ = finished
-    workdir = base / "killed"
-    process = subprocess.Popen(command(base, "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while not (workdir / "log.jsonl").exists() or len(log_of_living(workdir)) < 9:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert len(log_of_living(workdir)) < STEPS  # it did not reach the end
+    with running(base, "killed") as process:
+        wait_until(lambda: len(lines_of(base / "killed")) >= 9, process)
+        kill(process)
+    assert len(lines_of(base / "killed")) < STEPS  # it did not reach the end
     printed = run(base, "killed")
     assert "step 0 to" not in printed  # it went on from a checkpoint
-    assert without_speed(log_of(workdir)) == without_speed(log_of(whole))
-    ours, theirs = (safetensors.numpy.load_file(folder / "best" / "model.safetensors") for folder in (workdir, whole))
-    assert all(np.array_equal(ours[path], theirs[path]) for path in theirs)
+    assert_same_end(base / "killed", finished[0])
 
 
-def log_of_living(workdir: pathlib.Path) -> list[str]:
-    """Whole lines so far of a log that is being written."""
-    return (workdir / "log.jsonl").read_text().splitlines()
+def test_another_config_is_refused_unless_that_is_wanted(base, finished):
+    with pytest.raises(UserError, match=r"holds a run with another config: epochs was 8 and is 9; log_every was 1 and is 2\."):
+        call(base, "--config.epochs=9", "--config.log_every=2", workdir="whole")
+    shutil.copytree(finished[0], base / "longer")
+    run(base, "longer", "--config.epochs=9", "--override_config")
+    before = log_of(base / "longer")
+    assert before[-1]["step"] == STEPS + 3
+    call(base, "--config.epochs=9", workdir="longer")  # that is its config from then on, and a finished run does nothing
+    assert log_of(base / "longer") == before
+
+
+def test_what_cannot_be_read_is_left_out_and_told(base, tmp_path):
+    write_tiny_dataset(tmp_path / "data", tasks=("semseg", "sal"))
+    for name in ("semseg/train1.png", "images/val002.png"):
+        (tmp_path / "data" / name).write_bytes(b"")
+    flags = [f"--config.data.root={tmp_path / 'data'}", "--config.epochs=2", "--config.optimizer.warmup_epochs=0.0"]
+    printed = run(base, "some_bad", *flags)
+    assert printed.count("left out: ") == 2
+    told = [json.loads(line) for line in (base / "some_bad" / "bad_examples.jsonl").read_text().splitlines()]
+    assert [name for name in ("val002", "train1") if any(name in entry["error"] for entry in told)] == ["val002", "train1"]
+    assert len(told) == 2
+    assert "4 images in" in run(base, "some_bad", *flags, "--mode=evaluate")
+
+
+def test_losses_that_are_not_finite_end_the_run_with_their_images_written_down(base):
+    flags = ["--config.optimizer.learning_rate=1e38", "--config.guards.max_skipped_in_row=3", "--config.eval_first=false"]
+    done = subprocess.run(command(base, "diverged", *flags), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "was not finite in 3 steps in a row" in done.stderr
+    told = json.loads((base / "diverged" / "nonfinite.json").read_text())
+    assert len(told["steps"]) == 3
+    assert {"semseg", "sal"} >= set(told["tasks"])
+    assert {f"train{i}" for i in range(6)} >= set(told["image_ids"])
+    assert len(told["image_ids"]) >= 2
 
 
 def test_evaluation_alone_gives_the_scores_of_the_run(base, finished):
@@ -162,7 +130,7 @@ def test_evaluation_alone_gives_the_scores_of_the_run(base, finished):
     config.init = str(workdir / "best")
     config.eval_batch_size = 3
     scores = evaluate_only(config, base / "nowhere")
-    assert not (base / "nowhere").exists()
+    assert [path.name for path in (base / "nowhere").iterdir()] == ["evaluation.json"]
     for name, value in scores.items():
         assert best[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
 
@@ -177,6 +145,7 @@ def call(base: pathlib.Path, *more: str, workdir: str = "bad", config: str = "mi
         (["--config.optimiser.clip_norm=1"], "optimiser.clip_norm is unknown; did you mean optimizer.clip_norm?"),
         (["--config.epochs=many"], "epochs=many is not a whole number"),
         (["--config.epochs=0"], "epochs = 0 must be at least 1"),
+        (["--config.guards.max_skipped_in_row=0"], "guards.max_skipped_in_row = 0 must be at least 1"),
         (["--config.image_size=16,16"], "image_size"),
         (["--config.tasks=semseg,keypoints"], "keypoints"),
         (["--config.init=weights/none"], "weights/none is not a model folder"),
@@ -225,7 +194,12 @@ def test_a_label_out_of_range_ends_the_command_with_one_line(base, tmp_path):
     label = np.asarray(PIL.Image.open(path)).copy()
     label[0, 0] = 9
     PIL.Image.fromarray(label).save(path)
-    flags = [f"--config.data.root={tmp_path / 'data'}", "--config.eval_first=false", "--config.data.workers=1"]
+    flags = [
+        f"--config.data.root={tmp_path / 'data'}",
+        "--config.eval_first=false",
+        "--config.data.workers=1",
+        "--config.guards.max_bad_examples=0",
+    ]
     done = subprocess.run(command(base, "bad_label", *flags), capture_output=True, text=True)
     assert done.returncode == 2
     lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]

@@ -1,14 +1,18 @@
 """From a random-access data set to batches, with Grain.
 
 Batch k is a pure function of the data set, the seed and k. So batches are the same for any number of workers and processes, and the
-position of an iterator is one number.
+position of an iterator is one number. That holds for damaged files too: the one after it in the data set takes an example's place.
 """
 
 import contextlib
 import ctypes
 import functools
 import gc
+import multiprocessing
+import multiprocessing.connection
+import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -25,6 +29,7 @@ from mtlora_jax.data.transforms import PASCAL, Augmentation
 from mtlora_jax.errors import UserError
 from mtlora_jax.tasks.task import IGNORE, Task
 
+TRIES = 16  # so many neighbours of an example that cannot be read are tried before that is an error
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
@@ -46,9 +51,10 @@ class Dataset(Protocol):
 
 
 class Batches(grain.DatasetIterator):
-    """Iterator over batches: {"image": uint8 (B, H, W, 3), TASK: (B, H, W[, D]), "mask": bool (B,), "image_id": str (B,)}, all numpy.
+    """Iterator over batches: {"image": uint8 (B, H, W, 3), TASK: (B, H, W[, D]), "mask": bool (B,), "image_id": str (B,), "bad": str (B,)}.
 
-    Its state, {"next_batch": int}, holds for any number of workers and processes. UserError of a worker arrives as it was raised.
+    All is numpy. "bad" is empty, or tells what is wrong with the example that should be there. The state, {"next_batch": int}, holds for
+    any number of workers and processes. UserError of a worker arrives as it was raised; a worker that ended by itself is a UserError too.
     `close()` ends the workers; the end of the data does too.
     """
 
@@ -64,6 +70,13 @@ class Batches(grain.DatasetIterator):
             batch = next(self._started())
         except UserError as error:
             message = str(error)
+        except RuntimeError as error:
+            if "Worker process was terminated" not in str(error):
+                raise
+            message = (
+                f"a worker that prepares batches ended by itself ({str(error).split('. ')[0]}); -9 means that it was killed, as the system "
+                "does where memory runs out: fewer --config.data.workers take less"
+            )
         else:
             self._next_batch += 1
             return batch
@@ -128,10 +141,8 @@ def train_batches(
         raise UserError(f"seed = {seed}: must be in [0, 2**32)")
     warp = functools.partial(reference.warp if parity else transforms.warp, tasks=dataset.tasks, image_size=image_size)
     transform = functools.partial(_train_example, augmentation=augmentation, warp=warp)
-    examples = grain.MapDataset.source(dataset).seed(seed).shuffle().repeat().random_map(transform)
-    # Sliced after everything random: an example depends on its place in the global order only.
-    batches = examples[process_index::process_count].batch(batch_size // process_count, drop_remainder=True)
-    return Batches(batches, workers)
+    examples = grain.MapDataset.source(_Tolerant(dataset)).seed(seed).shuffle().repeat().random_map(transform)
+    return Batches(_share(examples, batch_size, process_index, process_count), workers)
 
 
 def eval_batches(
@@ -146,13 +157,22 @@ def eval_batches(
 ) -> Batches:
     """Every example once, in the order of the data set, over all processes; each process makes the same number of batches.
 
-    What fills up the last batch has mask False, a black image, labels all 255 and image_id "". Otherwise as `train_batches`.
+    What fills up the last batch has mask False, a black image, labels all 255 and image_id "", and so has an example that cannot be read.
+    Otherwise as `train_batches`.
     """
     _check(batch_size, workers, process_count)
     padded = -(-len(dataset) // batch_size) * batch_size
     resize = functools.partial(reference.resize if parity else transforms.resize, tasks=dataset.tasks, image_size=image_size)
-    examples = grain.MapDataset.range(padded).map(functools.partial(_eval_example, dataset=dataset, resize=resize))
-    return Batches(examples[process_index::process_count].batch(batch_size // process_count), workers)
+    examples = grain.MapDataset.range(padded).map(functools.partial(_eval_example, dataset=_Tolerant(dataset), resize=resize))
+    return Batches(_share(examples, batch_size, process_index, process_count), workers)
+
+
+def _share(examples: grain.MapDataset, batch_size: int, process_index: int, process_count: int) -> grain.MapDataset:
+    """This process's rows of every batch: as the devices are ordered by process, its devices get the rows a single process would give them.
+
+    Taken after everything random, so that an example depends on its place in the global order only.
+    """
+    return examples.batch(batch_size // process_count, drop_remainder=True)[process_index::process_count]
 
 
 def _check(batch_size: int, workers: int, process_count: int) -> None:
@@ -162,13 +182,38 @@ def _check(batch_size: int, workers: int, process_count: int) -> None:
         raise UserError(f"workers = {workers}: must be 0 (this process does the work) or more")
 
 
+class _Tolerant:
+    """A data set that gives the next example that can be read in place of one that cannot, and tells what is wrong with that in "bad".
+
+    Raises its UserError where many in a row cannot be read.
+    """
+
+    def __init__(self, dataset: Dataset):
+        self.tasks = dataset.tasks
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> Example:
+        bad = ""
+        for place in range(index, index + TRIES):
+            try:
+                return self._dataset[place % len(self)] | {"bad": bad}
+            except UserError as error:
+                bad = bad or str(error)
+        raise UserError(f"{bad}; nor can the {TRIES - 1} examples after it be read")
+
+
 def _train_example(example: Example, rng: np.random.Generator, *, augmentation: Augmentation, warp: Callable[..., Example]) -> Example:
     return warp(example, motion=augmentation.draw(rng)) | {"mask": np.True_}
 
 
-def _eval_example(index: int, *, dataset: Dataset, resize: Callable[..., Example]) -> Example:
+def _eval_example(index: int, *, dataset: "_Tolerant", resize: Callable[..., Example]) -> Example:
     example = resize(dataset[min(index, len(dataset) - 1)]) | {"mask": np.True_}
-    if index < len(dataset):
+    if index >= len(dataset):
+        example["bad"] = ""  # that of the last example, which has told it already
+    elif not example["bad"]:
         return example
     labels = {name: np.full_like(example[name], IGNORE) for name in dataset.tasks}
     return example | {"image_id": "", "image": np.zeros_like(example["image"]), "mask": np.False_} | labels
@@ -179,7 +224,18 @@ def _start_worker(index: int, count: int) -> None:
     cv2.setNumThreads(0)  # there is one worker per core already
     jax.config.update("jax_platforms", "cpu")  # the accelerators belong to the main process
     _keep_freed_memory()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends its workers
+    # Ctrl-C and the signal of a cluster that ends a job reach all processes. The main one answers them, and ends its workers.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this worker when the main process is gone, were it by SIGKILL: Grain's would wait for it for ever, and keep their memory."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def _keep_freed_memory() -> None:

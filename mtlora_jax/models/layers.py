@@ -1,6 +1,8 @@
 """Layers every backbone and decoder is made of, with the numerics of PyTorch.
 
 Constructors declare parameters: shape, and how to initialise it. `mtlora_jax.parameters` fills them in, from files or from a seed.
+Every layer computes in the dtype of its input and returns it, whatever dtype its parameters are stored in. Where that is bfloat16,
+norms, activation functions and the adding of biases are float32 inside all the same.
 """
 
 import math
@@ -60,6 +62,16 @@ def resize_bilinear(x: jax.Array, height: int, width: int) -> jax.Array:
     return jax.image.resize(x, (x.shape[0], height, width, x.shape[3]), "bilinear", antialias=False)
 
 
+def precise(x: jax.Array) -> jax.Array:
+    """x in float32, unless it is wider already."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def biased(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """x + bias in the dtype of x, added in float32: the gradient of the bias is a sum over all rows, too long for bfloat16."""
+    return (precise(x) + bias).astype(x.dtype)
+
+
 def rows(x: jax.Array) -> jax.Array:
     """x (..., I) -> (N, I). Gradients of plain matrix products are faster than those of products with many leading axes."""
     return x.reshape(-1, x.shape[-1])
@@ -85,8 +97,8 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         """x (..., I) -> (..., O)."""
-        y = rows(x) @ self.kernel[...]
-        y = y if self.bias is None else y + self.bias[...]
+        y = rows(x) @ self.kernel[...].astype(x.dtype)
+        y = y if self.bias is None else biased(y, self.bias[...])
         return y.reshape(*x.shape[:-1], -1)
 
     def streams(self, x: Streams, rngs: nnx.Rngs | None = None) -> Streams:
@@ -122,13 +134,13 @@ class Conv(nnx.Module):
         """x (B, H, W, I) -> (B, H', W', O)."""
         y = jax.lax.conv_general_dilated(
             x,
-            self.kernel[...],
+            self.kernel[...].astype(x.dtype),
             (self.stride, self.stride),
             [(self.padding, self.padding)] * 2,
             rhs_dilation=(self.dilation, self.dilation),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return y if self.bias is None else y + self.bias[...]
+        return y if self.bias is None else biased(y, self.bias[...])
 
 
 class LayerNorm(nnx.Module):
@@ -141,9 +153,10 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x (..., C) -> (..., C)."""
-        centred = x - jnp.mean(x, -1, keepdims=True)
+        values = precise(x)
+        centred = values - jnp.mean(values, -1, keepdims=True)
         var = jnp.mean(jnp.square(centred), -1, keepdims=True)
-        return centred / jnp.sqrt(var + self.epsilon) * self.scale[...] + self.bias[...]
+        return (centred / jnp.sqrt(var + self.epsilon) * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
 class BatchNorm(nnx.Module):
@@ -162,13 +175,14 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """x (..., C) -> (..., C). In training normalises by the batch and moves the running statistics."""
+        values = precise(x)
         if train:
             axes = tuple(range(x.ndim - 1))
-            mean = jnp.mean(x, axes)
-            var = jnp.mean(jnp.square(x - mean), axes)
+            mean = jnp.mean(values, axes)
+            var = jnp.mean(jnp.square(values - mean), axes)
             count = math.prod(x.shape[:-1])
             self.mean[...] = (1 - self.momentum) * self.mean[...] + self.momentum * mean
             self.var[...] = (1 - self.momentum) * self.var[...] + self.momentum * var * (count / max(count - 1, 1))
         else:
             mean, var = self.mean[...], self.var[...]
-        return (x - mean) / jnp.sqrt(var + self.epsilon) * self.scale[...] + self.bias[...]
+        return ((values - mean) / jnp.sqrt(var + self.epsilon) * self.scale[...] + self.bias[...]).astype(x.dtype)

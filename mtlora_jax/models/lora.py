@@ -36,7 +36,8 @@ class LoRALinear(Linear):
 
     def low_rank(self, x: jax.Array) -> jax.Array:
         """s (x A) B, (..., I) -> (..., O)."""
-        y = (rows(x) @ (self.scale * self.shared_a[...])) @ self.shared_b[...]
+        a, b = self.scale * self.shared_a[...], self.shared_b[...]
+        y = (rows(x) @ a.astype(x.dtype)) @ b.astype(x.dtype)
         return y.reshape(*x.shape[:-1], -1)
 
 
@@ -80,7 +81,7 @@ class TaskLoRALinear(LoRALinear):
         base = Linear.__call__(self, x.shared)
         dropped = dropout(x.shared, self.dropout, rngs)
         shared = base + self.low_rank(dropped)
-        a, b = self.stacked()
+        a, b = (factor.astype(base.dtype) for factor in self.stacked())
         if x.tasks is None:
             low = jax.vmap(lambda a, b: (rows(dropped) @ a) @ b)(a, b)
         else:

@@ -1,38 +1,51 @@
 """One encoder, one decoder per task, one forward pass for all."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from flax import nnx
 
 from mtlora_jax.models.decoders import Decoder
-from mtlora_jax.models.layers import resize_bilinear
+from mtlora_jax.models.layers import precise, resize_bilinear
+from mtlora_jax.models.remat import in_parts, plain, rematerialised
+from mtlora_jax.models.streams import Streams
 
 
 class MultiTaskModel(nnx.Module):
-    """Backbone whose features every task's decoder reads, each from its own stream. The order of `decoders` is the task order."""
+    """Backbone whose features every task's decoder reads, each from its own stream. The order of `decoders` is the task order.
+
+    How it is executed, in which precision and with how much memory, is set by `mtlora_jax.architecture.configure`.
+    """
 
     def __init__(self, backbone: nnx.Module, decoders: Mapping[str, Decoder]):
         self.backbone: Any = backbone  # one of BACKBONES
         self.tasks = tuple(decoders)
         self.decoders = nnx.Dict(dict(decoders))
+        self.compute = "float32"
+        self.remat_decoders = False
 
-    def __call__(self, images: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
+    def __call__(self, images: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None, parts: int = 1) -> dict[str, jax.Array]:
         """Logits of every task at the size of the images.
 
         Args:
           images: (B, H, W, 3) float32, normalised by the ImageNet mean and standard deviation.
           train: batch statistics in BatchNorm, and its running statistics move.
           rngs: stream "dropout" for dropout and stochastic depth; None switches both off.
+          parts: the backbone takes the batch in so many parts, one after the other, and keeps only their features for the backward
+            pass. The decoders, whose BatchNorm looks at all images, take the whole batch: the result is that of one part.
 
         Returns:
-          {task: (B, H, W, C)}.
+          {task: (B, H, W, C)} float32.
         """
-        height, width = images.shape[1:3]
-        features = self.backbone(images, rngs)
-        logits = {}
-        for t, task in enumerate(self.tasks):
-            coarse = self.decoders[task]([f.task(t) for f in features], train, rngs)
-            logits[task] = resize_bilinear(coarse, height, width)
-        return logits
+
+        def backbone(module: Any, images: jax.Array, rngs: nnx.Rngs | None) -> list[Streams]:
+            return module(images, rngs)
+
+        def decode(decoder: Decoder, features: Sequence[jax.Array], rngs: nnx.Rngs | None) -> jax.Array:
+            return resize_bilinear(precise(decoder(features, train, rngs)), *images.shape[1:3])
+
+        inputs = images.astype(self.compute)
+        features = self.backbone(inputs, rngs) if parts == 1 else in_parts(backbone, self.backbone, inputs, rngs, parts)
+        run = rematerialised if self.remat_decoders else plain
+        return {task: run(decode, self.decoders[task], [f.task(t) for f in features], rngs) for t, task in enumerate(self.tasks)}

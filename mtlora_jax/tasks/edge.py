@@ -1,11 +1,12 @@
 """Edge detection: boundaries between things."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import numpy as np
 
-from mtlora_jax import losses, metrics
+from mtlora_jax import boundaries, losses, metrics
 from mtlora_jax.tasks.images import decode_binary, grey_picture, sigmoid
 from mtlora_jax.tasks.task import IGNORE, Task
 
@@ -20,6 +21,8 @@ class Edge(Task):
     weight: float = 50.0
     primary: str = "loss"
     higher_is_better: bool = False
+    notes: ClassVar = {"loss": "balanced cross-entropy", "odsF": "what papers print; always at the original size"}
+    has_slow_scores: ClassVar = True
 
     def decode(self, data: bytes, origin: str) -> np.ndarray:
         """Decodes a grey PNG, bright on edges."""
@@ -33,6 +36,12 @@ class Edge(Task):
 
     def scores(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
         return metrics.edge_scores(totals)
+
+    def slow_statistics(self, logits: np.ndarray, label: np.ndarray, tolerance: float) -> dict[str, np.ndarray]:
+        return boundaries.boundary_statistics(sigmoid(logits[..., 0]), label, tolerance)
+
+    def slow_scores(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
+        return boundaries.boundary_scores(totals)
 
     def picture(self, values: np.ndarray) -> np.ndarray:
         """The probability, white for an edge."""

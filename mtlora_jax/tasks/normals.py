@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import jax
@@ -34,6 +34,10 @@ class Normals(Task):
     interpolation: int = cv2.INTER_CUBIC
     primary: str = "mean"
     higher_is_better: bool = False
+    notes: ClassVar = {
+        "mean": 'degrees; what the papers of this family print as "rmse"',
+        "rmse": "degrees; true root of the mean square, larger than the mean",
+    }
 
     def decode(self, data: bytes, origin: str) -> np.ndarray:
         """Decodes an RGB PNG, n = 2 v / 255 - 1. What is far from unit length (black, white, mid grey) marks no normal: `IGNORE`."""

@@ -2,6 +2,8 @@
 
 import abc
 import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
 
 import cv2
 import jax
@@ -27,6 +29,8 @@ class Task(abc.ABC):
     interpolation: int = cv2.INTER_NEAREST
     primary: str = ""  # the score of papers' tables, used in Delta_m
     higher_is_better: bool = True
+    notes: ClassVar[Mapping[str, str]] = {}  # {score: what a reader of the table must know to compare it with papers}
+    has_slow_scores: ClassVar[bool] = False  # takes part in `config.evaluation.boundaries`
 
     @abc.abstractmethod
     def decode(self, data: bytes, origin: str) -> np.ndarray:
@@ -55,6 +59,17 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def scores(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
         """Scores of the set from the summed statistics (float64)."""
+
+    def slow_statistics(self, logits: np.ndarray, label: np.ndarray, tolerance: float) -> dict[str, np.ndarray]:
+        """Sums for scores that take seconds per image, on the host, of one image at its own size.
+
+        logits (H, W, C) float32; label as `finish` gives it; tolerance: of positions, as a share of the image's diagonal.
+        """
+        raise NotImplementedError(f"{self.name} has no slow scores")
+
+    def slow_scores(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
+        """Scores of the set from the sums of `slow_statistics`."""
+        raise NotImplementedError(f"{self.name} has no slow scores")
 
     @abc.abstractmethod
     def picture(self, values: np.ndarray) -> np.ndarray:

@@ -8,7 +8,8 @@ import numpy as np
 from flax import nnx
 
 from mtlora_jax.errors import UserError
-from mtlora_jax.models.layers import SWIN_INIT, Conv, LayerNorm, Linear, declare, drop_path
+from mtlora_jax.models.layers import SWIN_INIT, Conv, LayerNorm, Linear, declare, drop_path, precise
+from mtlora_jax.models.remat import plain, rematerialised
 from mtlora_jax.models.streams import Streams
 from mtlora_jax.models.windows import attention_mask, partition, relative_position_index, unpartition, window_of
 
@@ -91,12 +92,12 @@ class WindowAttention(nnx.Module):
         heads = self.num_heads
         qkv = self.qkv(x, rngs).reshape(b, m, n, 3, heads, c // heads)
         q, k, v = jnp.moveaxis(qkv, (3, 4), (0, 3))  # each (B, M, heads, N, D), so both products are plain batched matmuls
-        logits = (q * (c // heads) ** -0.5) @ k.mT
+        logits = precise((q * (c // heads) ** -0.5) @ k.mT)
         index = relative_position_index(window, self.window_size)
         logits += jnp.moveaxis(self.relative_position_bias_table[...][index], -1, 0)
         if mask is not None:
             logits += mask[:, None]
-        out = jax.nn.softmax(logits, -1) @ v
+        out = jax.nn.softmax(logits, -1).astype(v.dtype) @ v
         return jnp.moveaxis(out, 2, 3).reshape(b, m, n, c)
 
 
@@ -109,7 +110,7 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Streams, rngs: nnx.Rngs | None = None) -> Streams:
         """Streams of (..., C) -> Streams of (..., C)."""
-        hidden = self.fc1.streams(x, rngs).map(lambda h: jax.nn.gelu(h, approximate=False))
+        hidden = self.fc1.streams(x, rngs).map(lambda h: jax.nn.gelu(precise(h), approximate=False).astype(h.dtype))
         return self.fc2.streams(hidden, rngs)
 
 
@@ -137,12 +138,14 @@ class Stage(nnx.Module):
             [SwinBlock(dim, num_heads, window_size, j % 2 == 1, mlp_ratio, rate) for j, rate in enumerate(drop_path_rates)]
         )
         self.downsample = PatchMerging(dim) if merge else None
+        self.remat_blocks = False
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> Streams:
         """(B, H, W, C) -> Streams of (..., B, H/2, W/2, 2C), or of (..., B, H, W, C) in the last stage."""
         y = Streams(x)
+        run = rematerialised if self.remat_blocks else plain
         for block in self.blocks:
-            y = block(y.shared, rngs)
+            y = run(SwinBlock.__call__, block, y.shared, rngs)
         if self.downsample is None:
             return y
         downsample = self.downsample
@@ -180,6 +183,7 @@ class Swin(nnx.Module):
             ]
         )
         self.widths = tuple(embed_dim * 2 ** min(i + 1, last) for i in range(len(depths)))
+        self.remat_stages = False
 
     def __call__(self, images: jax.Array, rngs: nnx.Rngs | None = None) -> list[Streams]:
         """Normalised images (B, H, W, 3) -> features of each stage after its merging: widths `self.widths`, strides 8 16 32 32.
@@ -187,9 +191,10 @@ class Swin(nnx.Module):
         Only the shared stream feeds the next stage.
         """
         x = self.patch_embed(images)
+        run = rematerialised if self.remat_stages else plain
         features = []
         for stage in self.layers:
-            y = stage(x, rngs)
+            y = run(Stage.__call__, stage, x, rngs)
             features.append(y)
             x = y.shared
         return features

@@ -1,0 +1,152 @@
+"""Scores at the size of each image's file: predictions are resized to the labels, where the other evaluation resizes labels to them."""
+
+import contextlib
+import functools
+import multiprocessing
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from typing import cast
+
+import cv2
+import jax
+import numpy as np
+
+from mtlora_jax import sharding
+from mtlora_jax.data.original_size import OriginalSize, canvas_for, on_canvas, sizes_of
+from mtlora_jax.data.pipeline import Batches, Dataset, eval_batches
+from mtlora_jax.defaults import Config
+from mtlora_jax.experiment import Experiment
+from mtlora_jax.guards import of_all_processes
+from mtlora_jax.metrics import Totals, add
+from mtlora_jax.parameters import Flat
+from mtlora_jax.predictions import logits_of
+from mtlora_jax.tasks.task import Task
+
+
+class OriginalSizeEvaluator:
+    """Evaluates weights on one split at the sizes its images have.
+
+    Logits are interpolated bilinearly (half-pixel centres, no antialiasing: PyTorch's align_corners=False, OpenCV's INTER_LINEAR) to the
+    image's size, and then read as always. The public evaluation of the PASCAL_MT papers resizes what is made of them: the chosen classes by
+    nearest neighbours, everything else bilinearly.
+
+    With `config.evaluation.boundaries` also the slow scores, such as odsF of edges, for which `config.data.workers` processes share the
+    images.
+    """
+
+    def __init__(self, config: Config, experiment: Experiment, data: Dataset):
+        self._experiment = experiment
+        everywhere, split = sharding.replicated(experiment.mesh), sharding.by_batch(experiment.mesh)
+        self._forward = jax.jit(
+            functools.partial(logits_of, graph=experiment.graph),
+            in_shardings=(everywhere, everywhere, everywhere, split),
+            out_shardings=split,
+        )
+        tasks = experiment.tasks
+        self._score = jax.jit(functools.partial(statistics, tasks=tasks), in_shardings=(split, split), out_shardings=everywhere)
+        self._slow = {name: task for name, task in tasks.items() if config.evaluation.boundaries and task.has_slow_scores}
+        self._tolerance = config.evaluation.boundary_tolerance
+        self._workers = config.data.workers
+        self._batches = functools.partial(
+            eval_batches,
+            cast(Dataset, OriginalSize(data)),
+            image_size=tuple(config.image_size),
+            batch_size=config.eval_batch_size,
+            workers=config.data.workers,
+            parity=config.data.parity,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def __call__(
+        self, trainable: Flat, batch_stats: Flat, watched: Callable[[Batches], Iterable[Mapping[str, np.ndarray]]] = iter
+    ) -> tuple[dict[str, float], float]:
+        """({"TASK/SCORE": value}, seconds). `watched` passes the batches on, and may look at them or raise."""
+        start = time.monotonic()
+        mesh, tasks = self._experiment.mesh, self._experiment.tasks
+        totals: Totals = {}
+        slow_totals = {name: nothing(task) for name, task in self._slow.items()}
+        with several(self._workers if self._slow else 0) as run:
+            for batch in watched(self._batches()):
+                originals, mask = list(batch["originals"]), batch["mask"]
+                sizes = sizes_of(originals)
+                placed = on_canvas(originals, largest_of_all(canvas_for(sizes)))
+                images = sharding.put({"image": batch["image"]}, mesh)["image"]
+                logits = self._forward(trainable, batch_stats, self._experiment.frozen, images)
+                add(totals, self._score(logits, sharding.put(placed | {"size": sizes, "mask": mask}, mesh)))
+                for name, task in self._slow.items():
+                    own = local_rows(logits[name])
+                    counted = [(task, own[row], originals[row][name], self._tolerance) for row in np.flatnonzero(mask)]
+                    for sums in run(slow_statistics, counted):
+                        add(slow_totals, {name: sums})
+        scores = {f"{name}/{score}": value for name, task in tasks.items() for score, value in task.scores(totals[name]).items()}
+        for name, task in self._slow.items():
+            scores |= {f"{name}/{score}": value for score, value in task.slow_scores(over_processes(slow_totals[name])).items()}
+        return scores, time.monotonic() - start
+
+
+def statistics(
+    logits: Mapping[str, jax.Array], batch: Mapping[str, jax.Array], *, tasks: Mapping[str, Task]
+) -> dict[str, dict[str, jax.Array]]:
+    """{task: {name: sum}} of a batch.
+
+    Args:
+      logits: {task: (B, H, W, C)}.
+      batch: labels as `on_canvas` places them, "size" (B, 2) int32 of each, "mask" (B,).
+      tasks: static.
+    """
+    found = {}
+    for name, task in tasks.items():
+        resize = functools.partial(resize_into, canvas=batch[name].shape[1:3])
+        found[name] = task.statistics(jax.vmap(resize)(logits[name], batch["size"]), batch[name], batch["mask"])
+    return found
+
+
+def resize_into(logits: jax.Array, size: jax.Array, canvas: tuple[int, ...]) -> jax.Array:
+    """(H, W, C) interpolated to `size` (2,), which is known at run time only, in the upper left corner of (*canvas, C)."""
+    scale = size.astype(np.float32) / np.array(logits.shape[:2], np.float32)
+    shape = (*canvas, logits.shape[2])
+    return jax.image.scale_and_translate(logits, shape, (0, 1), scale, np.zeros(2, np.float32), method="linear", antialias=False)
+
+
+def slow_statistics(job: tuple[Task, np.ndarray, np.ndarray, float]) -> dict[str, np.ndarray]:
+    """Statistics of one image: (task, logits (H, W, C), label, tolerance)."""
+    task, logits, label, tolerance = job
+    large = cv2.resize(logits, label.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    return task.slow_statistics(large.reshape(*label.shape[:2], -1), label, tolerance)
+
+
+def nothing(task: Task) -> dict[str, np.ndarray]:
+    """Sums of `slow_statistics` over no image, shaped as those over some."""
+    blank = task.slow_statistics(np.zeros((16, 16, task.channels), np.float32), np.zeros((16, 16), np.uint8), 0.1)
+    return {name: np.zeros_like(value) for name, value in blank.items()}
+
+
+@contextlib.contextmanager
+def several(workers: int) -> Iterator[Callable]:
+    """A `map` that so many processes share; 0: the ordinary one."""
+    if not workers:
+        yield map
+        return
+    # Started afresh: a fork of a process in which JAX runs may hang.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        yield pool.map
+
+
+def local_rows(array: jax.Array) -> np.ndarray:
+    """The rows of a batch that lie on this process's devices, float32."""
+    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate([np.asarray(shard.data, np.float32) for shard in shards])
+
+
+def largest_of_all(size: np.ndarray) -> tuple[int, int]:
+    """The larger height and the larger width among the (2,) `size` of all processes."""
+    height, width = np.max(of_all_processes(size.tolist()), axis=0)
+    return int(height), int(width)
+
+
+def over_processes(totals: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Sums over the processes."""
+    parts = of_all_processes({name: value.tolist() for name, value in totals.items()})
+    return {name: np.sum([part[name] for part in parts], axis=0) for name in totals}

@@ -1,0 +1,88 @@
+"""Scalars and pictures of one run by step, in WORKDIR/log.jsonl, WORKDIR/tensorboard and, on request, Weights & Biases."""
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import tensorboardX
+
+from mtlora_jax.records.weights_and_biases import WeightsAndBiases
+
+EVENTS_LOST = 5  # seconds before a kill of which TensorBoard may show nothing; log.jsonl has every line
+
+
+class Records:
+    """Does nothing in any process but the first.
+
+    Args:
+      workdir: of the run; must exist where `active`.
+      start_step: the run goes on from there. What was recorded of later steps is forgotten, since they will be recorded again; at 0, where
+        the run begins, all of it is.
+      active: whether this is the process that writes.
+      wandb: False, or {"project": str, "mode": "online" or "offline"}; no project means no Weights & Biases.
+    """
+
+    def __init__(self, workdir: pathlib.Path, start_step: int, active: bool, wandb: Mapping[str, Any] | Literal[False] = False):
+        self._active = active
+        if not active:
+            return
+        path = workdir / "log.jsonl"
+        forget_after(path, start_step)
+        self._log = path.open("a", buffering=1)  # a line is with the system as soon as it ends, so a kill loses none
+        purge_step = start_step + 1 if start_step else 0
+        self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=purge_step, flush_secs=EVENTS_LOST)
+        self._wandb = WeightsAndBiases(workdir, **wandb) if wandb and wandb["project"] else None
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Appends one line and the TensorBoard scalars of a step. What is not finite is null in the line, so that it is strict JSON."""
+        if not self._active:
+            return
+        self._log.write(json.dumps({"step": step, **finite_or_none(scalars)}, allow_nan=False) + "\n")
+        for name, value in scalars.items():
+            if math.isfinite(value):
+                self._events.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.scalars(step, scalars)
+
+    def images(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
+        """Shows pictures {tag: RGB uint8 (H, W, 3)} in TensorBoard and Weights & Biases."""
+        if not self._active:
+            return
+        for tag, picture in pictures.items():
+            self._events.add_image(tag, picture, step, dataformats="HWC")
+        if self._wandb:
+            self._wandb.images(step, pictures)
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        if not self._active:
+            return
+        self._log.close()
+        self._events.close()
+        if self._wandb:
+            self._wandb.close()
+
+
+def finite_or_none(scalars: Mapping[str, float]) -> dict[str, float | None]:
+    """The scalars for a JSON file, which has no word for NaN and infinity."""
+    return {name: value if math.isfinite(value) else None for name, value in scalars.items()}
+
+
+def forget_after(path: pathlib.Path, step: int) -> None:
+    """Drops the lines of a log that belong to steps after `step`, or all lines if that is 0. A kill leaves the old log or the new one."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            if 0 < step >= json.loads(line)["step"]:
+                kept.append(line)
+        except ValueError:
+            pass  # the last line of a killed run may be cut off
+    new = path.with_suffix(".new")
+    new.write_text("".join(kept))
+    os.replace(new, path)

@@ -1,0 +1,89 @@
+"""How fast a run goes, how long it will still take, and how much of that is waiting for data."""
+
+import collections
+import statistics
+import time
+from collections.abc import Callable
+from typing import Self
+
+REMEMBERED = 9  # stretches and evaluations that count
+
+
+class Speed:
+    """Seconds per training step and per evaluation, each measured on its own, for the rate and the remaining time.
+
+    Both are (lower) medians of the last few measurements: a pause of the machine, or the compilation inside the first evaluation, spoils
+    one measurement and leaves the estimate where it was.
+
+    Args:
+      evaluation_steps: how many training steps an evaluation is assumed to take until one was timed, so that the remaining time does not
+        jump when it was. A forward pass costs about a third of a training step.
+      clock: seconds since some moment.
+    """
+
+    def __init__(self, evaluation_steps: float = 0.0, clock: Callable[[], float] = time.monotonic):
+        self._evaluation_steps = evaluation_steps
+        self._clock = clock
+        self._step_seconds: collections.deque[float] = collections.deque(maxlen=REMEMBERED)
+        self._eval_seconds: collections.deque[float] = collections.deque(maxlen=REMEMBERED)
+        self._since = clock()
+        self._steps = 0
+
+    def start(self) -> None:
+        """Starts a stretch of training; what came before (compilation, evaluation, checkpoints) does not count."""
+        self._since, self._steps = self._clock(), 0
+
+    def elapsed(self) -> float:
+        """Seconds since this stretch began."""
+        return self._clock() - self._since
+
+    def step(self) -> None:
+        """One more step of this stretch was started."""
+        self._steps += 1
+
+    def steps_per_second(self) -> float | None:
+        """Of the last stretches; None before any was timed. Ends this one: call it when the steps counted are done."""
+        if self._steps:
+            self._step_seconds.append(self.elapsed() / self._steps)
+            self.start()
+        typical = _typical(self._step_seconds)
+        return 1 / typical if typical else None
+
+    def evaluated(self, seconds: float) -> None:
+        """An evaluation took so long."""
+        self._eval_seconds.append(seconds)
+
+    def remaining(self, steps: int, evaluations: int) -> str:
+        """Time left as h:mm:ss."""
+        step_seconds = _typical(self._step_seconds)
+        if step_seconds is None:
+            return "?"
+        eval_seconds = _typical(self._eval_seconds)
+        if eval_seconds is None:
+            eval_seconds = self._evaluation_steps * step_seconds
+        seconds = round(steps * step_seconds + evaluations * eval_seconds)
+        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+class InputWait:
+    """Adds up the time spent inside `with`, around `next(batches)`: how long the devices' host waits for data."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
+        self._waited = 0.0
+
+    def __enter__(self) -> Self:
+        self._entered = self._clock()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._waited += self._clock() - self._entered
+
+    def share(self, seconds: float) -> float:
+        """Fraction, 0 to 1, of a stretch of so many seconds that was waiting since the last call; counts from 0 again."""
+        waited, self._waited = self._waited, 0.0
+        return min(waited / seconds, 1.0) if seconds > 0 else 0.0
+
+
+def _typical(measured: collections.deque[float]) -> float | None:
+    return statistics.median_low(measured) if measured else None

@@ -1,0 +1,226 @@
+"""Runs that are killed, stopped and starved, and end as if nothing had happened. Each start takes seconds: `make test-slow`."""
+
+import contextlib
+import pathlib
+import shutil
+import signal
+import subprocess
+import time
+
+import numpy as np
+import psutil
+import pytest
+from tiny_runs import (
+    STEPS,
+    assert_same_end,
+    kill,
+    lines_of,
+    log_of,
+    prepare,
+    printed_by,
+    run,
+    running,
+    unfinished,
+    wait_until,
+)
+
+pytestmark = pytest.mark.slow
+KILLS = 20
+GRACE = 5.0
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> pathlib.Path:
+    return prepare(tmp_path_factory.mktemp("kill"), log_every=4, guards__grace_seconds=GRACE)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """Compiled programs of its own, all of them, so that only the first start compiles."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(base, cache) -> tuple[pathlib.Path, float]:
+    """(workdir, seconds) of a run that nobody disturbed, and that found everything compiled."""
+    run(base, "first")
+    start = time.monotonic()
+    run(base, "whole")
+    assert_same_end(base / "whole", base / "first")
+    return base / "whole", time.monotonic() - start
+
+
+def test_killed_at_random_moments(base, whole):
+    """Twenty kills at moments spread evenly over the duration of a run, at most six of them in one run."""
+    workdir, seconds = whole
+    moments = iter(np.random.default_rng(4).uniform(0, seconds, KILLS))
+    kills = runs = 0
+    while kills < KILLS:
+        runs += 1
+        name = f"random{runs}"
+        for _ in range(min(6, KILLS - kills)):
+            with running(base, name) as process:
+                try:
+                    process.wait(next(moments, seconds))
+                    break  # it came to its end before that
+                except subprocess.TimeoutExpired:
+                    kill(process)
+                    kills += 1
+        run(base, name)
+        assert_same_end(base / name, workdir)
+        shutil.rmtree(base / name)
+    print(f"{kills} kills in {runs} runs")
+
+
+def test_killed_inside_a_save(base, whole):
+    with running(base, "saving") as process:
+        wait_until(lambda: bool(unfinished(base / "saving")), process, pause=0)
+        kill(process)
+    assert unfinished(base / "saving")
+    run(base, "saving")
+    assert not unfinished(base / "saving")
+    assert_same_end(base / "saving", whole[0])
+
+
+def in_evaluation(workdir: pathlib.Path, step: int = 12) -> bool:
+    """Whether the evaluation of a step is due and not done."""
+    lines = lines_of(workdir)
+    logged = bool(lines) and lines[-1].startswith(f'{{"step": {step}, "') and "eval/" not in lines[-1]
+    return logged and any(path.name.startswith(str(step)) for path in (workdir / "checkpoints").iterdir())  # saving comes before
+
+
+def test_killed_inside_an_evaluation(base, whole):
+    with running(base, "evaluating") as process:
+        wait_until(lambda: in_evaluation(base / "evaluating"), process, pause=0)
+        kill(process)
+    assert in_evaluation(base / "evaluating")
+    run(base, "evaluating")
+    assert_same_end(base / "evaluating", whole[0])
+
+
+def starts_to_compile(base: pathlib.Path, name: str) -> bool:
+    return len(lines_of(base / name)) == 1 and "first step after" not in printed_by(base, name)  # step 0 is evaluated
+
+
+def test_killed_inside_the_first_compilation(base, whole):
+    with running(base, "compiling", "--compile_cache=") as process:
+        wait_until(lambda: starts_to_compile(base, "compiling"), process)
+        time.sleep(2)
+        kill(process)
+    assert "first step after" not in printed_by(base, "compiling")
+    run(base, "compiling")
+    assert_same_end(base / "compiling", whole[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_between_steps_saves_and_ends(base, whole, number):
+    name = number.name
+    with running(base, name) as process:
+        wait_until(lambda: len(lines_of(base / name)) == 3, process)
+        process.send_signal(number)
+        assert process.wait(GRACE + 30) == 128 + number
+    stopped = log_of(base / name)[-1]["step"]
+    saved = max(int(path.name) for path in (base / name / "checkpoints").iterdir() if path.name.isdigit())
+    assert stopped <= saved < STEPS
+    printed = run(base, name)
+    assert f"step {saved} to {STEPS}" in printed  # nothing was lost
+    assert_same_end(base / name, whole[0])
+
+
+def test_sigterm_inside_an_evaluation(base, whole):
+    with running(base, "stopped_evaluating") as process:
+        wait_until(lambda: in_evaluation(base / "stopped_evaluating"), process, pause=0)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(GRACE + 30) == 143
+    assert f"step 12 to {STEPS}" in run(base, "stopped_evaluating")
+    assert_same_end(base / "stopped_evaluating", whole[0])
+
+
+def test_sigterm_inside_the_first_compilation(base, whole):
+    with running(base, "stopped_compiling", "--compile_cache=") as process:
+        wait_until(lambda: starts_to_compile(base, "stopped_compiling"), process)
+        start = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(GRACE + 30) == 143
+        assert time.monotonic() - start < GRACE + 5
+    assert "SIGTERM" in printed_by(base, "stopped_compiling")
+    run(base, "stopped_compiling")
+    assert_same_end(base / "stopped_compiling", whole[0])
+
+
+def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
+    """Processes that prepare batches; multiprocessing has helpers of its own besides."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if any("spawn_main" in word for word in child.cmdline()):
+                found.append(child)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def test_a_killed_worker_is_an_error_and_a_killed_run_leaves_no_worker(base, whole):
+    with running(base, "worker", "--config.data.workers=2", "--override_config") as process:
+        wait_until(lambda: len(lines_of(base / "worker")) == 2, process)
+        workers_of(process)[0].send_signal(signal.SIGKILL)
+        assert process.wait(60) == 2
+    assert "error: a worker that prepares batches ended by itself" in printed_by(base, "worker")
+    with running(base, "worker", "--config.data.workers=2") as process:
+        wait_until(lambda: len(workers_of(process)) == 2, process)
+        time.sleep(2)
+        workers = workers_of(process)
+        kill(process)
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive
+    run(base, "worker", "--config.data.workers=2")
+    assert_same_end(base / "worker", whole[0])  # for any number of workers
+
+
+def fill(path: pathlib.Path) -> None:
+    """Writes a file until no space is left."""
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(base, whole):
+    disk = base / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("this user may not mount a small disk")
+    try:
+        with running(base, disk / "full") as process:
+            wait_until(lambda: (disk / "full" / "checkpoints" / "5").exists(), process)
+            fill(disk / "filler")
+            assert process.wait(120) == 2
+        error = [line for line in printed_by(base, "full").splitlines() if line.startswith("error:")]
+        assert len(error) == 1
+        assert "no space left on the disk" in error[0]
+        (disk / "filler").unlink()
+        printed = run(base, disk / "full")
+        assert "step 0 to" not in printed
+        assert_same_end(disk / "full", whole[0])
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_two_processes_stop_at_the_same_step_though_only_one_was_asked(base, whole):
+    port = 20000 + int(np.random.default_rng().integers(20000))
+    flags = [f"--coordinator=localhost:{port}", "--processes=2"]
+    with running(base, "both", *flags, "--process=0") as first:
+        wait_until(lambda: (base / "both.out").exists(), first)
+        (base / "both.out").rename(base / "first.out")
+        with running(base, "both", *flags, "--process=1") as second:
+            wait_until(lambda: len(lines_of(base / "both")) == 3, first)
+            second.send_signal(signal.SIGTERM)
+            assert second.wait(GRACE + 60) == 143
+            assert first.wait(GRACE + 60) == 143
+    saved = max(int(path.name) for path in (base / "both" / "checkpoints").iterdir() if path.name.isdigit())
+    assert 8 <= saved < STEPS
+    printed = run(base, "both")  # goes on with a single process
+    assert f"step {saved} to {STEPS}" in printed
+    assert [line["step"] for line in log_of(base / "both") if "loss" in line] == list(range(4, STEPS + 1, 4))
