@@ -30,7 +30,7 @@ COMPILED := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax JAX_PERSISTENT_CACHE_
 # One thread per worker and library: the workers share the cores already.
 TEST_ENV := OMP_NUM_THREADS=1 $(COMPILED)
 
-PYTEST := JAX_PLATFORMS=$${JAX_PLATFORMS-cpu} $(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
+PYTEST := JAX_PLATFORMS=$${JAX_PLATFORMS-cpu} $(TEST_ENV) $(BIN)/python -m pytest -n 2
 
 .PHONY: demo test test-slow lint lock
 
@@ -38,10 +38,10 @@ demo: $(RUNNABLE)
 	$(COMPILED) $(BIN)/python -m mtlora_jax.demo $(DEMO_ARGS)
 
 test: $(INSTALLED)
-	$(PYTEST) -m 'not slow' $(PYTEST_ARGS)
+	$(PYTEST) --dist loadfile -m 'not slow' $(PYTEST_ARGS)
 
 test-slow: $(INSTALLED)
-	$(PYTEST) -m slow $(PYTEST_ARGS)
+	$(PYTEST) --dist loadgroup -m slow $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

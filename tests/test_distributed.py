@@ -23,6 +23,8 @@ from mtlora_jax.checkpoint import Checkpoints
 from mtlora_jax.config import load
 from mtlora_jax.errors import UserError
 
+pytestmark = pytest.mark.xdist_group("distributed")
+
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = """
 from mtlora_jax.defaults import default, of_any_type

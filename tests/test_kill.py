@@ -24,7 +24,7 @@ from tiny_runs import (
     wait_until,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kill")]
 KILLS = 20
 GRACE = 5.0
 
@@ -53,10 +53,11 @@ def whole(base, cache) -> tuple[pathlib.Path, float]:
     return base / "whole", time.monotonic() - start
 
 
+@pytest.mark.xdist_group("random")  # takes as long as all the others of this file together
 def test_killed_at_random_moments(base, whole):
     """Twenty kills at moments spread evenly over the duration of a run, at most six of them in one run."""
     workdir, seconds = whole
-    moments = iter(np.random.default_rng(4).uniform(0, seconds, KILLS))
+    rng = np.random.default_rng(4)
     kills = runs = 0
     while kills < KILLS:
         runs += 1
@@ -64,7 +65,7 @@ def test_killed_at_random_moments(base, whole):
         for _ in range(min(6, KILLS - kills)):
             with running(base, name) as process:
                 try:
-                    process.wait(next(moments, seconds))
+                    process.wait(rng.uniform(0, seconds))
                     break  # it came to its end before that
                 except subprocess.TimeoutExpired:
                     kill(process)
