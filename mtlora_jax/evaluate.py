@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from mtlora_jax import experiment as experiments
 from mtlora_jax import sharding
 from mtlora_jax.checkpoint import Checkpoints
-from mtlora_jax.data.pipeline import Batches, Dataset, eval_batches
+from mtlora_jax.data.pipeline import Batches, Dataset
 from mtlora_jax.defaults import Config
 from mtlora_jax.errors import UserError
 from mtlora_jax.experiment import Experiment
@@ -47,16 +47,7 @@ class Evaluator:
             out_shardings=everywhere,
         )
         self._compiled: Callable[..., Statistics] | None = None
-        self._batches = functools.partial(
-            eval_batches,
-            data,
-            image_size=tuple(config.image_size),
-            batch_size=config.eval_batch_size,
-            workers=config.data.workers,
-            parity=config.data.parity,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+        self._batches = functools.partial(experiments.batches_to_evaluate, config, data)
 
     def __call__(
         self, trainable: Flat, batch_stats: Flat, watched: Callable[[Batches], Iterable[Mapping[str, np.ndarray]]] = iter

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from mtlora_jax import architecture as architectures
 from mtlora_jax import folder, parameters, sharding
 from mtlora_jax.data import DATASETS
-from mtlora_jax.data.pipeline import Dataset
+from mtlora_jax.data.pipeline import Batches, Dataset, eval_batches
 from mtlora_jax.defaults import Config
 from mtlora_jax.errors import UserError
 from mtlora_jax.methods import Method
@@ -71,6 +71,19 @@ def kind_of_dataset(config: Config) -> type[Dataset]:
     if config.data.name not in DATASETS:
         raise UserError(f"data.name = {config.data.name!r} is not one of {', '.join(DATASETS)}")
     return DATASETS[config.data.name]
+
+
+def batches_to_evaluate(config: Config, data: Dataset) -> Batches:
+    """This process's share of a split, once from its first image to its last."""
+    return eval_batches(
+        data,
+        image_size=tuple(config.image_size),
+        batch_size=config.eval_batch_size,
+        workers=config.data.workers,
+        parity=config.data.parity,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
 
 
 def set_up(config: Config, tasks: dict[str, Task], workdir: pathlib.Path, complete: bool = False) -> Experiment:

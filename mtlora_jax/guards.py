@@ -9,10 +9,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from mtlora_jax.errors import UserError
 from mtlora_jax.folder import write_text
+from mtlora_jax.sharding import of_all_processes
 
 
 class Skips:
@@ -117,13 +117,3 @@ class BadExamples:
                 f"{where}: {list(self.known)[-1]}"
             )
         return list(met)
-
-
-def of_all_processes(value: Any) -> list[Any]:
-    """What each process has for a JSON-able value, in their order; all must take part."""
-    if jax.process_count() == 1:
-        return [value]
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    longest = int(np.max(multihost_utils.process_allgather(np.int32(len(text)))))
-    rows = multihost_utils.process_allgather(np.pad(text, (0, longest - len(text))))
-    return [json.loads(bytes(row).rstrip(b"\0")) for row in np.asarray(rows)]

@@ -14,10 +14,9 @@ import numpy as np
 
 from mtlora_jax import sharding
 from mtlora_jax.data.original_size import OriginalSize, canvas_for, on_canvas, sizes_of
-from mtlora_jax.data.pipeline import Batches, Dataset, eval_batches
+from mtlora_jax.data.pipeline import Batches, Dataset
 from mtlora_jax.defaults import Config
-from mtlora_jax.experiment import Experiment
-from mtlora_jax.guards import of_all_processes
+from mtlora_jax.experiment import Experiment, batches_to_evaluate
 from mtlora_jax.metrics import Totals, add
 from mtlora_jax.parameters import Flat
 from mtlora_jax.predictions import logits_of
@@ -48,16 +47,7 @@ class OriginalSizeEvaluator:
         self._slow = {name: task for name, task in tasks.items() if config.evaluation.boundaries and task.has_slow_scores}
         self._tolerance = config.evaluation.boundary_tolerance
         self._workers = config.data.workers
-        self._batches = functools.partial(
-            eval_batches,
-            cast(Dataset, OriginalSize(data)),
-            image_size=tuple(config.image_size),
-            batch_size=config.eval_batch_size,
-            workers=config.data.workers,
-            parity=config.data.parity,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+        self._batches = functools.partial(batches_to_evaluate, config, cast(Dataset, OriginalSize(data)))
 
     def __call__(
         self, trainable: Flat, batch_stats: Flat, watched: Callable[[Batches], Iterable[Mapping[str, np.ndarray]]] = iter
@@ -142,11 +132,11 @@ def local_rows(array: jax.Array) -> np.ndarray:
 
 def largest_of_all(size: np.ndarray) -> tuple[int, int]:
     """The larger height and the larger width among the (2,) `size` of all processes."""
-    height, width = np.max(of_all_processes(size.tolist()), axis=0)
+    height, width = np.max(sharding.of_all_processes(size.tolist()), axis=0)
     return int(height), int(width)
 
 
 def over_processes(totals: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Sums over the processes."""
-    parts = of_all_processes({name: value.tolist() for name, value in totals.items()})
+    parts = sharding.of_all_processes({name: value.tolist() for name, value in totals.items()})
     return {name: np.sum([part[name] for part in parts], axis=0) for name in totals}

@@ -5,6 +5,9 @@ import math
 import pathlib
 from collections.abc import Mapping
 
+import jax
+
+from mtlora_jax import sharding
 from mtlora_jax.evaluate import primary_scores, with_gain
 from mtlora_jax.tasks.task import Task
 
@@ -54,11 +57,15 @@ class Progress:
         return {f"{EVALUATION}{name}": value for name, value in self.scores.items()}
 
     def read(self, log: pathlib.Path, until: int) -> None:
-        """Takes note of the evaluations that a log has up to step `until`."""
-        for entry in lines_of(log):
-            scores = {name.removeprefix(EVALUATION): value for name, value in entry.items() if name.startswith(EVALUATION)}
-            if scores and entry["step"] <= until:
-                self.add(int(entry["step"]), {name: math.nan if value is None else value for name, value in scores.items()})
+        """Takes note of the evaluations that a log has up to step `until`, as process 0 sees it: others may see an older one."""
+        lines = lines_of(log) if jax.process_index() == 0 else []
+        found = [
+            (int(entry["step"]), {name.removeprefix(EVALUATION): value for name, value in entry.items() if name.startswith(EVALUATION)})
+            for entry in lines
+        ]
+        evaluations = [(step, scores) for step, scores in found if scores and step <= until]
+        for step, scores in sharding.of_all_processes(evaluations)[0]:
+            self.add(step, {name: math.nan if value is None else value for name, value in scores.items()})
 
 
 def lines_of(log: pathlib.Path) -> list[dict[str, float]]:

@@ -1,7 +1,8 @@
 """One mesh with the axis `data`: batches are split over it, parameters are on every device."""
 
+import json
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -62,3 +63,13 @@ def agreed(value: bool, otherwise: str) -> bool:
     if values.all() != values.any():
         raise UserError(otherwise)
     return value
+
+
+def of_all_processes(value: Any) -> list[Any]:
+    """What each process has for a JSON-able value, in their order; all must take part."""
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    longest = int(np.max(multihost_utils.process_allgather(np.int32(len(text)))))
+    rows = multihost_utils.process_allgather(np.pad(text, (0, longest - len(text))))
+    return [json.loads(bytes(row).rstrip(b"\0")) for row in np.asarray(rows)]

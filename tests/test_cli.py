@@ -24,6 +24,7 @@ def get_config(size):
     return ConfigDict({
         "batch_size": 32, "name": "swin", "augment": True, "tasks": ("semseg", "sal"), "rank": (64, 64), "scale": (4.0, 4.0),
         "seed": None, "crops": ((1, 2), (3, 4)), "listed": [1], "optim": {"weight_decay": 0.05, "schedule": {"warmup": 5}},
+        "loss_weights": ConfigDict({"semseg": 1.0}, type_safe=False),
     })
 """
 
@@ -63,6 +64,8 @@ def file(tmp_path):
         ("optim.weight_decay=1e-3", "optim.weight_decay", 1e-3),
         ("optim.weight_decay=0", "optim.weight_decay", 0.0),
         ("optim.schedule.warmup=-1", "optim.schedule.warmup", -1),
+        ("loss_weights.sal=2", "loss_weights.sal", 2.0),  # of a task that the file does not mention
+        ("loss_weights.semseg=2", "loss_weights.semseg", 2.0),
         ("seed=7", "seed", 7),
         ("seed=abc", "seed", "abc"),
         ("tasks=semseg", "tasks", ("semseg",)),
@@ -116,6 +119,9 @@ def test_a_value_may_stay_a_placeholder_of_its_type(tmp_path):
         ("augment=maybe", "--config.augment=maybe is not true or false, like True"),
         ("rank=a,b", "--config.rank=a,b is not a list of the same kind, like (64, 64)"),
         ("rank=1.5", "--config.rank=1.5 is not a list of the same kind, like (64, 64)"),
+        ("loss_weights.sal=much", "--config.loss_weights.sal=much is not a number"),
+        ("loss_weights.sal", "--config.loss_weights.sal is unknown"),
+        ("loss_wieghts.sal=1", "--config.loss_wieghts.sal is unknown"),
         ("listed=1", "--config.listed is a list, which cannot be set on the command line: change the file"),
     ],
 )

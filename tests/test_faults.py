@@ -19,7 +19,7 @@ from mtlora_jax.data.pipeline import TRIES, eval_batches, train_batches
 from mtlora_jax.defaults import of_any_type
 from mtlora_jax.errors import UserError
 from mtlora_jax.folder import UNFINISHED, replacing, write_text
-from mtlora_jax.guards import BadExamples, Skips, of_all_processes
+from mtlora_jax.guards import BadExamples, Skips
 from mtlora_jax.progress import Progress
 from mtlora_jax.shutdown import Shutdown, Stopped
 from mtlora_jax.tasks import IGNORE, make_tasks
@@ -148,7 +148,7 @@ def test_the_log_has_means_of_what_is_finite():
 
 
 def test_one_process_is_all_processes():
-    assert of_all_processes({"a": ["é"]}) == [{"a": ["é"]}]
+    assert sharding.of_all_processes({"a": ["é"]}) == [{"a": ["é"]}]
 
 
 def config(**values) -> ConfigDict:
