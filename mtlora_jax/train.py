@@ -3,31 +3,26 @@
 import contextlib
 import functools
 import json
-import math
 import pathlib
-import time
-from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from mtlora_jax import architecture as architectures
 from mtlora_jax import experiment as experiments
 from mtlora_jax import saved_config, sharding
 from mtlora_jax.accounting import group_of_each, summarise
 from mtlora_jax.checkpoint import Checkpoints, clear_when_full
-from mtlora_jax.data.pipeline import Batches, train_batches
-from mtlora_jax.data.transforms import Augmentation
 from mtlora_jax.defaults import Config
 from mtlora_jax.errors import UserError
-from mtlora_jax.evaluate import Evaluator, primary_scores, single_task_scores
+from mtlora_jax.evaluate import Evaluator, single_task_scores
 from mtlora_jax.folder import write_text
 from mtlora_jax.guards import BadExamples, Skips
+from mtlora_jax.loop import Loop
 from mtlora_jax.optim import make_optimizer, make_schedule
 from mtlora_jax.progress import Progress
-from mtlora_jax.records import InputWait, Records, Speed, Trace, console, finite_or_none, memory, print_parameters, print_scores
-from mtlora_jax.shutdown import Shutdown, Stopped
+from mtlora_jax.records import Records, Speed, Trace, console, finite_or_none, print_parameters, print_scores
+from mtlora_jax.shutdown import Shutdown
 from mtlora_jax.step import create_state, train_step
 
 POSITIVE = ("epochs", "eval_every", "checkpoint_every", "log_every", "keep_checkpoints")
@@ -61,17 +56,7 @@ def train(config: Config, workdir: pathlib.Path, profile: bool = False, override
         steps = config.epochs * steps_per_epoch
         schedule = make_schedule(config.optimizer, config.batch_size, steps_per_epoch, steps)
         optimizer = make_optimizer(config.optimizer, schedule, frozenset(experiment.trainable))
-        batches = train_batches(
-            train_data,
-            image_size=tuple(config.image_size),
-            batch_size=config.batch_size,
-            seed=config.seed,
-            workers=config.data.workers,
-            augmentation=Augmentation(**config.data.augmentation),
-            parity=config.data.parity,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+        batches = experiments.batches_to_train(config, train_data)
         closing.callback(batches.close)
         model = architectures.build(experiment.architecture)
         print_parameters(summarise(model, experiment.method, tuple(config.image_size)))
@@ -86,10 +71,10 @@ def train(config: Config, workdir: pathlib.Path, profile: bool = False, override
         state = sharding.replicate(create_state(experiment.trainable, experiment.batch_stats, optimizer), mesh)
         # The best model has the best Delta_m; where the config has no single-task scores, the best gain over this run's first evaluation.
         progress = Progress(tasks, single_task_scores(config, tasks))
-        loop: dict[str, Any] = {"waiting": [], "skipped_in_row": 0, "bad_examples": {}}
+        remembered: dict[str, Any] = {"waiting": [], "skipped_in_row": 0, "bad_examples": {}}
         restored = checkpoints.restore(state)
         if restored is not None:
-            state, position, loop = restored
+            state, position, remembered = restored
             batches.set_state(position)
             progress.read(workdir / "log.jsonl", until=int(state.step))
         batches.start_prefetch()
@@ -108,131 +93,37 @@ def train(config: Config, workdir: pathlib.Path, profile: bool = False, override
             out_shardings=everywhere,
             donate_argnums=0,
         )
-        evaluator = Evaluator(config, experiment, eval_data)
-        step, key = int(state.step), jax.random.key(config.seed)
-        first = step
-        waiting: list[dict[str, Any]] = loop["waiting"]  # steps since the last line of the log; their metrics are still on the device
-        skips = Skips(config.guards.max_skipped_in_row, workdir, loop["skipped_in_row"])
-        bad = BadExamples(config.guards.max_bad_examples, workdir / "bad_examples.jsonl", loop["bad_examples"])
+        step = int(state.step)
         records = Records(workdir, step, jax.process_index() == 0, config.wandb)
         closing.callback(records.close)
-        trace = Trace(workdir, first + PROFILED[0], PROFILED[1] if profile else 0)
+        trace = Trace(workdir, step + PROFILED[0], PROFILED[1] if profile else 0)
         closing.callback(trace.close)
-        speed = Speed(evaluation_steps=len(eval_data) / config.batch_size / 3)
-        input_wait = InputWait()
-
-        def watched(batches: Batches) -> Iterator[Mapping[str, np.ndarray]]:
-            """The batches of an evaluation, between which it can be stopped."""
-            with contextlib.closing(batches):
-                for batch in bad.watch(step, batches):
-                    shutdown.check(mesh)
-                    yield batch
-
-        def evaluate() -> None:
-            scores, seconds = evaluator(state.trainable, state.batch_stats, watched)
-            speed.evaluated(seconds)
-            tell_bad(bad.settle())
-            if progress.add(step, scores):
-                experiment.save(workdir / "best", state.trainable, state.batch_stats, {"step": step, "scores": progress.scores})
-            records.images(step, evaluator.pictures(state.trainable, state.batch_stats))
-            records.write(step, progress.line())  # comes last: with this line the evaluation is done
-            told = ", ".join(f"{name} {tasks[name].primary} {value:.2f}" for name, value in primary_scores(scores, tasks).items())
-            delta = f", Delta_m {progress.gain:+.2f} %" if progress.gain_name == "delta_m" else ""
-            console.print(f"step {step}: {told}{delta} ({seconds:.0f} s)")
-            speed.start()
-
-        def log() -> None:
-            nonlocal waiting
-            waiting = fetched(waiting)
-            checkpoints.check()
-            tell_bad(bad.settle())
-            for past in waiting:
-                skips.count(**past)
-            scalars = summary([past["metrics"] for past in waiting]) | {"learning_rate": float(np.asarray(schedule(step - 1)))}
-            waiting = []
-            share = input_wait.share(speed.elapsed())
-            rate = config.batch_size * (speed.steps_per_second() or 0.0)
-            if rate:
-                scalars |= {"images_per_second": rate, "input_wait": share}
-            records.write(step, scalars | memory())
-            losses = " ".join(f"{name.removeprefix('loss/')} {value:.3f}" for name, value in scalars.items() if name.startswith("loss"))
-            evaluations = math.ceil(config.epochs / config.eval_every) - step // steps_per_epoch // config.eval_every
-            console.print(
-                f"epoch {step / steps_per_epoch:.2f}/{config.epochs} step {step}/{steps} {losses} "
-                f"{f'{rate:.1f}' if rate else '?'} images/s ETA {speed.remaining(steps - step, evaluations)}"
-                f"{' skipped {skipped:.0f}'.format_map(scalars) if scalars['skipped'] else ''}"
-            )
-
-        def save() -> None:
-            nonlocal waiting
-            waiting = fetched(waiting)
-            tell_bad(bad.settle())
-            remembered = {"waiting": waiting, "skipped_in_row": skips.in_row, "bad_examples": bad.known}
-            checkpoints.save(step, state, batches.get_state(), remembered)
-
         console.print(f"step {step} to {steps}, {steps_per_epoch} an epoch, on {mesh.size} x {jax.devices()[0].device_kind}")
-        began = time.monotonic()
-        speed.start()
-        try:
-            while True:
-                # A checkpoint comes before the evaluation of its step, so that a run that is ended in there repeats nothing else.
-                epoch, rest = divmod(step, steps_per_epoch)
-                evaluates = config.eval_first if step == 0 else step == steps or (rest == 0 and epoch % config.eval_every == 0)
-                saves = evaluates or (rest == 0 and epoch % config.checkpoint_every == 0)
-                if step > first and (saves or (config.checkpoint_steps and step % config.checkpoint_steps == 0)):
-                    save()
-                if evaluates and progress.last != step:
-                    evaluate()
-                if step >= steps:
-                    break
-                shutdown.check(mesh)
-                trace.step(step)
-                with input_wait:
-                    batch = next(batches)
-                state, metrics = update(state, experiment.frozen, sharding.put(batch, mesh), key)
-                step += 1
-                bad.look(step, batch)
-                waiting.append({"step": step, "metrics": metrics, "image_ids": batch["image_id"].tolist()})
-                if step == first + 1:  # this one compiles: its time says nothing about the others
-                    jax.block_until_ready(metrics)
-                    console.print(f"first step after {speed.elapsed():.1f} s, compilation included")
-                    input_wait.share(speed.elapsed())
-                    speed.start()
-                else:
-                    speed.step()
-                if step % config.log_every == 0 or step == steps:
-                    log()
-        except Stopped:
-            if step > first:
-                save()
-            raise
-
-        if step > first:
-            share = checkpoints.seconds / (time.monotonic() - began)
-            console.print(f"saving held up training for {checkpoints.seconds:.2f} s, {share:.2%} of its time")
+        Loop(
+            config=config,
+            workdir=workdir,
+            experiment=experiment,
+            steps_per_epoch=steps_per_epoch,
+            state=state,
+            update=update,
+            schedule=schedule,
+            batches=batches,
+            evaluator=Evaluator(config, experiment, eval_data),
+            checkpoints=checkpoints,
+            progress=progress,
+            records=records,
+            trace=trace,
+            speed=Speed(evaluation_steps=len(eval_data) / config.batch_size / 3),
+            shutdown=shutdown,
+            skips=Skips(config.guards.max_skipped_in_row, workdir, remembered["skipped_in_row"]),
+            bad=BadExamples(config.guards.max_bad_examples, workdir / "bad_examples.jsonl", remembered["bad_examples"]),
+            waiting=remembered["waiting"],
+        ).run()
     print_scores(progress.scores, f"Scores after {steps} steps")
     if jax.process_index() == 0:
         write_text(workdir / "metrics.json", json.dumps({"step": steps, **finite_or_none(progress.scores)}, indent=2) + "\n")
     console.print(f"best model: {workdir / 'best'}")
     return progress.scores
-
-
-def fetched(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The entries of some steps with their metrics on the host, as floats that survive JSON."""
-    metrics = jax.device_get([step["metrics"] for step in steps])
-    return [step | {"metrics": {name: float(value) for name, value in own.items()}} for step, own in zip(steps, metrics, strict=True)]
-
-
-def summary(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean over steps of each scalar, without values that are not finite; "skipped" is the number of steps that were."""
-    finite = {name: [own[name] for own in metrics if math.isfinite(own[name])] for name in metrics[0]}
-    return {name: sum(values) / len(values) for name, values in finite.items() if values} | {"skipped": sum(finite["skipped"])}
-
-
-def tell_bad(messages: Sequence[str]) -> None:
-    """Shows what cannot be read."""
-    for message in messages:
-        console.print(f"left out: {message}")
 
 
 def check_numbers(config: Config) -> None:

@@ -20,10 +20,10 @@ from mtlora_jax.defaults import of_any_type
 from mtlora_jax.errors import UserError
 from mtlora_jax.folder import UNFINISHED, replacing, write_text
 from mtlora_jax.guards import BadExamples, Skips
+from mtlora_jax.loop import summary
 from mtlora_jax.progress import Progress
 from mtlora_jax.shutdown import Shutdown, Stopped
 from mtlora_jax.tasks import IGNORE, make_tasks
-from mtlora_jax.train import summary
 
 TASKS = ["semseg", "sal"]
 
