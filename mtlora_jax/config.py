@@ -71,8 +71,9 @@ def _set(config: ConfigDict, override: str) -> None:
     values = _leaves(config)
     group, _, task = key.rpartition(".")
     if group in BY_TASK and group in config and task and equals:
-        with config[group].unlocked():
-            config[group][task] = _number(key, text)
+        weights: Any = config[group]
+        with weights.unlocked():
+            weights[task] = _number(key, text)
         return
     if key not in values:
         members = [leaf for leaf in values if leaf.startswith(f"{key}.")]

@@ -7,14 +7,15 @@ Needs matplotlib: pip install mtlora_jax[plots].
 
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mtlora_jax import cli
 from mtlora_jax.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Writes one picture: the total loss, then one plot per task with its score."""
+    """Writes one picture: losses above, in total and of each task, and the scores of the tasks below."""
     parser = cli.Parser("mtlora_jax.plot", __doc__)
     parser.add_argument("runs", nargs="+", help="workdirs of runs")
     parser.add_argument("--output", required=True, help="PNG, PDF or SVG file")
@@ -29,20 +30,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mtlora_jax.tasks import TASKS
 
     logs = {pathlib.Path(run).name: read_log(pathlib.Path(run)) for run in args.runs}
-    primary = {f"eval/{name}/{task.primary}": f"{name} {task.primary}" for name, task in ((n, cls()) for n, cls in TASKS.items())}
-    present = [key for key in primary if any(key in line for log in logs.values() for line in log)]
-    titles = {"loss": "training loss", **{key: primary[key] for key in present}}
-    figure, axes = plt.subplots(1, len(titles), figsize=(4 * len(titles), 3.2), layout="constrained", squeeze=False)
-    for axis, (key, title) in zip(axes[0], titles.items(), strict=True):
-        for run, log in logs.items():
-            points = [(line["step"], line[key]) for line in log if key in line]
-            axis.plot(*zip(*points, strict=True) if points else ([], []), marker="o" if key != "loss" else None, label=run)
-        axis.set(title=title, xlabel="step")
-        axis.grid(alpha=0.3)
-    axes[0][0].legend()
+    keys = {key for log in logs.values() for line in log for key in line}
+    scores = {name: task.primary for name, task in ((n, cls()) for n, cls in TASKS.items()) if f"eval/{name}/{task.primary}" in keys}
+    columns = [("loss", "loss", "", "")]
+    columns += [(f"{name} loss", f"loss/{name}", f"{name} {primary}", f"eval/{name}/{primary}") for name, primary in scores.items()]
+    figure, axes = plt.subplots(2, len(columns), figsize=(3.6 * len(columns), 5.4), layout="constrained", squeeze=False)
+    for column, (loss_title, loss, score_title, score) in enumerate(columns):
+        draw(axes[0][column], loss_title, loss, logs, None, "log")
+        draw(axes[1][column], score_title, score, logs, "o", "linear")
+    axes[1][0].axis("off")  # there is no score of all tasks together: its place is taken by the names of the runs
+    axes[1][0].legend(*axes[0][0].get_legend_handles_labels(), loc="upper left")
     pathlib.Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.output, dpi=110)
     print(args.output)
+
+
+def draw(axis: Any, title: str, key: str, logs: Mapping[str, Sequence[Mapping[str, float]]], marker: str | None, scale: str) -> None:
+    """One curve per run of what its log has under `key`."""
+    for run, log in logs.items():
+        points = [(line["step"], line[key]) for line in log if key in line]
+        axis.plot(*zip(*points, strict=True) if points else ([], []), marker=marker, label=run)
+    axis.set(title=title, xlabel="step", yscale=scale)
+    axis.yaxis.set_major_formatter("{x:g}")
+    if scale == "log":
+        axis.yaxis.set_minor_formatter("{x:g}")
+    axis.tick_params(axis="y", which="minor", labelsize=7)
+    axis.grid(alpha=0.3, which="both")
 
 
 def read_log(run: pathlib.Path) -> list[dict]:

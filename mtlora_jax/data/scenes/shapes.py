@@ -164,14 +164,15 @@ class Polytope:
 
     @quiet
     def hit(self, origin: np.ndarray, direction: np.ndarray) -> Hit:
-        speed = self.normals @ direction
-        gap = self.offsets[:, None] - self.normals @ origin
-        crossing = gap / speed
-        entering = np.where(speed < 0, crossing, -np.inf)
-        leaving = np.where(speed > 0, crossing, np.where((speed == 0) & (gap < 0), -np.inf, np.inf))
-        face = entering.argmax(axis=0)
-        entry = np.take_along_axis(entering, face[None], axis=0)[0]
-        return np.where((entry > NEAR) & (entry < leaving.min(axis=0)), entry, np.inf), face.astype(np.int8)
+        entry, leaving, face = np.full(direction.shape[1], -np.inf), np.inf, np.zeros(direction.shape[1], np.int8)
+        # One face after the other: with all at once, most of the time goes into arrays that no cache holds.
+        for number, (speed, gap) in enumerate(zip(self.normals @ direction, self.offsets[:, None] - self.normals @ origin, strict=True)):
+            crossing = gap / speed
+            later = (speed < 0) & (crossing > entry)
+            np.copyto(entry, crossing, where=later)
+            np.copyto(face, np.int8(number), where=later)
+            leaving = np.minimum(leaving, np.where(speed > 0, crossing, np.where((speed == 0) & (gap < 0), -np.inf, np.inf)))
+        return np.where((entry > NEAR) & (entry < leaving), entry, np.inf), face
 
     def normal(self, points: np.ndarray, faces: np.ndarray) -> np.ndarray:
         del points
