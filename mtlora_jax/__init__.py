@@ -1,16 +1,29 @@
-"""MTLoRA in JAX: low-rank adaptation of one frozen Swin Transformer to several dense tasks at once."""
+"""MTLoRA in JAX: low-rank adaptation of one frozen Swin Transformer to several dense tasks at once.
 
-from typing import Any
+import mtlora_jax
+
+model = mtlora_jax.load("weights/mtlora_tiny")
+logits = model(images)["semseg"]                           # uint8 RGB (H, W, 3), or a batch, of any size -> (H, W, 21)
+labels = mtlora_jax.postprocess("semseg", logits)["labels"]
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mtlora_jax.adapter import add_task, drop_task, load, load_adapter, save_adapter
+    from mtlora_jax.merging import merge
+    from mtlora_jax.postprocessing import postprocess
 
 __version__ = "0.1.0"
+__all__ = ["add_task", "drop_task", "load", "load_adapter", "merge", "postprocess", "save_adapter"]
+
+# Where each is, to be imported when it is used, so that data workers need not import the models. No module may have the name of one.
+_HOMES = {name: "adapter" for name in ("add_task", "drop_task", "load", "load_adapter", "save_adapter")}
+_HOMES |= {"merge": "merging", "postprocess": "postprocessing"}
 
 
-def load(folder: Any) -> Any:
-    """Opens a model folder; see `mtlora_jax.folder.Model` for what it gives.
-
-    >>> model = mtlora_jax.load("weights/mtlora_tiny")
-    >>> logits = model(images)["semseg"]     # images (B, H, W, 3) float32, normalised -> (B, H, W, 21)
-    """
-    from mtlora_jax import folder as folders  # here, so that data workers need not import the models
-
-    return folders.load(folder)
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -3,54 +3,31 @@
 {"backbone": {"name": "swin", "embed_dim": 96, ...},
  "tasks": {"semseg": 21, ...},                              outputs per task, in task order; {} for a bare backbone
  "decoder": {"name": "hrnet", "channels": [18, 36, 72, 144]},  None for a bare backbone
- "method": {"name": "mtlora", "rank": 64, ...},
+ "method": {"name": "mtlora", "rank": 64, ...},          of a merged model {"name": "merged", "of": {"name": "mtlora", ...}}
  "image_size": [448, 448]}
 """
 
-import difflib
-import inspect
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from mtlora_jax.errors import UserError
-from mtlora_jax.methods import METHODS, Method
+from mtlora_jax.methods import Method, make_method
 from mtlora_jax.models.backbones import BACKBONES
 from mtlora_jax.models.backbones.swin import VARIANTS
 from mtlora_jax.models.decoders import HEADS, Decoder
 from mtlora_jax.models.multitask import MultiTaskModel
 from mtlora_jax.parameters import PRECISIONS
+from mtlora_jax.registry import choose
 
 Architecture = Mapping[str, Any]
 PARTS = ("backbone", "tasks", "decoder", "method", "image_size")
 REMAT = ("none", "block", "stage")
 
 
-def choose(registry: Mapping[str, Any], part: str, options: Mapping[str, Any], given: tuple[str, ...] = ("self",)) -> tuple[Any, dict]:
-    """Looks `options["name"]` up and checks the other options against what the entry accepts.
-
-    Returns the entry and its options. Raises UserError for an unknown name or option, or a missing one.
-    """
-    options = dict(options)
-    name = options.pop("name", None)
-    if name not in registry:
-        raise UserError(f"{part}.name = {name!r} is not one of {', '.join(registry)}")
-    accepted = {key: p for key, p in inspect.signature(registry[name].__init__).parameters.items() if key not in given}
-    for key in options:
-        if key not in accepted:
-            close = difflib.get_close_matches(key, accepted, 1)
-            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(accepted) or 'no options'}"
-            raise UserError(f"{part} {name!r} has no option {key!r}; {hint}")
-    missing = [key for key, p in accepted.items() if p.default is p.empty and key not in options]
-    if missing:
-        raise UserError(f"{part} {name!r} needs {', '.join(missing)}")
-    return registry[name], options
-
-
 def method_of(architecture: Architecture) -> Method:
     """The method, with its options checked."""
-    method, options = choose(METHODS, "method", architecture["method"])
-    return method(**options)
+    return make_method(architecture["method"])
 
 
 def build(architecture: Architecture) -> MultiTaskModel:

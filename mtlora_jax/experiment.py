@@ -1,7 +1,10 @@
 """What a config describes, made: data sets, tasks, the model and its first weights on the devices."""
 
 import dataclasses
+import json
 import pathlib
+import shlex
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +16,8 @@ from jax.sharding import Mesh
 from mtlora_jax import architecture as architectures
 from mtlora_jax import folder, parameters, sharding
 from mtlora_jax.data import DATASETS
-from mtlora_jax.data.pipeline import Batches, Dataset, eval_batches
+from mtlora_jax.data.pipeline import Batches, Dataset, eval_batches, train_batches
+from mtlora_jax.data.transforms import Augmentation
 from mtlora_jax.defaults import Config
 from mtlora_jax.errors import UserError
 from mtlora_jax.methods import Method
@@ -36,6 +40,7 @@ class Experiment:
     trainable: Flat
     frozen: Flat
     batch_stats: Flat
+    record: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # entries of config.json for the card: how the model came about
 
     def save(self, where: pathlib.Path, trainable: Flat, batch_stats: Flat, extra: Mapping[str, Any]) -> None:
         """Writes the model with these trained weights as a model folder that `mtlora_jax.load` opens.
@@ -46,7 +51,7 @@ class Experiment:
             # What is bfloat16 on the devices is float32 in files, where every reader takes it.
             arrays = {p: np.asarray(a, np.float32) for p, a in jax.device_get({**self.frozen, **trainable, **batch_stats}).items()}
             classes = {name: list(task.classes) for name, task in self.tasks.items() if task.classes}
-            folder.save(where, self.architecture, arrays, {"classes": classes, **extra})
+            folder.save(where, self.architecture, arrays, {"classes": classes, **self.record, **extra})
         sharding.barrier(str(where))
         sharding.agreed(where.exists(), not_shared(where))
 
@@ -71,6 +76,21 @@ def kind_of_dataset(config: Config) -> type[Dataset]:
     if config.data.name not in DATASETS:
         raise UserError(f"data.name = {config.data.name!r} is not one of {', '.join(DATASETS)}")
     return DATASETS[config.data.name]
+
+
+def batches_to_train(config: Config, data: Dataset) -> Batches:
+    """This process's share of endless, shuffled, augmented batches."""
+    return train_batches(
+        data,
+        image_size=tuple(config.image_size),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        workers=config.data.workers,
+        augmentation=Augmentation(**config.data.augmentation),
+        parity=config.data.parity,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
 
 
 def batches_to_evaluate(config: Config, data: Dataset) -> Batches:
@@ -105,21 +125,48 @@ def set_up(config: Config, tasks: dict[str, Task], workdir: pathlib.Path, comple
     check_accumulation(config.accumulation, config.batch_size, mesh.size)
     sharding.check_batch_size(config.eval_batch_size, mesh, "eval_batch_size")
     architecture = architectures.from_config(config, {name: task.channels for name, task in tasks.items()})
+    initial = workdir / "initial"
+    if complete and config.init and not initial.exists():
+        architecture |= merged_method(config.init)
     model = architectures.build(architecture)
     architectures.configure(model, compute=config.precision.compute, remat=config.remat)
     method = architectures.method_of(architecture)
-    initial = workdir / "initial"
     if sharding.agreed(initial.exists(), not_shared(initial)):
         started, values = folder.read(initial)
         refuse_differences(started, architecture, f"{workdir} holds a run of another model", "choose another --workdir")
         parameters.assign(model, values, str(initial))
+        origin = folder.read_config(initial).get("started_from")
     elif config.init:
         load_init(model, config.init, architecture, complete)
+        origin = origin_of(config.init)
+    else:
+        origin = None
     parameters.initialise(model, config.seed)
     graph, trainable, frozen, batch_stats = parameters.split(model, method.trainable)
     parts = trainable, parameters.narrowed(frozen, config.precision.frozen), batch_stats
     trainable, frozen, batch_stats = sharding.replicate(parts, mesh)
-    return Experiment(mesh, tasks, architecture, method, graph, trainable, frozen, batch_stats)
+    record = {"training": training_of(config), **({"started_from": origin} if origin else {})}
+    return Experiment(mesh, tasks, architecture, method, graph, trainable, frozen, batch_stats, record)
+
+
+def merged_method(source: str) -> dict[str, Any]:
+    """{"method": ...} of a merged model folder, which no config describes; of any other {}."""
+    method = folder.read_config(source)["architecture"]["method"]
+    return {"method": method} if method["name"] == "merged" else {}
+
+
+def training_of(config: Config) -> dict[str, Any]:
+    """The command of this process, where it is one of ours, and the config, JSON-able."""
+    ours = any(argument.startswith("mtlora_jax.") for argument in sys.orig_argv)
+    command = shlex.join(["python", *sys.orig_argv[1:]]) if ours else ""
+    return {"command": command, "config": json.loads(config.to_json_best_effort())}
+
+
+def origin_of(source: str) -> dict[str, str]:
+    """The model folder that training starts from, and which checkpoint it was converted from."""
+    there = folder.read_config(source)
+    known = there.get("converted_from") or there.get("started_from") or {}
+    return {"folder": pathlib.Path(source).resolve().name, **{key: known[key] for key in ("file", "format") if key in known}}
 
 
 def load_init(model: nnx.Module, source: str, architecture: Mapping[str, Any], complete: bool) -> None:

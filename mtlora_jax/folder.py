@@ -1,4 +1,4 @@
-"""Model folders: `config.json` and `model.safetensors`, all that is needed to use a model again."""
+"""Model folders: `config.json`, `model.safetensors` and a model card, all that is needed to use a model again."""
 
 import contextlib
 import glob
@@ -7,9 +7,10 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import cv2
 import jax
 import numpy as np
 import safetensors
@@ -18,10 +19,20 @@ from flax import nnx
 
 from mtlora_jax import architecture as architectures
 from mtlora_jax import parameters
+from mtlora_jax.card import card
 from mtlora_jax.errors import UserError
+from mtlora_jax.models.backbones.swin import pad_to_multiple
+from mtlora_jax.models.layers import resize_bilinear
 from mtlora_jax.models.multitask import MultiTaskModel
+from mtlora_jax.parameters import Flat
+from mtlora_jax.retask import only
+from mtlora_jax.step import normalise
 
 FORMAT = 1
+WEIGHTS = "model.safetensors"
+FITS = ("resize", "pad", "none")
+STRIDE = 32  # pixels of an image in one of the coarsest feature map
+BRIGHT = 50.0  # far beyond any normalised pixel
 UNFINISHED = ".unfinished-"  # in the names of folders that are being written
 
 
@@ -56,20 +67,32 @@ def write_text(path: pathlib.Path, text: str) -> None:
 def save(
     folder: str | pathlib.Path, architecture: Mapping[str, Any], arrays: Mapping[str, np.ndarray], extra: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes a model folder, whole or not at all; an existing one is replaced.
+    """Writes a model folder with its card (README.md), whole or not at all; an existing one is replaced.
 
     Args:
       folder: where.
       architecture: see `mtlora_jax.architecture`.
       arrays: {path: array} of every parameter and batch statistic.
-      extra: further JSON-able entries of config.json, such as classes, scores, where the weights come from.
+      extra: further JSON-able entries of config.json, such as classes, scores, where the weights come from; see `mtlora_jax.card`.
     """
-    config = {"format": FORMAT, **(extra or {}), "architecture": architecture}
-    with replacing(pathlib.Path(folder)) as temporary:
+    write(pathlib.Path(folder), {**(extra or {}), "architecture": architecture}, arrays, WEIGHTS)
+
+
+def write(folder: pathlib.Path, config: Mapping[str, Any], arrays: Mapping[str, np.ndarray], name: str) -> None:
+    """Writes config.json, `arrays` as the safetensors file `name`, and the card that belongs to them."""
+    config = {"format": FORMAT, **config}
+    with replacing(folder) as temporary:
         contiguous = {path: np.ascontiguousarray(array) for path, array in arrays.items()}
-        safetensors.numpy.save_file(contiguous, temporary / "model.safetensors", {"format": "mtlora_jax"})
-        (temporary / "model.safetensors").chmod(0o644)  # the library makes it private
+        safetensors.numpy.save_file(contiguous, temporary / name, {"format": "mtlora_jax"})
+        (temporary / name).chmod(0o644)  # the library makes it private
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (temporary / "README.md").write_text(card(config, arrays))
+
+
+def is_model_folder(folder: str | pathlib.Path) -> bool:
+    """Whether a folder has a config.json of ours, sound or not; other libraries describe their models in files of that name too."""
+    path = pathlib.Path(folder) / "config.json"
+    return path.is_file() and '"architecture":' in path.read_text(errors="replace")
 
 
 def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
@@ -92,55 +115,143 @@ def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
 
 
 def read(folder: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """(architecture, {path: array}) of a model folder. Raises UserError for missing or damaged files."""
+    """(architecture, {path: array}) of a model folder. Raises UserError for missing or damaged files, and for an adapter."""
     config = read_config(folder)
-    path = pathlib.Path(folder) / "model.safetensors"
+    if "adapter" in config:
+        raise UserError(
+            f"{folder} is an adapter of {config['adapter'].get('base')}: open it with mtlora_jax.load(ADAPTER, base=BASE), or make it a "
+            f"whole model with python -m mtlora_jax.convert {folder} OUT --base=BASE"
+        )
+    return config["architecture"], read_arrays(pathlib.Path(folder) / WEIGHTS)
+
+
+def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """{path: array} of a safetensors file. Raises UserError if it cannot be read."""
     try:
-        return config["architecture"], safetensors.numpy.load_file(path)
+        return safetensors.numpy.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
 class Model:
-    """A loaded model. Calling it runs the compiled forward pass, compiled once per image shape.
+    """A loaded model. Calling it runs the compiled forward pass, compiled once per shape and dtype of what the model sees.
 
     Attributes:
       config: config.json as a dict. architecture: the part of it the model is built from.
       tasks: task names, in order.
+      image_size: (height, width) the model was trained and evaluated at.
       module: the `flax.nnx` module with its weights.
     """
 
     def __init__(self, config: Mapping[str, Any], module: MultiTaskModel):
-        self.config = config
+        self.config = dict(config)
         self.architecture = config["architecture"]
         self.tasks = tuple(self.architecture["tasks"])
+        height, width = self.architecture["image_size"]
+        self.image_size = (height, width)
         self.module = module
-        graph, self._state = nnx.split(module)
-        self._forward = jax.jit(lambda state, images: nnx.merge(graph, state)(images))
-        self._features = jax.jit(lambda state, images: nnx.merge(graph, state).backbone(images))
+        self._weights = {path: variable.get_value() for path, variable in parameters.variables(module).items()}
+        whole = refilled(module)
+        alone = {task: refilled(architectures.build(only(self.architecture, [task]))) for task in self.tasks}
 
-    def __call__(self, images: jax.Array | np.ndarray) -> dict[str, jax.Array]:
-        """Normalised images (B, H, W, 3) float32 -> {task: logits (B, H, W, C)}. Raises UserError for a bare backbone."""
+        def forward(weights: Flat, images: jax.Array, stride: int) -> dict[str, jax.Array]:
+            height, width = images.shape[1:3]
+            x = pad_to_multiple(normalised(images), stride, stride)
+            # Each task as in a model of its own, of whose equal operations the compiler keeps one: in a product with all tasks together
+            # (`TaskLoRALinear.stacked`), the others decide in which order numbers are summed.
+            return {task: model(weights)(x)[task][:, :height, :width] for task, model in alone.items()}
+
+        def features(weights: Flat, images: jax.Array) -> list:
+            return whole(weights).backbone(normalised(images))
+
+        def resize(logits: dict[str, jax.Array], height: int, width: int) -> dict[str, jax.Array]:
+            return {task: resize_bilinear(x, height, width) for task, x in logits.items()}
+
+        self._forward = jax.jit(forward, static_argnums=2)
+        self._features = jax.jit(features)
+        self._resize = jax.jit(resize, static_argnums=(1, 2))  # apart, so that photographs of many sizes compile nothing large
+
+    def __call__(self, images: Any, fit: str = "resize") -> dict[str, jax.Array]:
+        """Logits of every task for one image or a batch, at the size the images came in.
+
+        Args:
+          images: RGB (H, W, 3) or (B, H, W, 3), any size. uint8 is normalised here; floats are taken as normalised by the ImageNet mean
+            and standard deviation already.
+          fit: how they meet the model. "resize": as in an evaluation at the original size, to `image_size` by OpenCV's cubic
+            interpolation, and the logits bilinearly back. "pad": zeros at the bottom and right up to multiples of 32 pixels, cut off
+            again. "none": as they are; the backbone pads what does not fit its patches and windows.
+
+        Returns:
+          {task: float32 (H, W, C) or (B, H, W, C)}, tasks in order.
+
+        Raises:
+          UserError: for a bare backbone, other images, or another word.
+        """
         if not self.tasks:
             raise UserError("this model folder holds a bare backbone without tasks: use model.features(images), or fine-tune it first")
-        logits = self._forward(self._state, self._checked(images))
-        return {task: logits[task] for task in self.tasks}  # jit sorts the keys of a dict
+        if fit not in FITS:
+            raise UserError(f"fit = {fit!r} is not one of {', '.join(FITS)}")
+        batch, single = as_batch(images)
+        height, width = batch.shape[1:3]
+        seen = resized(batch, self.image_size) if fit == "resize" else batch
+        padded = fit == "pad" and (height % STRIDE or width % STRIDE)
+        logits = self._forward(self._weights, seen, STRIDE if padded else 1)
+        if seen.shape != batch.shape:
+            logits = self._resize(logits, height, width)
+        return {task: logits[task][0] if single else logits[task] for task in self.tasks}  # jit sorts the keys of a dict
 
-    def features(self, images: jax.Array | np.ndarray) -> list:
-        """Normalised images (B, H, W, 3) float32 -> the backbone's four `Streams`, fine to coarse."""
-        return self._features(self._state, self._checked(images))
+    def features(self, images: Any) -> list:
+        """The backbone's four `Streams`, fine to coarse, each with a batch axis, of images as in a call with fit="none"."""
+        return self._features(self._weights, as_batch(images)[0])
 
-    @staticmethod
-    def _checked(images: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
-        if images.ndim != 4 or images.shape[-1] != 3 or not np.issubdtype(images.dtype, np.floating):
-            raise UserError(f"images must be float32 (B, H, W, 3), normalised; got {images.dtype} {tuple(images.shape)}")
+    def save(self, folder: str | pathlib.Path) -> None:
+        """Writes a model folder, whole or not at all; an existing one is replaced."""
+        extra = {key: value for key, value in self.config.items() if key not in ("format", "architecture")}
+        save(folder, self.architecture, parameters.arrays(self.module), extra)
+
+
+def refilled(module: MultiTaskModel) -> Callable[[Flat], MultiTaskModel]:
+    """What makes the model again inside of compiled functions, of those of some arrays that it has a place for."""
+    graph, paths = nnx.graphdef(module), tuple(parameters.variables(module))
+    return lambda weights: parameters.merge(graph, {path: weights[path] for path in paths})
+
+
+def normalised(images: jax.Array) -> jax.Array:
+    """What the model is fed, float32, of uint8 images or images that are normalised already."""
+    return normalise(images) if images.dtype == np.uint8 else images
+
+
+def resized(images: jax.Array | np.ndarray, size: tuple[int, int]) -> jax.Array | np.ndarray:
+    """Images (B, H, W, 3) of `size` = (H, W), on the host by the interpolation of evaluations (`mtlora_jax.data.transforms.resize`)."""
+    if images.shape[1:3] == size:
         return images
+    return np.stack([cv2.resize(image, size[::-1], interpolation=cv2.INTER_CUBIC) for image in np.asarray(images)])
+
+
+def as_batch(images: Any) -> tuple[jax.Array | np.ndarray, bool]:
+    """((B, H, W, 3) uint8 or float32, whether it was a single image). Raises UserError for what is no image."""
+    array = images if isinstance(images, jax.Array) else np.asarray(images)
+    floating = jax.numpy.issubdtype(array.dtype, np.floating)
+    if array.ndim not in (3, 4) or array.shape[-1] != 3 or 0 in array.shape or not (floating or array.dtype == np.uint8):
+        raise UserError(
+            f"images must be RGB, (H, W, 3) or (B, H, W, 3), as uint8 or as normalised floats; got {array.dtype} {tuple(array.shape)}"
+        )
+    if floating:
+        array = array.astype(np.float32)
+        if not (largest := float(abs(array).max())) <= BRIGHT:
+            raise UserError(f"images are floats up to {largest:g}: floats are taken as normalised already; give uint8 to have it done here")
+    return (array[None], True) if array.ndim == 3 else (array, False)
 
 
 def load(folder: str | pathlib.Path) -> Model:
-    """Opens a model folder written by the converter or by training."""
+    """Opens a model folder written by the converter, by training or by `Model.save`."""
     config = read_config(folder)
     architecture, arrays = read(folder)
+    return filled(config, architecture, arrays, str(folder))
+
+
+def filled(config: Mapping[str, Any], architecture: Mapping[str, Any], arrays: Mapping[str, np.ndarray], source: str) -> Model:
+    """The model of an architecture with these arrays. Raises UserError naming `source` where they do not fit."""
     module = architectures.build(architecture)
-    parameters.assign(module, arrays, str(folder))
-    return Model(config, module)
+    parameters.assign(module, arrays, source)
+    return Model({**config, "architecture": architecture}, module)

@@ -1,41 +1,146 @@
-"""Counts the parameters and the multiply-accumulates of a config's model, without weights and without data.
+"""Explains the size and the cost of a config's model, without weights and without data.
 
     python -m mtlora_jax.summary --config=configs/mtlora_tiny_448.py:64
-    python -m mtlora_jax.summary --config=configs/mtlora_tiny_448.py:64 --json
+    python -m mtlora_jax.summary --config=configs/mtlora_tiny_448.py:64 --batch_size=16 --json
+    python -m mtlora_jax.summary --paper
 
-Keys of --json: trainable, total (numbers of values), groups ({group: {total, trainable}}), trainable_unused (trained, but no logit
-depends on it), gmacs (10^9 multiply-accumulates of all matrix products and convolutions of one image's forward pass as the program
-executes it; interpolation is not counted), tasks, image_size, method.
+--paper compares trained parameters and multiply-accumulates with what the tables of the MTLoRA paper print.
+
+Keys of --json:
+trainable, total (numbers of values), groups ({group: {total, trainable}}), trainable_unused (trained, but no logit depends on it),
+gmacs (10^9 multiply-accumulates of one image's forward pass as the program executes it: linear layers, convolutions, attention),
+gmacs_linear (linear layers and convolutions alone, as papers count), gmacs_everything (also interpolation, as the matrix products that JAX
+makes of it, and every two operations on single elements, such as those of norms, softmax, GELU, biases and residuals, as one;
+moving data is free), modules ({module: {total, trainable, gmacs}}, gmacs of products with the module's weights),
+tasks, image_size, method,
+gmacs_merged (as gmacs, after mtlora_jax.merge), total_merged,
+per_task ({task: {trainable, total, gmacs, gmacs_merged}} of the model of the tasks up to this one),
+memory (bytes of a training step on one device: parameters, gradients, optimizer, batch, activations that the forward pass keeps for the
+backward pass, total; and batch_size), estimated from shapes, see mtlora_jax.memory.
 """
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mtlora_jax import cli
+from mtlora_jax.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the summary."""
-    parser = cli.Parser("mtlora_jax.summary", __doc__, config=True)
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    """Prints the summary, or the comparison with the paper."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = cli.Parser("mtlora_jax.summary", __doc__, config="--paper" not in argv)
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+    parser.add_argument("--batch_size", type=int, help="of the memory estimate (default: the config's)")
+    parser.add_argument("--paper", action="store_true", help="compare with the paper's tables; takes no other flag")
     args = parser.parse(argv)
+    if args.paper:
+        tell_paper()
+        return
+    batch_size = args.config.batch_size if args.batch_size is None else args.batch_size
+    if batch_size < 1:
+        raise UserError(f"--batch_size={batch_size} must be at least 1")
+    summary = explain(args.config, batch_size)
+    if args.json:
+        print(json.dumps(summary))
+    else:
+        tell(summary)
 
+
+def explain(config: Any, batch_size: int) -> dict[str, Any]:
+    """Everything that is told, with the keys of --json. Raises UserError for a config that describes no model."""
     from mtlora_jax import architecture as architectures
     from mtlora_jax.accounting import summarise
     from mtlora_jax.experiment import tasks_of
-    from mtlora_jax.records import console, print_parameters
+    from mtlora_jax.memory import estimate
+    from mtlora_jax.step import check_accumulation
 
-    tasks = tasks_of(args.config)
-    architecture = architectures.from_config(args.config, {name: task.channels for name, task in tasks.items()})
-    model = architectures.build(architecture)
+    check_accumulation(config.accumulation, batch_size, 1)
+    tasks = tasks_of(config)
+    architecture = architectures.from_config(config, {name: task.channels for name, task in tasks.items()})
     size = tuple(architecture["image_size"])
-    summary = summarise(model, architectures.method_of(architecture), size)
-    summary |= {"tasks": architecture["tasks"], "image_size": architecture["image_size"], "method": architecture["method"]}
-    if args.json:
-        print(json.dumps(summary))
-        return
+    summary = summarise(architectures.build(architecture), architectures.method_of(architecture), size)
+    per_task = {list(some)[-1]: size_and_cost(architecture | {"tasks": some}) for some in first(architecture["tasks"])}
+    whole = list(per_task.values())[-1]
+    return summary | {
+        "tasks": architecture["tasks"],
+        "image_size": architecture["image_size"],
+        "method": architecture["method"],
+        "gmacs_merged": whole["gmacs_merged"],
+        "total_merged": whole["total_merged"],
+        "per_task": per_task,
+        "memory": {**estimate(config, architecture, tasks, batch_size), "batch_size": batch_size},
+    }
+
+
+def first(tasks: Mapping[str, int]) -> list[dict[str, int]]:
+    """The first task, the first two, ..., all."""
+    items = list(tasks.items())
+    return [dict(items[: count + 1]) for count in range(len(items))]
+
+
+def size_and_cost(architecture: Mapping[str, Any]) -> dict[str, float]:
+    """Parameters and 10^9 multiply-accumulates of a model, as it is and merged."""
+    from mtlora_jax import architecture as architectures
+    from mtlora_jax.accounting import count_parameters
+    from mtlora_jax.macs import macs_of
+    from mtlora_jax.merging import merged_architecture
+
+    size = tuple(architecture["image_size"])
+    model = architectures.build(architecture)
+    counts = count_parameters(model, architectures.method_of(architecture)).values()
+    sums = {key: sum(count[key] for count in counts) for key in ("trainable", "total")}
+    folded = architectures.build(merged_architecture(architecture))
+    total = sum(count["total"] for count in count_parameters(folded, architectures.method_of(architecture)).values())
+    gmacs = {name: macs_of(module, size)[0].products / 1e9 for name, module in (("gmacs", model), ("gmacs_merged", folded))}
+    return {**sums, "total_merged": total, **gmacs}
+
+
+def tell(summary: Mapping[str, Any]) -> None:
+    """Prints tables."""
+    from mtlora_jax.records import console, print_parameters, print_table
+
     print_parameters(summary)
-    console.print(f"{summary['gmacs']:.2f} GMACs for one image of {size[0]}x{size[1]} and {len(tasks)} tasks")
+    modules = [
+        (name, f"{count['total']:,}", f"{count['trainable']:,}", f"{count['gmacs']:.3f}") for name, count in summary["modules"].items()
+    ]
+    print_table("Parameters and products with them", ("module", "total", "trainable", "GMACs"), modules)
+
+    size, tasks = "x".join(map(str, summary["image_size"])), len(summary["tasks"])
+    told = {
+        "linear layers and convolutions, as papers count": summary["gmacs_linear"],
+        "and attention products": summary["gmacs"],
+        "and interpolation and element-wise operations": summary["gmacs_everything"],
+        "merged: linear layers, convolutions, attention": summary["gmacs_merged"],
+    }
+    rows = [(what, f"{value:.2f}") for what, value in told.items()]
+    print_table(f"One image of {size}, {tasks} tasks", ("forward pass", "GMACs"), rows)
+    console.print(f"merged: {summary['total_merged']:,} parameters\n")
+
+    keys = ("trainable", "gmacs", "gmacs_merged")
+    rows, before = [], dict.fromkeys(keys, 0)
+    for task, values in summary["per_task"].items():
+        cells = [[f"{x:,}" if isinstance(x, int) else f"{x:.2f}" for x in (values[key], values[key] - before[key])] for key in keys]
+        rows.append((task, *(cell for pair in cells for cell in (pair[0], f"+{pair[1]}" if rows else ""))))
+        before = values
+    print_table("Task by task", ("with", "trainable", "added", "GMACs", "added", "merged", "added"), rows)
+
+    memory = dict(summary["memory"])
+    heading = f"Memory of a training step, {memory.pop('batch_size')} images, estimated from shapes"
+    print_table(heading, ("what", "GB"), [(what, f"{count / 1e9:.3f}") for what, count in memory.items()])
+
+
+def tell_paper() -> None:
+    """Prints what the paper prints next to what is counted here."""
+    from mtlora_jax.paper import REMARKS, compared
+    from mtlora_jax.records import console, print_table
+
+    headings = ("table", "row", "computed", "printed", "note")
+    print_table("MTLoRA, arXiv 2403.20320: trained parameters; in Table 6 multiply-accumulates", headings, list(compared()))
+    for remark in REMARKS:
+        console.print(remark)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from mtlora_jax.accounting import count_parameters, summarise
 from mtlora_jax.data.transforms import Augmentation
 from mtlora_jax.errors import UserError
 from mtlora_jax.experiment import kind_of_dataset, tasks_of
+from mtlora_jax.macs import macs_of
+from mtlora_jax.merging import merged_architecture
 from mtlora_jax.models.backbones.swin import VARIANTS
 from mtlora_jax.parameters import variables
 
@@ -297,6 +299,12 @@ def test_multiply_accumulates():
     reference = patches + blocks + (1 + 4) * merging + decoders + shared + specific
     assert round(reference / 1e9, 2) == 31.01
     assert r64["gmacs"] * 1e9 == pytest.approx(reference - tokens[3] * 245_760, abs=1)
+
+    # Merged: the pairs of the last blocks stay but for the dead one, and tasks meet the reduction (2C) inside their projections (4C).
+    last = sum(n * 12 * c * 64 for c, _, n in stages) - tokens[3] * 245_760
+    wider = 4 * sum(n * c * out for n, c, out in features[:3])
+    merged, _ = macs_of(architectures.build(merged_architecture(architecture_of(R64))), (448, 448))
+    assert merged.products == patches + blocks + merging + decoders + last + specific + wider <= 24.3e9
 
 
 @pytest.mark.parametrize(

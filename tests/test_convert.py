@@ -10,8 +10,9 @@ import pytest
 from checkpoints import BARE, GOLDEN, HEADS, assert_equal, hugging_face, multitask, official, reference, run_command, saved, timm, weights
 
 import mtlora_jax
-from mtlora_jax.convert import convert
+from mtlora_jax.convert import convert, mtlora, to_mtlora
 from mtlora_jax.convert.geometry import resize_table
+from mtlora_jax.convert.table import renamed
 from mtlora_jax.errors import UserError
 
 SMALL = {
@@ -86,6 +87,63 @@ def test_golden_values_are_where_they_belong():
     np.testing.assert_array_equal(
         arrays["decoders.normals.head.norm.var"], state["decoders.decoders.normals.last_layer.1.running_var"].numpy()
     )
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_golden_checkpoints_come_back(name, tmp_path):
+    """Through the command, as the reference would load it: the same keys, and every tensor bit by bit, derived buffers too."""
+    torch = pytest.importorskip("torch")
+    source = GOLDEN / name / "checkpoint.pth"
+    assert run_command([str(source), str(tmp_path / "ours")]) == 0
+    assert run_command([str(tmp_path / "ours"), str(tmp_path / "back.pth"), "--to=mtlora"]) == 0
+    found = torch.load(tmp_path / "back.pth", weights_only=True)["model"]
+    expected = torch.load(source, weights_only=True)["model"]
+    assert found.keys() == expected.keys()
+    for key, tensor in expected.items():
+        assert found[key].dtype == tensor.dtype, key
+        assert found[key].shape == tensor.shape, key
+        assert found[key].numpy().tobytes() == tensor.numpy().tobytes(), key
+    again = convert(tmp_path / "back.pth")
+    assert again.architecture == convert(source).architecture
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["back.pth", "ours"]
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("method", [{}, {"locations": ["qkv", "fc2"]}, {"merging": "lora"}, {"scale": [1.0, 2.0, 3.0, 4.0]}])
+def test_every_layer_has_its_name_in_the_reference(head, method):
+    architecture = multitask(head, **method) | {"image_size": [128, 128]}
+    arrays = weights(architecture)
+    state = to_mtlora.state_of(architecture, arrays)
+    expected = reference(arrays, head)
+    derived = {key for key in state if key.endswith(("attn_mask", "relative_position_index", "num_batches_tracked"))}
+    assert state.keys() - derived == expected.keys()
+    for key, tensor in expected.items():
+        np.testing.assert_array_equal(state[key], tensor, err_msg=key)
+    assert mtlora.settings(to_mtlora.config_of(architecture))["scale"] == architecture["method"]["scale"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": {"name": "merged", "of": {"name": "mtlora"}}}, "no format for merged models; convert the model that was merged"),
+        ({"method": {"name": "adapters"}}, "the reference has no method adapters"),
+        ({"tasks": {}, "decoder": None}, "bare backbone without tasks"),
+        ({"method": {"name": "mtlora", "ts_base": "task"}}, "the reference computes ts_base 'shared', this model 'task'"),
+        ({"decoder": {**HEADS["segformer"], "dead_classifier": False}}, "the classifier that decoder.dead_classifier = False leaves out"),
+        ({"image_size": [128, 256]}, "square images .* 128x256 pixels"),
+        ({"image_size": [96, 96]}, r"windows of 4 divide; .* its grids are \[24, 12, 6, 3\]"),
+    ],
+)
+def test_what_the_reference_has_no_format_for(changes, message):
+    with pytest.raises(UserError, match=f"--to=mtlora: .*{message}"):
+        to_mtlora.state_of(multitask() | {"image_size": [128, 128]} | changes, {})
+
+
+def test_fields_of_templates_go_both_ways():
+    assert renamed("a.3.norm2.x", "a.{stage}.{norm}.x", "{norm}/{stage}") == "norm2/3"
+    assert renamed("norm2/3", "{norm}/{stage}", "a.{stage}.{norm}.x") == "a.3.norm2.x"
+    assert renamed("a.3.norm3.x", "a.{stage}.{norm}.x", "") is None
+    assert renamed("a.3.norm2xx", "a.{stage}.{norm}.x", "") is None  # a dot is a dot
 
 
 @pytest.mark.parametrize("layout", [official, timm, hugging_face, lambda arrays: hugging_face(arrays, "")])

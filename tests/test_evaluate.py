@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from tiny_data import write_tiny_dataset
 
+import mtlora_jax
 from mtlora_jax import evaluate, original_size
 from mtlora_jax import experiment as experiments
 from mtlora_jax.data.original_size import canvas_for, on_canvas
@@ -244,6 +245,18 @@ def test_a_model_folder_evaluated_alone(made, tmp_path, capsys):
     assert report["scores"] == scores
     assert report["original_size"].keys() == scores.keys()
     assert (report["split"], report["images"], report["model"]) == ("val", 5, str(tmp_path / "model"))
+
+
+def test_a_merged_model_is_evaluated_like_any_other(made, tmp_path):
+    config, experiment, _ = made
+    experiment.save(tmp_path / "model", experiment.trainable, experiment.batch_stats, {})
+    mtlora_jax.merge(mtlora_jax.load(tmp_path / "model")).save(tmp_path / "merged")
+    scores = {}
+    for name in ("model", "merged"):
+        config = config_for(config.data.root, init=str(tmp_path / name))
+        scores[name] = evaluate.evaluate_only(config, tmp_path / f"{name}_evaluated")
+    assert scores["merged"] == pytest.approx(scores["model"], rel=1e-3)  # a pixel or two of 5,120 may change sides
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["architecture"]["method"]["name"] == "merged"
 
 
 def write_metrics(folder, **scores):

@@ -1,8 +1,10 @@
 """Model folders: what is written comes back, and what is broken is named."""
 
 import pathlib
+import re
 import shutil
 
+import cv2
 import micro
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ import safetensors.numpy
 import mtlora_jax
 from mtlora_jax import folder, parameters
 from mtlora_jax.errors import UserError
+from mtlora_jax.predictions import logits_of
+from mtlora_jax.step import normalise
 
 ARCHITECTURE = micro.architecture(stages=1)
 BARE = micro.architecture("full", tasks=(), stages=1)
@@ -53,7 +57,7 @@ def test_round_trip(saved, arrays):
         np.testing.assert_array_equal(value, arrays[path])
     config = folder.read_config(saved)
     assert config["classes"] == {"semseg": ["a", "b", "c"]}
-    assert sorted(path.name for path in saved.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in saved.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
 
 
@@ -85,21 +89,104 @@ def test_a_bare_backbone(tmp_path):
         model(micro.random_images())
 
 
+def photograph(height: int, width: int) -> np.ndarray:
+    """uint8 (H, W, 3), smooth enough that resizing it makes sense."""
+    small = np.random.default_rng(0).integers(0, 256, (5, 4, 3), np.uint8)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def assert_close(found, expected, atol=1e-5):
+    """Within `atol` of the largest value."""
+    assert found.dtype == np.float32
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=0, atol=atol * np.abs(expected).max())
+
+
+def test_bytes_are_evaluated_as_in_training(model, arrays):
+    """One image of the model's size, without a batch axis, gives what the evaluation step sees of it."""
+    image = photograph(32, 32)
+    graph, *parts = parameters.split(micro.holding(ARCHITECTURE, arrays), lambda path, variable: True)
+    forward = micro.jit(lambda parts, images: logits_of(*parts[::2], parts[1], images, graph=graph))
+    expected = forward(parts, image[None])
+    assert model.image_size == (32, 32)
+    for task, logits in model(image).items():
+        assert_close(logits, expected[task][0])
+    for task, logits in model(np.asarray(normalise(image[None]))).items():
+        assert_close(logits, expected[task])
+
+
+def test_other_sizes_are_resized_as_in_evaluations(model):
+    image = photograph(44, 26)
+    small = cv2.resize(image, (32, 32), interpolation=cv2.INTER_CUBIC)
+    inside = model(small)
+    found = model(image)
+    assert list(found) == list(micro.TASKS)
+    for task, outputs in micro.TASKS.items():
+        expected = cv2.resize(np.asarray(inside[task]), (26, 44), interpolation=cv2.INTER_LINEAR).reshape(44, 26, outputs)
+        assert_close(found[task], expected)
+
+
+def test_padding_adds_zeros_that_are_cut_off(model, arrays):
+    image = photograph(20, 40)
+    padded = np.zeros((1, 32, 64, 3), np.float32)
+    padded[:, :20, :40] = normalise(image[None])
+    expected = micro.logits_of(micro.holding(ARCHITECTURE, arrays), padded)
+    for task, logits in model(image, fit="pad").items():
+        assert_close(logits, expected[task][0, :20, :40])
+
+
+def test_one_compilation_for_each_shape(saved, monkeypatch):
+    model = mtlora_jax.load(saved)
+    traced = []
+
+    def counted(images):
+        traced.append(images.shape)
+        return normalise(images)
+
+    monkeypatch.setattr(folder, "normalised", counted)
+    for image in (photograph(32, 32), photograph(40, 24), photograph(64, 33), photograph(40, 24)):
+        for fit in ("resize", "pad") if image.shape == (32, 32, 3) else ("resize",):
+            model(image, fit=fit)
+    assert traced == [(1, 32, 32, 3)]
+    for _ in range(2):
+        model(photograph(40, 24), fit="none")
+    assert traced == [(1, 32, 32, 3), (1, 40, 24, 3)]
+
+
 @pytest.mark.parametrize(
-    "images",
+    ("images", "told"),
     [
-        np.zeros((32, 32, 3), np.float32),
-        np.zeros((1, 3, 32, 32), np.float32),
-        np.zeros((1, 32, 32, 4), np.float32),
-        np.zeros((1, 32, 32, 3), np.uint8),
+        (np.zeros((32, 32), np.uint8), "got uint8 (32, 32)"),
+        (np.zeros((1, 3, 32, 32), np.float32), "got float32 (1, 3, 32, 32)"),
+        (np.zeros((1, 32, 32, 4), np.uint8), "got uint8 (1, 32, 32, 4)"),
+        (np.zeros((0, 32, 32, 3), np.uint8), "got uint8 (0, 32, 32, 3)"),
+        (np.zeros((32, 32, 3), np.int64), "got int64 (32, 32, 3)"),
+        (np.full((32, 32, 3), 255.0), "images are floats up to 255"),
+        (np.full((32, 32, 3), np.nan, np.float32), "images are floats up to nan"),
     ],
-    ids=["no batch axis", "channels first", "four channels", "not normalised"],
+    ids=["grey", "channels first", "four channels", "none", "whole numbers", "not normalised", "not finite"],
 )
 @pytest.mark.parametrize("name", ["__call__", "features"])
-def test_wrong_images(model, images, name):
-    with pytest.raises(UserError) as refused:
+def test_wrong_images(model, images, told, name):
+    with pytest.raises(UserError, match=re.escape(told)):
         getattr(model, name)(images)
-    assert str(refused.value) == f"images must be float32 (B, H, W, 3), normalised; got {images.dtype} {images.shape}"
+
+
+def test_wrong_fit(model):
+    with pytest.raises(UserError, match="fit = 'crop' is not one of resize, pad, none"):
+        model(photograph(32, 32), fit="crop")
+
+
+def test_a_model_saves_itself(model, saved, tmp_path):
+    model.save(tmp_path / "again")
+    for name in ("config.json", "model.safetensors", "README.md"):
+        assert (tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes()
+
+
+def test_functions_of_the_package_hide_behind_no_module():
+    for name in mtlora_jax.__all__:
+        assert callable(getattr(mtlora_jax, name))
+        assert not (pathlib.Path(folder.__file__).parent / f"{name}.py").exists()
 
 
 @pytest.mark.parametrize(
@@ -181,7 +268,7 @@ def test_saving_is_atomic(saved, arrays, tmp_path, existing):
 def test_saving_replaces_an_existing_folder(copy, arrays):
     (copy / "stale.txt").write_text("old")
     folder.save(copy, ARCHITECTURE, {path: value + 1 for path, value in arrays.items()})
-    assert sorted(path.name for path in copy.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in copy.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     path = "backbone.patch_embed.norm.scale"
     np.testing.assert_array_equal(folder.read(copy)[1][path], arrays[path] + 1)
     assert [entry.name for entry in copy.parent.iterdir()] == ["copy"]

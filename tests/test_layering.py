@@ -10,27 +10,32 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # First to last. A module imports from its own layer and from those before it; a folder is one module here.
 LAYERS = [
-    {"errors", "defaults"},
+    {"errors", "defaults", "registry"},
     {"losses", "metrics", "boundaries"},
     {"tasks"},
     {"data"},
     {"models"},
     {"methods"},
-    {"parameters", "accounting"},
+    {"parameters", "macs", "accounting"},
     {"architecture"},
+    {"card", "retask", "step"},
     {"folder"},
+    {"adapter", "merging", "postprocessing"},
     {"__init__"},
-    {"optim", "sharding", "step", "records", "guards", "saved_config"},
+    {"optim", "sharding", "records", "guards", "saved_config"},
     {"checkpoint", "shutdown", "distributed"},
     {"experiment"},
     {"predictions"},
     {"original_size"},
     {"evaluate"},
     {"progress"},
+    {"loop"},
     {"train"},
     {"config"},
     {"cli"},
-    {"main", "summary", "plot", "convert", "predict", "benchmark", "export", "pretrain", "demo"},
+    {"outputs", "photographs", "sheets"},
+    {"gallery"},
+    {"main", "summary", "plot", "convert", "predict", "benchmark", "export", "pretrain", "demo", "memory", "paper"},
 ]
 LAYER = {module: number for number, modules in enumerate(LAYERS) for module in modules}
 PLAIN = ("models", "methods")  # these take plain numbers, never a ConfigDict

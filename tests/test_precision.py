@@ -12,9 +12,9 @@ from flax import nnx
 
 from mtlora_jax import architecture as architectures
 from mtlora_jax import folder, parameters
-from mtlora_jax.accounting import subprograms
 from mtlora_jax.errors import UserError
 from mtlora_jax.experiment import Experiment
+from mtlora_jax.macs import subprograms
 from mtlora_jax.sharding import make_mesh
 from mtlora_jax.step import losses_of, normalise
 

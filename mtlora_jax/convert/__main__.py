@@ -1,58 +1,131 @@
-"""Converts a checkpoint of a Swin Transformer or of MTLoRA to a model folder, which mtlora_jax.load opens.
+"""Converts checkpoints of Swin Transformers and of MTLoRA to model folders, which mtlora_jax.load opens, and makes others of model folders.
 
     python -m mtlora_jax.convert swin_tiny_patch4_window7_224.pth weights/swin_tiny
     python -m mtlora_jax.convert mtlora_tiny_448_r64.pth weights/mtlora_tiny --tasks=semseg,normals
+    python -m mtlora_jax.convert runs/r64/best shipped/merged --merge
+    python -m mtlora_jax.convert runs/r64/best shipped/adapter --adapter --base=weights/swin_tiny
+    python -m mtlora_jax.convert shipped/adapter weights/whole --base=weights/swin_tiny
+    python -m mtlora_jax.convert runs/r64/best mtlora.pth --to=mtlora
 
 Official Swin, Hugging Face, timm and reference MTLoRA checkpoints are told apart by the names of their tensors. Every tensor must find its
 place, and every parameter a tensor; nothing in a pickle is ever run.
 """
 
+import argparse
 import pathlib
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from mtlora_jax import cli, folder
-from mtlora_jax.convert import FORMATS, convert
+import numpy as np
+
+from mtlora_jax import adapter, cli, folder
+from mtlora_jax.convert import FORMATS, convert, to_mtlora
 from mtlora_jax.errors import UserError
+from mtlora_jax.retask import keep_tasks
+
+OF_CHECKPOINTS = ("scale", "image_size", "window_size")  # flags that mean nothing for a model folder, which knows
 
 
-def check_out(out: pathlib.Path, source: pathlib.Path, overwrite: bool) -> None:
-    """Raises UserError if writing `out` would destroy something."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file, expected the name of a folder")
-    if source.resolve().is_relative_to(out.resolve()):
-        raise UserError(f"{out} holds the source {source}: choose another folder")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise UserError(f"{out} is not empty: choose another folder, or say --overwrite")
+class Source(NamedTuple):
+    config: dict[str, Any]  # as config.json
+    arrays: dict[str, np.ndarray]
+    report: list[str]  # lines for people
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Converts, writes and says what was found."""
     parser = cli.Parser("mtlora_jax.convert", __doc__)
-    parser.add_argument("source", type=pathlib.Path, help="a .safetensors, .pth, .pt or .bin file, or a directory with one")
-    parser.add_argument("out", type=pathlib.Path, help="the model folder to write")
+    parser.add_argument(
+        "source", type=pathlib.Path, help="a .safetensors, .pth, .pt or .bin file, or a directory with one; or a model folder"
+    )
+    parser.add_argument("out", type=pathlib.Path, help="the model folder to write; with --to=mtlora a .pth file")
     parser.add_argument(
         "--from", dest="format", default="auto", choices=["auto", *FORMATS], help="format of the source (default: by its names)"
     )
+    parser.add_argument("--to", default="jax", choices=["jax", "mtlora"], help="a model folder (default), or a checkpoint of the reference")
     parser.add_argument("--scale", type=float, help="scale of the low-rank branches (default: the checkpoint's, else 4.0)")
     parser.add_argument("--image_size", type=int, help="side of the images in pixels (default: the checkpoint's, else 448)")
     parser.add_argument("--window_size", type=int, help="resize the position tables to this window (default: the checkpoint's)")
     parser.add_argument("--tasks", help="keep these tasks, in this order, separated by commas (default: all)")
+    parser.add_argument("--merge", action="store_true", help="fold the low-rank branches into the weights: faster, no longer trainable")
+    parser.add_argument("--adapter", action="store_true", help="write what was trained alone; --base is the rest")
+    parser.add_argument("--base", type=pathlib.Path, help="the model folder with the frozen weights of an adapter")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
     args = parser.parse(argv)
-    check_out(args.out, args.source, args.overwrite)
+    check(args)
     try:
-        architecture, arrays, report, format = convert(
-            args.source,
-            args.format,
-            scale=args.scale,
-            image_size=args.image_size,
-            window_size=args.window_size,
-            tasks=None if args.tasks is None else args.tasks.split(","),
-        )
-        folder.save(args.out, architecture, arrays, {"converted_from": {"file": args.source.name, "format": format}})
+        config, arrays, report = read(args)
+        if args.merge:
+            from mtlora_jax.merging import merged_arrays
+
+            config["architecture"], arrays = merged_arrays(config["architecture"], arrays)
+            report = [*report, f"merged     {len(arrays)} tensors with {sum(a.size for a in arrays.values()):,} values"]
+        if args.to == "mtlora":
+            to_mtlora.save(args.out, config["architecture"], arrays)
+        elif args.adapter:
+            adapter.write_adapter(args.out, config, arrays, args.base)
+        else:
+            folder.write(args.out, config, arrays, folder.WEIGHTS)
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}") from error
     print("\n".join([*report, f"written    {args.out}"]))
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises UserError for flags that contradict each other, and if writing OUT would destroy something."""
+    out, source = args.out, args.source
+    if args.adapter and (args.merge or args.to == "mtlora" or args.base is None):
+        what = (
+            "needs --base=FOLDER, the model folder with the frozen weights"
+            if args.base is None
+            else "goes with neither --merge nor --to=mtlora"
+        )
+        raise UserError(f"--adapter {what}")
+    if args.to == "mtlora":
+        if out.suffix not in (".pth", ".pt"):
+            raise UserError(f"{out}: --to=mtlora writes a PyTorch file, whose name ends in .pth or .pt")
+        if out.exists() and (out.is_dir() or not args.overwrite):
+            raise UserError(f"{out} exists: choose another name" + ("" if out.is_dir() else ", or say --overwrite"))
+        return
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file, expected the name of a folder")
+    for name, there in (("source", source), ("base", args.base)):
+        if there is not None and there.resolve().is_relative_to(out.resolve()):
+            raise UserError(f"{out} holds the {name} {there}: choose another folder")
+    if out.is_dir() and any(out.iterdir()) and not args.overwrite:
+        raise UserError(f"{out} is not empty: choose another folder, or say --overwrite")
+
+
+def read(args: argparse.Namespace) -> Source:
+    """The source as a whole model, with the tasks that are to be kept."""
+    tasks = None if args.tasks is None else args.tasks.split(",")
+    if folder.is_model_folder(args.source):
+        return read_folder(args, tasks)
+    if args.base is not None and not args.adapter:
+        raise UserError(f"--base: {args.source} is no adapter folder")
+    architecture, arrays, report, format = convert(
+        args.source, args.format, scale=args.scale, image_size=args.image_size, window_size=args.window_size, tasks=tasks
+    )
+    config = {"converted_from": {"file": args.source.name, "format": format}, "architecture": architecture}
+    return Source(config, arrays, report)
+
+
+def read_folder(args: argparse.Namespace, tasks: Sequence[str] | None) -> Source:
+    """A model folder, or an adapter folder with its base."""
+    given = [name for name in OF_CHECKPOINTS if getattr(args, name) is not None] + ["from"] * (args.format != "auto")
+    if given:
+        raise UserError(f"--{given[0]}: {args.source} is a model folder already, whose config.json says that")
+    if args.base is None or args.adapter:
+        config, (_, arrays) = folder.read_config(args.source), folder.read(args.source)
+    else:
+        config, arrays = adapter.read_adapter(args.source, args.base)
+    if tasks is not None:
+        config, arrays = keep_tasks(config, arrays, tasks)
+    report = [
+        f"model      {config['architecture']['method']['name']}, tasks {', '.join(config['architecture']['tasks']) or 'none'}",
+        f"tensors    {len(arrays)} with {sum(a.size for a in arrays.values()):,} values",
+    ]
+    return Source(config, arrays, report)
 
 
 if __name__ == "__main__":

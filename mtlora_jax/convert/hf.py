@@ -7,46 +7,43 @@ name the same tensors `attention.q_proj`, `attention.o_proj`, `mlp.fc1` and `mlp
 from collections.abc import Collection
 
 from mtlora_jax.convert import swin
-from mtlora_jax.convert.table import Row, Table, conv, linear, matrix
+from mtlora_jax.convert.table import Row, Table, conv, linear, matrix, vector
 
-ROOT = r"(?:swin\.)?"
-BLOCK = ROOT + r"encoder\.layers\.(\d+)\.blocks\.(\d+)\."
-OUR_BLOCK = r"backbone.layers.\1.blocks.\2."
-MERGING = ROOT + r"encoder\.layers\.(\d+)\.downsample\."
-OUR_MERGING = r"backbone.layers.\1.downsample."
+EMBEDDINGS = "{swin.}embeddings."
+BLOCK = "{swin.}encoder.layers.{stage}.blocks.{block}."
+OUR_BLOCK = "backbone.layers.{stage}.blocks.{block}."
+MERGING = "{swin.}encoder.layers.{stage}.downsample."
+OUR_MERGING = "backbone.layers.{stage}.downsample."
+TABLE = "attn.relative_position_bias_table"
+
+LINEARS = {  # (name in files, name in memory): our name, and which part of it
+    ("attention.self.query", "attention.q_proj"): ("attn.qkv", 0),
+    ("attention.self.key", "attention.k_proj"): ("attn.qkv", 1),
+    ("attention.self.value", "attention.v_proj"): ("attn.qkv", 2),
+    ("attention.output.dense", "attention.o_proj"): ("attn.proj", 0),
+    ("intermediate.dense", "mlp.fc1"): ("mlp.fc1", 0),
+    ("output.dense", "mlp.fc2"): ("mlp.fc2", 0),
+}
 
 ROWS = [
-    Row(ROOT + r"embeddings\.patch_embeddings\.projection\.weight", "backbone.patch_embed.proj.kernel", conv),
-    Row(ROOT + r"embeddings\.patch_embeddings\.projection\.bias", "backbone.patch_embed.proj.bias"),
-    Row(ROOT + r"embeddings\.norm\.weight", "backbone.patch_embed.norm.scale"),
-    Row(ROOT + r"embeddings\.norm\.bias", "backbone.patch_embed.norm.bias"),
-    Row(BLOCK + r"layernorm_before\.weight", OUR_BLOCK + "norm1.scale"),
-    Row(BLOCK + r"layernorm_before\.bias", OUR_BLOCK + "norm1.bias"),
-    Row(BLOCK + r"layernorm_after\.weight", OUR_BLOCK + "norm2.scale"),
-    Row(BLOCK + r"layernorm_after\.bias", OUR_BLOCK + "norm2.bias"),
-    Row(
-        BLOCK + r"attention\.(?:self|relative_position_bias)\.relative_position_bias_table",
-        OUR_BLOCK + "attn.relative_position_bias_table",
-        matrix,
-    ),
-    Row(BLOCK + r"attention\.(?:self\.query|q_proj)\.weight", OUR_BLOCK + "attn.qkv.kernel", linear, part=0),
-    Row(BLOCK + r"attention\.(?:self\.key|k_proj)\.weight", OUR_BLOCK + "attn.qkv.kernel", linear, part=1),
-    Row(BLOCK + r"attention\.(?:self\.value|v_proj)\.weight", OUR_BLOCK + "attn.qkv.kernel", linear, part=2),
-    Row(BLOCK + r"attention\.(?:self\.query|q_proj)\.bias", OUR_BLOCK + "attn.qkv.bias", part=0),
-    Row(BLOCK + r"attention\.(?:self\.key|k_proj)\.bias", OUR_BLOCK + "attn.qkv.bias", part=1),
-    Row(BLOCK + r"attention\.(?:self\.value|v_proj)\.bias", OUR_BLOCK + "attn.qkv.bias", part=2),
-    Row(BLOCK + r"attention\.(?:output\.dense|o_proj)\.weight", OUR_BLOCK + "attn.proj.kernel", linear),
-    Row(BLOCK + r"attention\.(?:output\.dense|o_proj)\.bias", OUR_BLOCK + "attn.proj.bias"),
-    Row(BLOCK + r"(?:intermediate\.dense|mlp\.fc1)\.weight", OUR_BLOCK + "mlp.fc1.kernel", linear),
-    Row(BLOCK + r"(?:intermediate\.dense|mlp\.fc1)\.bias", OUR_BLOCK + "mlp.fc1.bias"),
-    Row(BLOCK + r"(?:output\.dense|mlp\.fc2)\.weight", OUR_BLOCK + "mlp.fc2.kernel", linear),
-    Row(BLOCK + r"(?:output\.dense|mlp\.fc2)\.bias", OUR_BLOCK + "mlp.fc2.bias"),
-    Row(MERGING + r"norm\.weight", OUR_MERGING + "norm.scale"),
-    Row(MERGING + r"norm\.bias", OUR_MERGING + "norm.bias"),
-    Row(MERGING + r"reduction\.weight", OUR_MERGING + "reduction.kernel", linear),
+    Row(EMBEDDINGS + "patch_embeddings.projection.weight", "backbone.patch_embed.proj.kernel", conv),
+    Row(EMBEDDINGS + "patch_embeddings.projection.bias", "backbone.patch_embed.proj.bias"),
+    Row(EMBEDDINGS + "norm.weight", "backbone.patch_embed.norm.scale"),
+    Row(EMBEDDINGS + "norm.bias", "backbone.patch_embed.norm.bias"),
+    Row(BLOCK + "layernorm_before.weight", OUR_BLOCK + "norm1.scale"),
+    Row(BLOCK + "layernorm_before.bias", OUR_BLOCK + "norm1.bias"),
+    Row(BLOCK + "layernorm_after.weight", OUR_BLOCK + "norm2.scale"),
+    Row(BLOCK + "layernorm_after.bias", OUR_BLOCK + "norm2.bias"),
+    Row(BLOCK + "attention.self.relative_position_bias_table", OUR_BLOCK + TABLE, matrix),
+    Row(BLOCK + "attention.relative_position_bias.relative_position_bias_table", OUR_BLOCK + TABLE, matrix),
+    *(Row(f"{BLOCK}{name}.weight", f"{OUR_BLOCK}{ours}.kernel", linear, part) for names, (ours, part) in LINEARS.items() for name in names),
+    *(Row(f"{BLOCK}{name}.bias", f"{OUR_BLOCK}{ours}.bias", vector, part) for names, (ours, part) in LINEARS.items() for name in names),
+    Row(MERGING + "norm.weight", OUR_MERGING + "norm.scale"),
+    Row(MERGING + "norm.bias", OUR_MERGING + "norm.bias"),
+    Row(MERGING + "reduction.weight", OUR_MERGING + "reduction.kernel", linear),
 ]
 
-DROPPED = {r"classifier\.(weight|bias)": "classifier head", ROOT + r"layernorm\.(weight|bias)": "final norm"} | swin.BUFFERS
+DROPPED = {r"classifier\.(weight|bias)": "classifier head", r"(?:swin\.)?layernorm\.(weight|bias)": "final norm"} | swin.BUFFERS
 
 
 def recognise(keys: Collection[str]) -> str | None:

@@ -4,76 +4,64 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from mtlora_jax.convert import swin
-from mtlora_jax.convert.table import Row, Table, conv, conv1x1, linear
+from mtlora_jax.convert.table import Change, Row, Table, conv, conv1x1, linear
 from mtlora_jax.errors import UserError
 
-BACKBONE = [row._replace(pattern=r"backbone\." + row.pattern) for row in (*swin.PATCH_EMBED, *swin.BLOCKS, *swin.MERGING)]
+BACKBONE = [row._replace(key=f"backbone.{row.key}") for row in (*swin.PATCH_EMBED, *swin.BLOCKS, *swin.MERGING)]
 
-# Every layer that can be adapted: a linear of a block, or the merging matrix.
-ADAPTED = r"(backbone\.layers\.\d+\.(?:blocks\.\d+\.(?:attn\.qkv|attn\.proj|mlp\.fc[12])|downsample\.reduction))"
+ADAPTED = "backbone.layers.{stage}.{adapted}."  # every layer that can be adapted: a linear of a block, or the merging matrix
 LORA = [
-    Row(ADAPTED + r"\.linear\.weight", r"\1.kernel", linear),
-    Row(ADAPTED + r"\.linear\.bias", r"\1.bias"),
-    Row(ADAPTED + r"\.lora_shared_A", r"\1.shared_a", linear),
-    Row(ADAPTED + r"\.lora_shared_B", r"\1.shared_b", linear),
-    Row(ADAPTED + r"\.lora_tasks_A\.(\w+)", r"\1.task_a.\2", linear),
-    Row(ADAPTED + r"\.lora_tasks_B\.(\w+)", r"\1.task_b.\2", linear),
+    Row(ADAPTED + "linear.weight", ADAPTED + "kernel", linear),
+    Row(ADAPTED + "linear.bias", ADAPTED + "bias"),
+    Row(ADAPTED + "lora_shared_A", ADAPTED + "shared_a", linear),
+    Row(ADAPTED + "lora_shared_B", ADAPTED + "shared_b", linear),
+    Row(ADAPTED + "lora_tasks_A.{task}", ADAPTED + "task_a.{task}", linear),
+    Row(ADAPTED + "lora_tasks_B.{task}", ADAPTED + "task_b.{task}", linear),
 ]
 
-HEAD = r"decoders\.decoders\.(\w+)\."
-OUR_HEAD = r"decoders.\1.head."
+HEAD = "decoders.decoders.{task}."
+OUR_HEAD = "decoders.{task}.head."
 
 
-def batch_norm(pattern: str, path: str) -> list[Row]:
-    return [
-        Row(pattern + r"\.weight", path + ".scale"),
-        Row(pattern + r"\.bias", path + ".bias"),
-        Row(pattern + r"\.running_mean", path + ".mean"),
-        Row(pattern + r"\.running_var", path + ".var"),
-    ]
+def layer(theirs: str, ours: str, change: Change, bias: bool = True) -> list[Row]:
+    weight = Row(f"{HEAD}{theirs}.weight", f"{OUR_HEAD}{ours}.kernel", change)
+    return [weight, Row(f"{HEAD}{theirs}.bias", f"{OUR_HEAD}{ours}.bias")] if bias else [weight]
 
 
-HRNET = [
-    Row(HEAD + r"last_layer\.0\.weight", OUR_HEAD + "fuse.kernel", conv1x1),
-    Row(HEAD + r"last_layer\.0\.bias", OUR_HEAD + "fuse.bias"),
-    *batch_norm(HEAD + r"last_layer\.1", OUR_HEAD + "norm"),
-    Row(HEAD + r"last_layer\.3\.weight", OUR_HEAD + "classifier.kernel", conv1x1),
-    Row(HEAD + r"last_layer\.3\.bias", OUR_HEAD + "classifier.bias"),
-]
+def batch_norm(theirs: str, ours: str) -> list[Row]:
+    names = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+    return [Row(f"{HEAD}{theirs}.{name}", f"{OUR_HEAD}{ours}.{own}") for name, own in names.items()]
 
 
-def from_zero(rest: str):
-    """SegFormer counts its scales from 1."""
-    return lambda found: f"decoders.{found[1]}.head.linear.{int(found[2]) - 1}.{rest}"
+HEADS = {
+    "hrnet": [
+        *layer("last_layer.0", "fuse", conv1x1),
+        *batch_norm("last_layer.1", "norm"),
+        *layer("last_layer.3", "classifier", conv1x1),
+    ],
+    "segformer": [
+        *(row for i in range(4) for row in layer(f"linear_c{i + 1}.proj", f"linear.{i}", linear)),
+        *layer("linear_fuse.conv", "fuse", conv1x1, bias=False),
+        *batch_norm("linear_fuse.bn", "norm"),
+        *layer("linear_pred", "classifier", conv1x1),
+        *layer("conv_seg", "conv_seg", conv1x1),
+    ],
+    "aspp": [
+        *layer("0.convs.0.0", "branches.0", conv1x1, bias=False),
+        *batch_norm("0.convs.0.1", "branch_norms.0"),
+        *layer("0.convs.{branch}.0", "branches.{branch}", conv, bias=False),
+        *batch_norm("0.convs.{branch}.1", "branch_norms.{branch}"),
+        *layer("0.convs.4.1", "branches.4", conv1x1, bias=False),
+        *batch_norm("0.convs.4.2", "branch_norms.4"),
+        *layer("0.project.0", "project", conv1x1, bias=False),
+        *batch_norm("0.project.1", "project_norm"),
+        *layer("1", "conv", conv, bias=False),
+        *batch_norm("2", "conv_norm"),
+        *layer("4", "classifier", conv1x1),
+    ],
+}
 
-
-SEGFORMER = [
-    Row(HEAD + r"linear_c([1-4])\.proj\.weight", from_zero("kernel"), linear),
-    Row(HEAD + r"linear_c([1-4])\.proj\.bias", from_zero("bias")),
-    Row(HEAD + r"linear_fuse\.conv\.weight", OUR_HEAD + "fuse.kernel", conv1x1),
-    *batch_norm(HEAD + r"linear_fuse\.bn", OUR_HEAD + "norm"),
-    Row(HEAD + r"linear_pred\.weight", OUR_HEAD + "classifier.kernel", conv1x1),
-    Row(HEAD + r"linear_pred\.bias", OUR_HEAD + "classifier.bias"),
-    Row(HEAD + r"conv_seg\.weight", OUR_HEAD + "conv_seg.kernel", conv1x1),
-    Row(HEAD + r"conv_seg\.bias", OUR_HEAD + "conv_seg.bias"),
-]
-
-ASPP = [
-    Row(HEAD + r"0\.convs\.0\.0\.weight", OUR_HEAD + "branches.0.kernel", conv1x1),
-    *batch_norm(HEAD + r"0\.convs\.0\.1", OUR_HEAD + "branch_norms.0"),
-    Row(HEAD + r"0\.convs\.([123])\.0\.weight", OUR_HEAD + r"branches.\2.kernel", conv),
-    *batch_norm(HEAD + r"0\.convs\.([123])\.1", OUR_HEAD + r"branch_norms.\2"),
-    Row(HEAD + r"0\.convs\.4\.1\.weight", OUR_HEAD + "branches.4.kernel", conv1x1),
-    *batch_norm(HEAD + r"0\.convs\.4\.2", OUR_HEAD + "branch_norms.4"),
-    Row(HEAD + r"0\.project\.0\.weight", OUR_HEAD + "project.kernel", conv1x1),
-    *batch_norm(HEAD + r"0\.project\.1", OUR_HEAD + "project_norm"),
-    Row(HEAD + r"1\.weight", OUR_HEAD + "conv.kernel", conv),
-    *batch_norm(HEAD + r"2", OUR_HEAD + "conv_norm"),
-    Row(HEAD + r"4\.weight", OUR_HEAD + "classifier.kernel", conv1x1),
-    Row(HEAD + r"4\.bias", OUR_HEAD + "classifier.bias"),
-]
-
-PROJECTIONS = [Row(r"downsampler\.(\w+)\.downsample_(\d)\.weight", r"decoders.\1.projections.\2.kernel", conv1x1)]
+PROJECTIONS = [Row("downsampler.{task}.downsample_{scale}.weight", "decoders.{task}.projections.{scale}.kernel", conv1x1)]
 
 DROPPED = {r".*\.(attn_mask|relative_position_index|num_batches_tracked)": "derived buffers"}
 REFUSED = {
@@ -94,7 +82,8 @@ def recognise(keys: Collection[str]) -> str | None:
 
 def table(keys: Collection[str]) -> Table:
     del keys
-    return Table([*BACKBONE, *LORA, *HRNET, *SEGFORMER, *ASPP, *PROJECTIONS], DROPPED, REFUSED)
+    heads = (row for rows in HEADS.values() for row in rows)
+    return Table([*BACKBONE, *LORA, *heads, *PROJECTIONS], DROPPED, REFUSED)
 
 
 FREEZE = {"FREEZE_PATCH_EMBED": "patch_embed", "FREEZE_LAYER_NORM": "norms", "FREEZE_RELATIVE_POSITION_BIAS": "position_tables"}

@@ -4,29 +4,27 @@ from collections.abc import Collection
 
 from mtlora_jax.convert.table import Row, Table, conv, linear, matrix
 
+BLOCK = "layers.{stage}.blocks.{block}."
+
 PATCH_EMBED = [
-    Row(r"patch_embed\.proj\.weight", r"backbone.patch_embed.proj.kernel", conv),
-    Row(r"patch_embed\.proj\.bias", r"backbone.patch_embed.proj.bias"),
-    Row(r"patch_embed\.norm\.weight", r"backbone.patch_embed.norm.scale"),
-    Row(r"patch_embed\.norm\.bias", r"backbone.patch_embed.norm.bias"),
+    Row("patch_embed.proj.weight", "backbone.patch_embed.proj.kernel", conv),
+    Row("patch_embed.proj.bias", "backbone.patch_embed.proj.bias"),
+    Row("patch_embed.norm.weight", "backbone.patch_embed.norm.scale"),
+    Row("patch_embed.norm.bias", "backbone.patch_embed.norm.bias"),
 ]
 
 BLOCKS = [
-    Row(r"layers\.(\d+)\.blocks\.(\d+)\.(norm[12])\.weight", r"backbone.layers.\1.blocks.\2.\3.scale"),
-    Row(r"layers\.(\d+)\.blocks\.(\d+)\.(norm[12])\.bias", r"backbone.layers.\1.blocks.\2.\3.bias"),
-    Row(
-        r"layers\.(\d+)\.blocks\.(\d+)\.attn\.relative_position_bias_table",
-        r"backbone.layers.\1.blocks.\2.attn.relative_position_bias_table",
-        matrix,
-    ),
-    Row(r"layers\.(\d+)\.blocks\.(\d+)\.(attn\.qkv|attn\.proj|mlp\.fc[12])\.weight", r"backbone.layers.\1.blocks.\2.\3.kernel", linear),
-    Row(r"layers\.(\d+)\.blocks\.(\d+)\.(attn\.qkv|attn\.proj|mlp\.fc[12])\.bias", r"backbone.layers.\1.blocks.\2.\3.bias"),
+    Row(BLOCK + "{norm}.weight", f"backbone.{BLOCK}{{norm}}.scale"),
+    Row(BLOCK + "{norm}.bias", f"backbone.{BLOCK}{{norm}}.bias"),
+    Row(BLOCK + "attn.relative_position_bias_table", f"backbone.{BLOCK}attn.relative_position_bias_table", matrix),
+    Row(BLOCK + "{linear}.weight", f"backbone.{BLOCK}{{linear}}.kernel", linear),
+    Row(BLOCK + "{linear}.bias", f"backbone.{BLOCK}{{linear}}.bias"),
 ]
 
 MERGING = [
-    Row(r"layers\.(\d+)\.downsample\.norm\.weight", r"backbone.layers.\1.downsample.norm.scale"),
-    Row(r"layers\.(\d+)\.downsample\.norm\.bias", r"backbone.layers.\1.downsample.norm.bias"),
-    Row(r"layers\.(\d+)\.downsample\.reduction\.weight", r"backbone.layers.\1.downsample.reduction.kernel", linear),
+    Row("layers.{stage}.downsample.norm.weight", "backbone.layers.{stage}.downsample.norm.scale"),
+    Row("layers.{stage}.downsample.norm.bias", "backbone.layers.{stage}.downsample.norm.bias"),
+    Row("layers.{stage}.downsample.reduction.weight", "backbone.layers.{stage}.downsample.reduction.kernel", linear),
 ]
 
 BUFFERS = {r".*\.(attn_mask|relative_position_index)": "derived buffers"}

@@ -1,5 +1,7 @@
-"""Tables from the key names of a checkpoint to our parameter paths, and the one function that applies them."""
+"""Tables from the key names of a checkpoint to our parameter paths, and the functions that apply them in either direction."""
 
+import functools
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -10,43 +12,67 @@ import numpy as np
 from mtlora_jax.errors import UserError
 from mtlora_jax.parameters import named
 
-Change = Callable[[np.ndarray], np.ndarray]
+FIELD = re.compile(r"\{([\w.]+)\}")
 
 
-def vector(x: np.ndarray) -> np.ndarray:
-    return x.transpose(0)
+class Change(NamedTuple):
+    """How the values of a tensor become ours, and back."""
+
+    name: str
+    there: Callable[[np.ndarray], np.ndarray]  # raises ValueError for a tensor of another rank
+    back: Callable[[np.ndarray], np.ndarray]
 
 
-def matrix(x: np.ndarray) -> np.ndarray:
-    return x.transpose(0, 1)
+vector = Change("vector", lambda x: x.transpose(0), lambda x: x)
+matrix = Change("matrix", lambda x: x.transpose(0, 1), lambda x: x)
+linear = Change("linear", lambda x: x.transpose(1, 0), lambda x: x.transpose(1, 0))  # (out, in) -> (in, out)
+# (out, in, height, width) -> (height, width, in, out)
+conv = Change("conv", lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
+# (out, in, 1, 1) -> (in, out)
+conv1x1 = Change("conv1x1", lambda x: x.squeeze((2, 3)).transpose(1, 0), lambda x: x.transpose(1, 0)[:, :, None, None])
 
-
-def linear(x: np.ndarray) -> np.ndarray:
-    """(out, in) -> (in, out)."""
-    return x.transpose(1, 0)
-
-
-def conv(x: np.ndarray) -> np.ndarray:
-    """(out, in, height, width) -> (height, width, in, out)."""
-    return x.transpose(2, 3, 1, 0)
-
-
-def conv1x1(x: np.ndarray) -> np.ndarray:
-    """(out, in, 1, 1) -> (in, out)."""
-    return x.squeeze((2, 3)).transpose(1, 0)
+BLOCK_LINEAR = r"attn\.qkv|attn\.proj|mlp\.fc[12]"
+FIELDS = {  # what may stand in the place of a {field} of a key
+    "stage": r"\d+",
+    "block": r"\d+",
+    "norm": "norm[12]",
+    "linear": BLOCK_LINEAR,
+    "adapted": rf"blocks\.\d+\.(?:{BLOCK_LINEAR})|downsample\.reduction",
+    "task": r"\w+",
+    "scale": r"\d",
+    "branch": "[123]",
+    "swin.": r"(?:swin\.)?",
+}
 
 
 class Row(NamedTuple):
-    """Keys that match `pattern` as a whole become `path`, changed by `change`.
+    """Tensors named `key` become `path`, changed by `change`, and the other way round.
 
-    `path` is a template with the groups of the pattern (`\\1`), or a function of the match. Tensors of several keys with one
-    path are joined along the last axis (the outputs) in the order of `part`.
+    Both are templates that share their {fields}, see `FIELDS`. Tensors of several keys with one path are joined along the last axis
+    (the outputs) in the order of `part`; only rows that join nothing can be read backwards.
     """
 
-    pattern: str
-    path: str | Callable[[re.Match], str]
+    key: str
+    path: str
     change: Change = vector
     part: int = 0
+
+
+@functools.cache
+def pattern(template: str) -> re.Pattern:
+    """What matches the names that a template stands for, each field a group."""
+    literals, fields = FIELD.split(template)[::2], FIELD.findall(template)
+    groups = [f"({FIELDS[field]})" for field in fields]
+    return re.compile("".join(a + b for a, b in itertools.zip_longest(map(re.escape, literals), groups, fillvalue="")))
+
+
+def renamed(name: str, before: str, after: str) -> str | None:
+    """A name that one template stands for, as the other has it; None if the first does not stand for it."""
+    found = pattern(before).fullmatch(name)
+    if found is None:
+        return None
+    fields = dict(zip(FIELD.findall(before), found.groups(), strict=True))
+    return FIELD.sub(lambda field: fields[field[1]], after)
 
 
 class Table(NamedTuple):
@@ -73,19 +99,18 @@ def apply(table: Table, state: Mapping[str, np.ndarray]) -> Converted:
         if what := first_match(table.dropped, key):
             dropped[what] += 1
             continue
-        match = next(((row, found) for row in table.rows if (found := re.fullmatch(row.pattern, key))), None)
+        match = next(((row, path) for row in table.rows if (path := renamed(key, row.key, row.path))), None)
         if match is None:
             left_over.append(key)
             continue
-        row, found = match
-        path = row.path(found) if callable(row.path) else found.expand(row.path)
+        row, path = match
         joined = parts.setdefault(path, {})
         if row.part in joined:
             raise UserError(f"{key} and {joined[row.part][0]} are the same tensor {path}: the checkpoint must hold one of them")
         try:
-            joined[row.part] = key, row.change(value)
+            joined[row.part] = key, row.change.there(value)
         except ValueError:
-            raise UserError(f"{key} has shape {value.shape}, which is not that of a {row.change.__name__}") from None
+            raise UserError(f"{key} has shape {value.shape}, which is not that of a {row.change.name}") from None
     if left_over:
         raise UserError(f"tensors that have no place in the model: {named(left_over)}")
     arrays = {}
@@ -95,6 +120,21 @@ def apply(table: Table, state: Mapping[str, np.ndarray]) -> Converted:
             raise UserError(f"{', '.join(keys)} have shapes that do not go together: {[value.shape for value in values]}")
         arrays[path] = np.ascontiguousarray(np.concatenate(values, -1), np.float32)
     return Converted(arrays, dropped)
+
+
+def unapply(rows_for: Callable[[str], Sequence[Row]], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """{key: tensor} that `apply` turns into `arrays`; `rows_for` gives the rows that a path may be of. Raises UserError for one of none."""
+    state, left_over = {}, []
+    for path, value in arrays.items():
+        match = next(((row, key) for row in rows_for(path) if (key := renamed(path, row.path, row.key))), None)
+        if match is None:
+            left_over.append(path)
+            continue
+        row, key = match
+        state[key] = np.ascontiguousarray(row.change.back(value))
+    if left_over:
+        raise UserError(f"tensors that the format has no name for: {named(left_over)}")
+    return state
 
 
 def first_match(patterns: Mapping[str, str], key: str) -> str | None:

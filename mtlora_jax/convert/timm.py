@@ -1,20 +1,20 @@
 """Swin checkpoints of timm, whose merging sits at the start of the next stage since 0.9; before, it is laid out like the official one."""
 
-import re
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 from mtlora_jax.convert import swin
 from mtlora_jax.convert.table import Row, Table, linear
 
-
-def previous_stage(rest: str) -> Callable[[re.Match], str]:
-    return lambda found: f"backbone.layers.{int(found[1]) - 1}.downsample.{rest}"
-
+STAGES = 8  # no Swin has as many
 
 MERGING = [
-    Row(r"layers\.(\d+)\.downsample\.norm\.weight", previous_stage("norm.scale")),
-    Row(r"layers\.(\d+)\.downsample\.norm\.bias", previous_stage("norm.bias")),
-    Row(r"layers\.(\d+)\.downsample\.reduction\.weight", previous_stage("reduction.kernel"), linear),
+    row
+    for i in range(STAGES)
+    for row in (
+        Row(f"layers.{i + 1}.downsample.norm.weight", f"backbone.layers.{i}.downsample.norm.scale"),
+        Row(f"layers.{i + 1}.downsample.norm.bias", f"backbone.layers.{i}.downsample.norm.bias"),
+        Row(f"layers.{i + 1}.downsample.reduction.weight", f"backbone.layers.{i}.downsample.reduction.kernel", linear),
+    )
 ]
 
 

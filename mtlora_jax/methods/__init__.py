@@ -1,14 +1,17 @@
 """Fine-tuning methods: each adapts a model and says what of it trains."""
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from flax import nnx
 
 from mtlora_jax.methods.decoders_only import DecodersOnly
 from mtlora_jax.methods.full import Full
+from mtlora_jax.methods.merged import Merged
 from mtlora_jax.methods.mtlora import MTLoRA
 from mtlora_jax.methods.single_task import SingleTask
 from mtlora_jax.models.multitask import MultiTaskModel
+from mtlora_jax.registry import choose
 
 
 class Method(Protocol):
@@ -22,4 +25,10 @@ class Method(Protocol):
         ...
 
 
-METHODS = {"mtlora": MTLoRA, "full": Full, "decoders_only": DecodersOnly, "single_task": SingleTask}
+METHODS = {"mtlora": MTLoRA, "full": Full, "decoders_only": DecodersOnly, "single_task": SingleTask, "merged": Merged}
+
+
+def make_method(options: Mapping[str, Any]) -> Method:
+    """The method that `options["name"]` names. Raises UserError for an unknown name or option, or a wrong value."""
+    method, options = choose(METHODS, "method", options)
+    return method(**options)

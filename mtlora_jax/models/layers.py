@@ -6,10 +6,12 @@ norms, activation functions and the adding of biases are float32 inside all the 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from mtlora_jax.models.initializers import Constant, Initializer, TruncatedNormal, fan_in_uniform
@@ -23,6 +25,20 @@ ONES = Constant(1.0)
 def declare(shape: Sequence[int], init: Initializer, kind: type[nnx.Variable] = nnx.Param) -> nnx.Variable:
     """A float32 variable that has a shape and an initialiser but no value yet."""
     return kind(jax.ShapeDtypeStruct(tuple(shape), jnp.float32), init=init)
+
+
+def folded(fn: Callable[..., Any], *variables: nnx.Variable) -> nnx.Variable:
+    """The variable fn(*values), of the type of the first one.
+
+    Computed on the host in float64 and stored in float32; only declared where one of `variables` is only declared. So one description
+    of how weights fold says what a merged model is made of and what its values are.
+    """
+    values = [variable.get_value() for variable in variables]
+    if any(isinstance(value, jax.ShapeDtypeStruct) for value in values):
+        value = jax.eval_shape(fn, *(jax.ShapeDtypeStruct(value.shape, jnp.float32) for value in values))
+    else:
+        value = np.asarray(fn(*(np.asarray(value, np.float64) for value in values)), np.float32)
+    return type(variables[0])(value, init=ZEROS)
 
 
 def drop(x: jax.Array, rate: float, shape: Sequence[int], rngs: nnx.Rngs | None) -> jax.Array:
@@ -81,7 +97,14 @@ class Linear(nnx.Module):
     """y = x W + b on x (..., I); kernel (I, O), bias (O,) or None. A 1x1 convolution in NHWC is the same thing.
 
     This is what the methods adapt: they put a subclass in its place that keeps `kernel` and `bias`.
+
+    Attributes:
+      specific: whether the layer has a branch of its own for every task.
+      reads_shared: whether its outputs depend on the shared stream.
     """
+
+    specific = False
+    reads_shared = True
 
     def __init__(
         self,
@@ -107,6 +130,23 @@ class Linear(nnx.Module):
         This is Eq. 2 of the paper with an empty low-rank term: the frozen weight always sees the shared input.
         """
         return Streams(self(x.shared, rngs))
+
+    def merged(self, *, shared: bool = True, tasks: bool = True, streams: bool = False) -> "Linear":
+        """A layer that computes the same in evaluation with less: low-rank branches folded into the kernel wherever that is exact.
+
+        Args:
+          shared, tasks: whether anything reads the shared stream, and the task streams, that the layer puts out. What only an unread
+            stream needs is left out.
+          streams: whether task streams come in.
+        """
+        return self
+
+
+class FoldedLinear(Linear):
+    """A linear layer of variables that are there already."""
+
+    def __init__(self, kernel: nnx.Variable, bias: nnx.Variable | None):
+        self.kernel, self.bias = kernel, bias
 
 
 class Conv1x1(Linear):
@@ -186,3 +226,29 @@ class BatchNorm(nnx.Module):
         else:
             mean, var = self.mean[...], self.var[...]
         return ((values - mean) / jnp.sqrt(var + self.epsilon) * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+    def fold_into(self, layer: Linear | Conv) -> "BatchNorm":
+        """Changes the layer before, in place, so that it puts out what this norm makes of it in evaluation. What then stands here."""
+
+        def gain(scale: Any, var: Any) -> Any:
+            return scale / (var + self.epsilon) ** 0.5
+
+        before = () if layer.bias is None else (layer.bias,)
+        layer.kernel = folded(lambda kernel, scale, var: kernel * gain(scale, var), layer.kernel, self.scale, self.var)
+        bias = folded(
+            lambda bias, scale, var, mean, *before: bias + (sum(before) - mean) * gain(scale, var),
+            *(self.bias, self.scale, self.var, self.mean, *before),
+        )
+        layer.bias = nnx.data(bias)  # which may have been None
+        return FoldedNorm()
+
+
+class FoldedNorm(BatchNorm):
+    """What is left of a norm that was folded into the layer before it."""
+
+    def __init__(self):
+        pass
+
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """x -> x."""
+        return x

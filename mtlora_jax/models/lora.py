@@ -1,13 +1,13 @@
 """Linear layers with task-agnostic (TA) and task-specific (TS) low-rank branches; MTLoRA section 3.1, Eq. 1 and 2."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from mtlora_jax.models.initializers import fan_in_uniform
-from mtlora_jax.models.layers import ZEROS, Linear, declare, dropout, rows
+from mtlora_jax.models.layers import ZEROS, FoldedLinear, Linear, biased, declare, dropout, folded, rows
 from mtlora_jax.models.streams import Streams
 
 
@@ -17,6 +17,27 @@ class SharedLoRA(nnx.Param):
 
 class TaskLoRA(nnx.Param):
     """A factor of a task-specific branch."""
+
+
+def stack_padded(factors: Sequence[jax.Array], axis: int) -> jax.Array:
+    """Factors of several ranks -> (T, ...), zero-padded along `axis` to the largest rank: the padding adds exact zeros to a product."""
+    widest = max(factor.shape[axis] for factor in factors)
+    pads = [[(0, widest - factor.shape[axis] if i == axis else 0) for i in range(2)] for factor in factors]
+    return jnp.stack([jnp.pad(factor, pad) for factor, pad in zip(factors, pads, strict=True)])
+
+
+def low_rank_of_tasks(shared: jax.Array, tasks: jax.Array | None, a: jax.Array, b: jax.Array) -> jax.Array:
+    """(x_t A_t) B_t of all tasks in one batched product, where x_t = `shared` until there are task streams.
+
+    Args:
+      shared: (..., I). tasks: (T, ..., I) or None. a: (T, I, R). b: (T, R, O).
+
+    Returns:
+      (T, ..., O).
+    """
+    x, axis = (shared, None) if tasks is None else (tasks, 0)
+    low = jax.vmap(lambda x, a, b: (rows(x) @ a) @ b, (axis, 0, 0))(x, a.astype(x.dtype), b.astype(x.dtype))
+    return low.reshape(-1, *shared.shape[:-1], b.shape[-1])
 
 
 class LoRALinear(Linear):
@@ -40,6 +61,10 @@ class LoRALinear(Linear):
         y = (rows(x) @ a.astype(x.dtype)) @ b.astype(x.dtype)
         return y.reshape(*x.shape[:-1], -1)
 
+    def merged(self, *, shared: bool = True, tasks: bool = True, streams: bool = False) -> Linear:
+        """x (W + s A B) + b."""
+        return FoldedLinear(folded(lambda w, a, b: w + self.scale * (a @ b), self.kernel, self.shared_a, self.shared_b), self.bias)
+
 
 class TaskLoRALinear(LoRALinear):
     """TA-LoRA and one TS branch per task.
@@ -52,6 +77,8 @@ class TaskLoRALinear(LoRALinear):
     Factors are stored by task name, so that tasks can be added, dropped and shipped singly; they are stacked with ranks
     zero-padded at trace time, so that all tasks run as one batched product.
     """
+
+    specific = True
 
     def __init__(
         self, base: Linear, *, rank: int, scale: float, dropout: float, task_rank: Mapping[str, int], task_scale: Mapping[str, float],
@@ -67,24 +94,83 @@ class TaskLoRALinear(LoRALinear):
         self.ts_base = ts_base
 
     def stacked(self) -> tuple[jax.Array, jax.Array]:
-        """s A (T, I, R) and B (T, R, O), zero-padded to the largest rank R: the padding adds exact zeros to the product."""
-        widest = max(r for _, r in self.task_rank)
-        a = [
-            scale * jnp.pad(self.task_a[task][...], ((0, 0), (0, widest - r)))
-            for (task, r), scale in zip(self.task_rank, self.task_scale, strict=True)
-        ]
-        b = [jnp.pad(self.task_b[task][...], ((0, widest - r), (0, 0))) for task, r in self.task_rank]
-        return jnp.stack(a), jnp.stack(b)
+        """s A (T, I, R) and B (T, R, O), with ranks zero-padded to the largest, R."""
+        tasks = [task for task, _ in self.task_rank]
+        scaled = [scale * self.task_a[task][...] for task, scale in zip(tasks, self.task_scale, strict=True)]
+        return stack_padded(scaled, 1), stack_padded([self.task_b[task][...] for task in tasks], 0)
 
     def streams(self, x: Streams, rngs: nnx.Rngs | None = None) -> Streams:
         """(..., I) -> (..., O) for the shared stream and all task streams. Dropout acts on the shared input only."""
         base = Linear.__call__(self, x.shared)
         dropped = dropout(x.shared, self.dropout, rngs)
         shared = base + self.low_rank(dropped)
-        a, b = (factor.astype(base.dtype) for factor in self.stacked())
-        if x.tasks is None:
-            low = jax.vmap(lambda a, b: (rows(dropped) @ a) @ b)(a, b)
-        else:
-            low = jax.vmap(lambda x, a, b: (rows(x) @ a) @ b)(x.tasks, a, b)
         task_base = Linear.__call__(self, x.tasks) if self.ts_base == "task" and x.tasks is not None else base
-        return Streams(shared, task_base + low.reshape(-1, *base.shape))
+        return Streams(shared, task_base + low_rank_of_tasks(dropped, x.tasks, *self.stacked()))
+
+    def merged(self, *, shared: bool = True, tasks: bool = True, streams: bool = False) -> Linear:
+        """What is least where task outputs are read: `SharedBaseLinear` where all streams share W x, else `KernelPerStreamLinear`."""
+        if not tasks:
+            return super().merged()
+        return KernelPerStreamLinear(self, shared) if streams and self.ts_base == "task" else SharedBaseLinear(self, shared)
+
+
+class SharedBaseLinear(Linear):
+    """A merged `TaskLoRALinear` whose streams all start from W x + b of the shared input, computed once.
+
+    The shared pair cannot fold into W, which the task streams need as it is. Scales are folded into the factors B.
+
+    Attributes:
+      shared_a, shared_b: None where nothing reads the shared output; it is W x + b then.
+    """
+
+    specific = True
+
+    def __init__(self, layer: TaskLoRALinear, shared: bool):
+        self.kernel, self.bias = layer.kernel, layer.bias
+        self.shared_a = layer.shared_a if shared else None
+        self.shared_b = folded(lambda b: layer.scale * b, layer.shared_b) if shared else None
+        self.tasks = tuple(task for task, _ in layer.task_rank)
+        scales = zip(self.tasks, layer.task_scale, strict=True)
+        self.task_a = layer.task_a
+        self.task_b = nnx.Dict({task: folded(lambda b, s=scale: s * b, layer.task_b[task]) for task, scale in scales})
+
+    def streams(self, x: Streams, rngs: nnx.Rngs | None = None) -> Streams:
+        """(..., I) -> (..., O) for the shared stream and all task streams."""
+        base = self(x.shared)
+        shared = base
+        if self.shared_a is not None and self.shared_b is not None:
+            a, b = (factor[...].astype(base.dtype) for factor in (self.shared_a, self.shared_b))
+            shared = base + ((rows(x.shared) @ a) @ b).reshape(base.shape)
+        a = stack_padded([self.task_a[task][...] for task in self.tasks], 1)
+        b = stack_padded([self.task_b[task][...] for task in self.tasks], 0)
+        return Streams(shared, base + low_rank_of_tasks(x.shared, x.tasks, a, b))
+
+
+class KernelPerStreamLinear(Linear):
+    """A merged `TaskLoRALinear` with `ts_base="task"` whose streams differ before it: they share nothing, so that every pair folds.
+
+    shared:  y   = x (W + s A B) + b           only where something reads it
+    task t:  y_t = x_t (W + s_t A_t B_t) + b
+    """
+
+    specific = True
+
+    def __init__(self, layer: TaskLoRALinear, shared: bool):
+        self.kernel = LoRALinear.merged(layer).kernel if shared else None
+        self.bias = layer.bias
+        self.tasks = tuple(task for task, _ in layer.task_rank)
+        self.task_kernel = nnx.Dict(
+            {
+                task: folded(lambda w, a, b, s=scale: w + s * (a @ b), layer.kernel, layer.task_a[task], layer.task_b[task])
+                for task, scale in zip(self.tasks, layer.task_scale, strict=True)
+            }
+        )
+        self.reads_shared = shared
+
+    def streams(self, x: Streams, rngs: nnx.Rngs | None = None) -> Streams:
+        """(..., I) -> (..., O) for the task streams, and for the shared one, which is zeros where nothing reads it."""
+        kernels = jnp.stack([self.task_kernel[task][...] for task in self.tasks]).astype(x.shared.dtype)
+        tasks = jax.vmap(lambda x, kernel: rows(x) @ kernel)(x.tasks, kernels)
+        tasks = tasks.reshape(-1, *x.shared.shape[:-1], tasks.shape[-1])
+        tasks = tasks if self.bias is None else biased(tasks, self.bias[...])
+        return Streams(self(x.shared) if self.reads_shared else jnp.zeros_like(tasks[0]), tasks)

@@ -49,3 +49,12 @@ class MultiTaskModel(nnx.Module):
         features = self.backbone(inputs, rngs) if parts == 1 else in_parts(backbone, self.backbone, inputs, rngs, parts)
         run = rematerialised if self.remat_decoders else plain
         return {task: run(decode, self.decoders[task], [f.task(t) for f in features], rngs) for t, task in enumerate(self.tasks)}
+
+    def fold(self) -> None:
+        """Changes the model, in place, into one that computes the same in evaluation with fewer operations; it cannot be trained further.
+
+        Works on a declared model too, and then only changes what there is to declare. What folds into what: docs/merging.md.
+        """
+        before = self.backbone.fold()
+        for decoder in self.decoders.values():
+            decoder.fold(before)

@@ -3,7 +3,7 @@
 from mtlora_jax.records.log import Records, finite_or_none
 from mtlora_jax.records.machine import Trace, memory
 from mtlora_jax.records.speed import InputWait, Speed
-from mtlora_jax.records.tables import console, print_columns, print_parameters, print_scores
+from mtlora_jax.records.tables import console, print_columns, print_parameters, print_scores, print_table
 
 __all__ = [
     "InputWait",
@@ -16,4 +16,5 @@ __all__ = [
     "print_columns",
     "print_parameters",
     "print_scores",
+    "print_table",
 ]

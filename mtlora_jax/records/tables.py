@@ -40,12 +40,12 @@ def print_columns(columns: Mapping[str, Mapping[str, float]], title: str, notes:
     """
     names = list(dict.fromkeys(name for scores in columns.values() for name in scores))
     plain = [name for name in names if name.count("/") < 2]
-    _print(title, ("score", *columns, *(["note"] if notes else [])), [
+    print_table(title, ("score", *columns, *(["note"] if notes else [])), [
         (name, *_cells(columns, name), *([notes.get(name, "")] if notes else [])) for name in plain
     ])  # fmt: skip
     for kind in dict.fromkeys(_kind(name) for name in names if name not in plain):
         classes = [name for name in names if name not in plain and _kind(name) == kind]
-        _print(f"{kind} per class", ("class", *columns), [(name.split("/", 2)[2], *_cells(columns, name)) for name in classes])
+        print_table(f"{kind} per class", ("class", *columns), [(name.split("/", 2)[2], *_cells(columns, name)) for name in classes])
 
 
 def _kind(name: str) -> str:
@@ -56,10 +56,11 @@ def _cells(columns: Mapping[str, Mapping[str, float]], name: str) -> list[str]:
     return [f"{scores[name]:.2f}" if name in scores else "" for scores in columns.values()]
 
 
-def _print(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table of words in the first column and in columns headed row or note, and of numbers in the others."""
     table = Table(title=title)
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading in ("score", "class", "note") else "right")
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if number == 0 or heading in ("row", "note") else "right")
     for row in rows:
         table.add_row(*row)
     console.print(table)

@@ -10,6 +10,7 @@ import numpy as np
 from mtlora_jax import losses, metrics
 from mtlora_jax.errors import UserError
 from mtlora_jax.tasks.images import decode_image, heat_picture
+from mtlora_jax.tasks.legend import STEPS, Legend, colours, ignored
 from mtlora_jax.tasks.motion import Motion
 from mtlora_jax.tasks.task import IGNORE, Task
 
@@ -50,10 +51,17 @@ class Depth(Task):
     def scores(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
         return metrics.depth_scores(totals)
 
+    def results(self, logits: np.ndarray) -> dict[str, np.ndarray]:
+        """ "depth" (..., H, W), metres."""
+        return {"depth": logits[..., 0]}
+
     def picture(self, values: np.ndarray) -> np.ndarray:
         """Colours of 0 to 10 metres, the same for label and prediction."""
         metres = values if values.ndim == 2 else values[..., 0]
         return heat_picture(metres / FAR, ignored=metres == IGNORE)
+
+    def legend(self, *shown: np.ndarray) -> Legend:
+        return Legend(ignored(shown), bar=colours(self.picture(np.linspace(0, FAR, STEPS)[None])), ends=("0 m", f"{FAR:g} m and more"))
 
 
 def _millimetres(data: bytes, origin: str) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 
 from mtlora_jax import boundaries, losses, metrics
 from mtlora_jax.tasks.images import decode_binary, grey_picture, sigmoid
+from mtlora_jax.tasks.legend import STEPS, Legend, colours, ignored
 from mtlora_jax.tasks.task import IGNORE, Task
 
 POSITIVE_WEIGHT = 0.95  # about the share of pixels that are no edge
@@ -43,7 +44,14 @@ class Edge(Task):
     def slow_scores(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
         return boundaries.boundary_scores(totals)
 
+    def results(self, logits: np.ndarray) -> dict[str, np.ndarray]:
+        """ "probabilities" (..., H, W)."""
+        return {"probabilities": sigmoid(logits[..., 0])}
+
     def picture(self, values: np.ndarray) -> np.ndarray:
         """The probability, white for an edge."""
         probability = values if values.ndim == 2 else sigmoid(values[..., 0])
         return grey_picture(probability, ignored=probability == IGNORE)
+
+    def legend(self, *shown: np.ndarray) -> Legend:
+        return Legend(ignored(shown), bar=colours(self.picture(np.linspace(0, 1, STEPS)[None])), ends=("no edge", "edge"))

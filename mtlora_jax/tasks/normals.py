@@ -11,6 +11,7 @@ import numpy as np
 
 from mtlora_jax import losses, metrics
 from mtlora_jax.tasks.images import decode_image, vector_picture
+from mtlora_jax.tasks.legend import Legend, colours, ignored
 from mtlora_jax.tasks.motion import Motion
 from mtlora_jax.tasks.task import IGNORE, Task
 
@@ -18,6 +19,7 @@ COMPONENT = (2 * np.arange(256) / 255 - 1).astype(np.float32)  # of a byte
 # A component n travels to the device as the whole number ZERO + STEPS n, which is never IGNORE; it is off by at most 1 / (2 STEPS),
 # a direction by 0.0016 degrees.
 ZERO, STEPS = 32768, 32000
+DIRECTIONS = {"right": (1, 0, 0), "left": (-1, 0, 0), "up": (0, -1, 0), "down": (0, 1, 0), "towards the viewer": (0, 0, 1)}
 SHORT = 1e-6  # a vector of this length has no direction
 
 
@@ -69,10 +71,19 @@ class Normals(Task):
     def scores(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
         return metrics.normals_scores(totals)
 
+    def results(self, logits: np.ndarray) -> dict[str, np.ndarray]:
+        """ "normals" (..., H, W, 3) of length 1; towards the viewer where the logits have no direction."""
+        length = np.linalg.norm(logits, axis=-1, keepdims=True)
+        return {"normals": np.where(length > SHORT, logits / np.maximum(length, SHORT), np.array([0, 0, 1], np.float32))}
+
     def picture(self, values: np.ndarray) -> np.ndarray:
         """RGB of (n + 1) / 2, as the label files."""
         vectors, known = _unit(vectors_of(np.asarray(values), np))
         return vector_picture(vectors, ignored=known == 0)
+
+    def legend(self, *shown: np.ndarray) -> Legend:
+        painted = colours(self.picture(np.array([list(DIRECTIONS.values())], np.float32)))
+        return Legend(dict(zip(DIRECTIONS, painted, strict=True)) | ignored(shown))
 
 
 def vectors_of(label: Any, xp: Any = np) -> Any:

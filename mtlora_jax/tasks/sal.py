@@ -7,6 +7,7 @@ import numpy as np
 
 from mtlora_jax import losses, metrics
 from mtlora_jax.tasks.images import decode_binary, heat_picture, sigmoid
+from mtlora_jax.tasks.legend import STEPS, Legend, colours, ignored
 from mtlora_jax.tasks.task import IGNORE, Task
 
 
@@ -31,7 +32,14 @@ class Saliency(Task):
     def scores(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
         return metrics.saliency_scores(totals)
 
+    def results(self, logits: np.ndarray) -> dict[str, np.ndarray]:
+        """ "probabilities" (..., H, W)."""
+        return {"probabilities": sigmoid(logits[..., 0])}
+
     def picture(self, values: np.ndarray) -> np.ndarray:
         """Heat map of the probability."""
         probability = values if values.ndim == 2 else sigmoid(values[..., 0])
         return heat_picture(probability, ignored=probability == IGNORE)
+
+    def legend(self, *shown: np.ndarray) -> Legend:
+        return Legend(ignored(shown), bar=colours(self.picture(np.linspace(0, 1, STEPS)[None])), ends=("not salient", "salient"))

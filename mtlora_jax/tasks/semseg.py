@@ -4,10 +4,12 @@ import dataclasses
 
 import jax
 import numpy as np
+import scipy.special
 
 from mtlora_jax import losses, metrics
 from mtlora_jax.errors import UserError
 from mtlora_jax.tasks.images import class_palette, decode_image
+from mtlora_jax.tasks.legend import Legend, colours
 from mtlora_jax.tasks.task import IGNORE, Task
 
 VOC_CLASSES = (
@@ -47,6 +49,18 @@ class SemSeg(Task):
     def scores(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
         return metrics.class_scores(totals, self.classes)
 
+    def results(self, logits: np.ndarray) -> dict[str, np.ndarray]:
+        """ "labels" (..., H, W) uint8 and "probabilities" (..., H, W, C)."""
+        return {"labels": np.argmax(logits, -1).astype(np.uint8), "probabilities": scipy.special.softmax(logits, -1)}
+
     def picture(self, values: np.ndarray) -> np.ndarray:
         """Colours of PASCAL VOC; its pale void colour where ignored."""
         return class_palette()[values if values.ndim == 2 else np.argmax(values, axis=-1)]
+
+    def legend(self, *shown: np.ndarray) -> Legend:
+        """The classes that occur in the label maps `shown`, the largest first."""
+        names = {**dict(enumerate(self.classes)), IGNORE: "ignored"}
+        areas = np.sum([np.bincount(labels.ravel(), minlength=IGNORE + 1) for labels in shown], axis=0)
+        order = [int(index) for index in np.argsort(-areas, kind="stable") if areas[index]] if shown else range(len(self.classes))
+        painted = colours(class_palette())
+        return Legend({names[index]: painted[index] for index in order})

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from mtlora_jax.losses import IGNORE
+from mtlora_jax.tasks.legend import Legend
 from mtlora_jax.tasks.motion import Motion
 
 
@@ -71,6 +72,14 @@ class Task(abc.ABC):
         """Scores of the set from the sums of `slow_statistics`."""
         raise NotImplementedError(f"{self.name} has no slow scores")
 
+    def results(self, logits: np.ndarray) -> dict[str, np.ndarray]:
+        """What logits (..., H, W, C) float32 say, see `mtlora_jax.postprocess`; unless a task says more, the logits themselves."""
+        return {self.name: logits}
+
     @abc.abstractmethod
     def picture(self, values: np.ndarray) -> np.ndarray:
         """RGB uint8 (H, W, 3) for people. values: a label, or logits (H, W, C) of one image."""
+
+    def legend(self, *shown: np.ndarray) -> Legend:
+        """How to read pictures of the values `shown`, (H, W) or (H, W, D) as `picture` takes them; without any: of all there may be."""
+        return Legend()

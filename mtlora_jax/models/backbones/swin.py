@@ -52,9 +52,32 @@ class PatchMerging(nnx.Module):
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         """(..., H, W, C) -> (..., ceil(H/2), ceil(W/2), 2C)."""
+        return self.reduction(self.joined(x), rngs)
+
+    def joined(self, x: jax.Array) -> jax.Array:
+        """Neighbours side by side, normed: (..., H, W, C) -> (..., ceil(H/2), ceil(W/2), 4C)."""
         x = pad_to_multiple(x, 2, 2)
         quads = [x[..., row::2, column::2, :] for column in (0, 1) for row in (0, 1)]
-        return self.reduction(self.norm(jnp.concatenate(quads, -1)), rngs)
+        return self.norm(jnp.concatenate(quads, -1))
+
+    def streams(self, x: Streams, rngs: nnx.Rngs | None = None) -> Streams:
+        """Every stream on its own."""
+        return x.map(lambda y: self(y, rngs))
+
+
+class MergedPatchMerging(PatchMerging):
+    """Patch merging that reduces the shared stream alone.
+
+    Task streams feed nothing but the decoders, whose projections have taken the reduction in: to them go the normed neighbours (4C).
+    """
+
+    def __init__(self, layer: PatchMerging):
+        self.norm, self.reduction = layer.norm, layer.reduction
+
+    def streams(self, x: Streams, rngs: nnx.Rngs | None = None) -> Streams:
+        """(..., H, W, C) -> (..., H/2, W/2, 2C) of the shared stream, (..., H/2, W/2, 4C) of the tasks."""
+        joined = x.map(self.joined)
+        return Streams(self.reduction(joined.shared), joined.tasks)
 
 
 class WindowAttention(nnx.Module):
@@ -129,6 +152,23 @@ class SwinBlock(nnx.Module):
         h = Streams(x) + self.attn(self.norm1(x), rngs).map(lambda a: drop_path(a, self.drop_path_rate, rngs))
         return h + self.mlp(h.map(self.norm2), rngs).map(lambda m: drop_path(m, self.drop_path_rate, rngs))
 
+    def fold(self, feeds_next: bool) -> bool:
+        """Puts merged layers in the place of the linear ones. Returns whether task streams come out.
+
+        The last layer comes first, for what a layer may leave out hangs on what those after it read.
+
+        Args:
+          feeds_next: whether another block reads the shared stream.
+        """
+        attn, mlp = self.attn, self.mlp
+        proj, fc1, fc2 = (layer.specific for layer in (attn.proj, mlp.fc1, mlp.fc2))
+        shared = feeds_next or not (proj or fc2)
+        mlp.fc2 = mlp.fc2.merged(shared=shared, streams=fc1)
+        mlp.fc1 = mlp.fc1.merged(shared=mlp.fc2.reads_shared, tasks=fc2, streams=proj)
+        attn.proj = attn.proj.merged(shared=shared or mlp.fc1.reads_shared)
+        attn.qkv = attn.qkv.merged()
+        return proj or fc2
+
 
 class Stage(nnx.Module):
     """Blocks, alternately unshifted and shifted, then patch merging of every stream (not in the last stage)."""
@@ -146,10 +186,23 @@ class Stage(nnx.Module):
         run = rematerialised if self.remat_blocks else plain
         for block in self.blocks:
             y = run(SwinBlock.__call__, block, y.shared, rngs)
+        return y if self.downsample is None else self.downsample.streams(y, rngs)
+
+    def fold(self) -> Linear | None:
+        """Merges what merges exactly, in place.
+
+        Returns the linear layer without bias that readers of its task streams must put before their own; None where there is none.
+        """
+        specific = False
+        for block in self.blocks:
+            specific = block.fold(self.downsample is not None or block is not self.blocks[-1])
         if self.downsample is None:
-            return y
-        downsample = self.downsample
-        return y.map(lambda z: downsample(z, rngs))
+            return None
+        self.downsample.reduction = self.downsample.reduction.merged()
+        if not specific:
+            return None
+        self.downsample = MergedPatchMerging(self.downsample)
+        return self.downsample.reduction
 
 
 class Swin(nnx.Module):
@@ -198,3 +251,7 @@ class Swin(nnx.Module):
             features.append(y)
             x = y.shared
         return features
+
+    def fold(self) -> list[Linear | None]:
+        """Merges what merges exactly, in place. Returns `Stage.fold` of each feature map."""
+        return [stage.fold() for stage in self.layers]

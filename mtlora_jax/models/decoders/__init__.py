@@ -8,7 +8,7 @@ from flax import nnx
 from mtlora_jax.models.decoders.aspp import ASPPHead
 from mtlora_jax.models.decoders.hrnet import HRNetHead
 from mtlora_jax.models.decoders.segformer import SegFormerHead
-from mtlora_jax.models.layers import Conv1x1
+from mtlora_jax.models.layers import Conv1x1, Linear, folded
 
 HEADS = {"hrnet": HRNetHead, "segformer": SegFormerHead, "aspp": ASPPHead}
 
@@ -30,3 +30,10 @@ class Decoder(nnx.Module):
     def __call__(self, features: Sequence[jax.Array], train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
         """Features (B, H_i, W_i, C_i) -> logits (B, H_0, W_0, outputs)."""
         return self.head([project(x) for project, x in zip(self.projections, features, strict=True)], train, rngs)
+
+    def fold(self, before: Sequence[Linear | None]) -> None:
+        """Merges what merges exactly, in place; each projection takes in the linear layer (without bias) given for its feature map."""
+        for project, layer in zip(self.projections, before, strict=True):
+            if layer is not None:
+                project.kernel = folded(lambda w, first: first @ w, project.kernel, layer.kernel)
+        self.head.fold()

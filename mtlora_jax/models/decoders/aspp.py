@@ -53,3 +53,10 @@ class ASPPHead(nnx.Module):
         x = jax.nn.relu(self.project_norm(self.project(jnp.concatenate(views, -1)), train))
         x = dropout(x, self.dropout, rngs)
         return self.classifier(jax.nn.relu(self.conv_norm(self.conv(x), train)))
+
+    def fold(self) -> None:
+        """Folds every norm into the layer before it, in place."""
+        norms = zip(self.branches, self.branch_norms, strict=True)
+        self.branch_norms = nnx.List([norm.fold_into(branch) for branch, norm in norms])
+        self.project_norm = self.project_norm.fold_into(self.project)
+        self.conv_norm = self.conv_norm.fold_into(self.conv)

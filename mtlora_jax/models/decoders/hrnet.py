@@ -23,3 +23,7 @@ class HRNetHead(nnx.Module):
         height, width = features[0].shape[1:3]
         x = jnp.concatenate([resize_bilinear(f, height, width) for f in features], -1)
         return self.classifier(jax.nn.relu(self.norm(self.fuse(x), train)))
+
+    def fold(self) -> None:
+        """Folds the norm into the layer before it, in place."""
+        self.norm = self.norm.fold_into(self.fuse)

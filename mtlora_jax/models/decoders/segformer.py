@@ -30,3 +30,8 @@ class SegFormerHead(nnx.Module):
         scales = [resize_bilinear(linear(f), height, width) for linear, f in zip(self.linear, features, strict=True)]
         x = jax.nn.relu(self.norm(self.fuse(jnp.concatenate(scales[::-1], -1)), train))
         return self.classifier(drop_channels(x, self.dropout, rngs))
+
+    def fold(self) -> None:
+        """Folds the norm into the layer before it, in place, and drops the dead classifier."""
+        self.norm = self.norm.fold_into(self.fuse)
+        self.conv_seg = None

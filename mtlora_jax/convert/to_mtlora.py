@@ -1,0 +1,119 @@
+"""From our models to checkpoints that the MTLoRA reference loads, by the tables of `convert.mtlora` read backwards."""
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mtlora_jax.convert.mtlora import BACKBONE, FREEZE, HEADS, LORA, PROJECTIONS
+from mtlora_jax.convert.table import Row, unapply
+from mtlora_jax.errors import UserError
+from mtlora_jax.methods.mtlora import LOCATIONS, per_stage, per_task
+from mtlora_jax.models.windows import attention_mask, relative_position_index
+
+Arrays = Mapping[str, np.ndarray]
+
+PLAIN = ("full", "decoders_only", "single_task")  # methods whose models are plain multi-task Swins
+STRIDES = (1, 2, 4, 8)  # of the stages, in patches
+
+
+def save(out: pathlib.Path, architecture: Mapping[str, Any], arrays: Arrays) -> None:
+    """Writes a PyTorch file {"model": state dict, "config": what tensors do not tell}, whole or not at all.
+
+    Raises UserError for a model that the reference has no format for, and without PyTorch.
+    """
+    state = state_of(architecture, arrays)
+    try:
+        import torch
+    except ImportError:
+        raise UserError(f"{out}: writing this needs PyTorch, install it with: pip install 'mtlora_jax[convert]'") from None
+    tensors = {key: torch.from_numpy(np.array(value)) for key, value in state.items()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.new")
+    try:
+        torch.save({"model": tensors, "config": config_of(architecture)}, temporary)
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def state_of(architecture: Mapping[str, Any], arrays: Arrays) -> dict[str, np.ndarray]:
+    """{key: tensor} as the reference's `load_state_dict` takes it with `strict=True`, derived buffers included."""
+    refuse(architecture)
+    adapted = {path.removesuffix("shared_a") for path in arrays if path.endswith(".shared_a")}
+    plain = [*BACKBONE, *HEADS[architecture["decoder"]["name"]], *PROJECTIONS]
+
+    def rows_for(path: str) -> Sequence[Row]:
+        return LORA if any(path.startswith(layer) for layer in adapted) else plain
+
+    state = unapply(rows_for, arrays)
+    counts = {key.replace("running_mean", "num_batches_tracked"): np.zeros((), np.int64) for key in state if key.endswith("running_mean")}
+    return {**state, **counts, **window_buffers(architecture)}
+
+
+def refuse(architecture: Mapping[str, Any]) -> None:
+    """Raises UserError for what the reference has no format for."""
+    method, decoder, size = (architecture[part] for part in ("method", "decoder", "image_size"))
+    name = method["name"]
+    if name == "merged":
+        raise UserError("--to=mtlora: the reference has no format for merged models; convert the model that was merged")
+    if name not in ("mtlora", *PLAIN):
+        raise UserError(f"--to=mtlora: the reference has no method {name}, only mtlora and plain Swins ({', '.join(PLAIN)})")
+    if decoder is None:
+        raise UserError("--to=mtlora: this is a bare backbone without tasks; the reference's checkpoints have decoders")
+    if method.get("ts_base", "shared") != "shared":
+        raise UserError(f"--to=mtlora: the reference computes ts_base 'shared', this model {method['ts_base']!r}")
+    if decoder["name"] == "segformer" and not decoder.get("dead_classifier", True):
+        raise UserError("--to=mtlora: the reference's SegFormer decoder has the classifier that decoder.dead_classifier = False leaves out")
+    grids, window = grids_of(architecture), architecture["backbone"].get("window_size", 7)
+    if size[0] != size[1] or len(grids) != len(STRIDES) or any(grid % window for grid in grids):
+        raise UserError(
+            f"--to=mtlora: the reference needs square images and four stages whose grids its windows of {window} divide; this model takes "
+            f"{size[0]}x{size[1]} pixels, its grids are {grids}"
+        )
+
+
+def grids_of(architecture: Mapping[str, Any]) -> list[int]:
+    """Side of the grid of each stage, in tokens."""
+    patches = architecture["image_size"][0] / architecture["backbone"].get("patch_size", 4)
+    return [int(patches / stride) if patches % stride == 0 else 0 for stride in STRIDES[: len(architecture["backbone"]["depths"])]]
+
+
+def window_buffers(architecture: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """What the reference derives from the geometry and yet keeps in its checkpoints."""
+    window = architecture["backbone"].get("window_size", 7)
+    found: dict[str, np.ndarray] = {}
+    for i, (depth, grid) in enumerate(zip(architecture["backbone"]["depths"], grids_of(architecture), strict=True)):
+        for j in range(depth):
+            block = f"backbone.layers.{i}.blocks.{j}."
+            found[block + "attn.relative_position_index"] = relative_position_index((window, window), window).astype(np.int64)
+            if j % 2 and grid > window:
+                found[block + "attn_mask"] = attention_mask((grid, grid), (window, window), window // 2)
+    return found
+
+
+def config_of(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings under the reference's names, for its configuration file; `convert.mtlora.settings` reads them again."""
+    method, depths = architecture["method"], architecture["backbone"]["depths"]
+    config: dict[str, Any] = {
+        "DATA": {"IMG_SIZE": architecture["image_size"][0]},
+        "MODEL": {"DROP_PATH_RATE": architecture["backbone"].get("drop_path_rate", 0.2)},
+    }
+    if method["name"] == "mtlora":
+        tasks, stages = list(architecture["tasks"]), len(depths)
+        ranks, scales = (per_task(method.get(key, 4), tasks, stages, key) for key in ("task_rank", "task_scale"))
+        config["MODEL"]["MTLORA"] = {
+            "ENABLED": True,
+            "R_PER_TASK": {task: [stage[task] for stage in ranks] for task in tasks}
+            | {"shared": per_stage(method.get("rank", 64), stages, "rank")},
+            "SCALE_PER_TASK": {task: [float(stage[task]) for stage in scales] for task in tasks},
+            "SHARED_SCALE": [float(scale) for scale in per_stage(method.get("scale", 4.0), stages, "scale")],
+            "DROPOUT": [float(rate) for rate in per_stage(method.get("dropout", 0.05), stages, "dropout")],
+            "DOWNSAMPLER_ENABLED": method.get("merging", "train") == "lora",
+            **{f"{name.upper()}_ENABLED": name in method.get("locations", LOCATIONS) for name in LOCATIONS},
+        }
+        config["TRAIN"] = {theirs: ours in method.get("freeze", ()) for theirs, ours in FREEZE.items()}
+        config["TRAIN"]["FREEZE_DOWNSAMPLE_REDUCTION"] = method.get("merging", "train") != "train"
+    return config

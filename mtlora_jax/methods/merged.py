@@ -1,0 +1,38 @@
+"""A model that another method made and `mtlora_jax.merge` folded: for prediction alone."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from flax import nnx
+
+from mtlora_jax.errors import UserError
+from mtlora_jax.models.multitask import MultiTaskModel
+
+
+@dataclasses.dataclass(frozen=True)
+class Merged:
+    """Adapts as the method before did, then folds what folds.
+
+    Attributes:
+      of: name and options of that method.
+    """
+
+    of: Mapping[str, Any]
+
+    def __post_init__(self):
+        if not isinstance(self.of, Mapping):
+            raise UserError(f"method.of = {self.of!r} must be the name and options of the method that was merged")
+        if self.of.get("name") == "merged":
+            raise UserError("method.of: what is merged already cannot be merged again")
+
+    def adapt(self, model: MultiTaskModel) -> None:
+        """Builds the merged structure; a model with values gets the merged values."""
+        from mtlora_jax.methods import make_method  # here, because it knows this class
+
+        make_method(self.of).adapt(model)
+        model.fold()
+
+    def trainable(self, path: str, variable: nnx.Variable) -> bool:
+        """Nothing."""
+        return False

@@ -1,0 +1,29 @@
+"""Names and options that people write, looked up in a dict of classes."""
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from mtlora_jax.errors import UserError
+
+
+def choose(registry: Mapping[str, Any], part: str, options: Mapping[str, Any], given: tuple[str, ...] = ("self",)) -> tuple[Any, dict]:
+    """Looks `options["name"]` up and checks the other options against what the entry accepts.
+
+    Returns the entry and its options. Raises UserError for an unknown name or option, or a missing one.
+    """
+    options = dict(options)
+    name = options.pop("name", None)
+    if name not in registry:
+        raise UserError(f"{part}.name = {name!r} is not one of {', '.join(registry)}")
+    accepted = {key: p for key, p in inspect.signature(registry[name].__init__).parameters.items() if key not in given}
+    for key in options:
+        if key not in accepted:
+            close = difflib.get_close_matches(key, accepted, 1)
+            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(accepted) or 'no options'}"
+            raise UserError(f"{part} {name!r} has no option {key!r}; {hint}")
+    missing = [key for key, p in accepted.items() if p.default is p.empty and key not in options]
+    if missing:
+        raise UserError(f"{part} {name!r} needs {', '.join(missing)}")
+    return registry[name], options

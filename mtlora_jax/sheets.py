@@ -1,0 +1,133 @@
+"""Sheets of pictures: what a model says of one photograph, side by side with titles and legends."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
+
+from mtlora_jax.tasks import Task
+from mtlora_jax.tasks.images import class_palette
+from mtlora_jax.tasks.legend import Legend
+
+TITLE = 22  # pixels above each picture
+GAP = 4
+PANEL = 320  # width of the pictures of a panel
+TILE = 400  # width of the pictures of an overlay
+COLUMNS = 3  # of an overlay
+LINE = 22  # height of a line of a legend
+MARGIN = 6
+WEIGHT = 0.6  # of the prediction in an overlay
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """What is shown of one task and one photograph; all pictures are RGB uint8 (H, W, 3) of the photograph's size.
+
+    Attributes:
+      legend: of the prediction.
+      background: bool (H, W), where the prediction says that nothing is there.
+      label: None where there is none.
+      legend_of_both: of the prediction and the label.
+    """
+
+    prediction: np.ndarray
+    legend: Legend
+    background: np.ndarray
+    label: np.ndarray | None
+    legend_of_both: Legend
+
+    @classmethod
+    def of(cls, task: Task, values: np.ndarray, label: np.ndarray | None = None) -> "View":
+        """`values` and `label` as `task.picture` takes them, for tasks with classes label maps (H, W) both."""
+        nothing = values == 0 if task.classes[:1] == ("background",) else np.zeros(values.shape[:2], bool)
+        legend = task.legend(values)
+        if label is None:
+            return cls(task.picture(values), legend, nothing, None, legend)
+        return cls(task.picture(values), legend, nothing, task.picture(label), task.legend(values, label))
+
+
+def panel(rows: Sequence[Mapping[str, np.ndarray]], height: int, width: int) -> PIL.Image.Image:
+    """Rows of titled pictures {title: RGB uint8 (H, W, 3)}, each drawn at (height, width)."""
+    columns = max(len(row) for row in rows)
+    sheet = PIL.Image.new("RGB", (columns * (width + GAP) - GAP, len(rows) * (height + TITLE)), "white")
+    draw = PIL.ImageDraw.Draw(sheet)
+    font = PIL.ImageFont.load_default(15)
+    for r, row in enumerate(rows):
+        for c, (title, picture) in enumerate(row.items()):
+            left, top = c * (width + GAP), r * (height + TITLE)
+            draw.text((left + 2, top + 2), title, "black", font)
+            sheet.paste(PIL.Image.fromarray(picture).resize((width, height), PIL.Image.Resampling.NEAREST), (left, top + TITLE))
+    return sheet
+
+
+def overlay(photograph: np.ndarray, views: Mapping[str, View]) -> PIL.Image.Image:
+    """The prediction of each task blended over the photograph (H, W, 3), title above, legend below, at most `COLUMNS` in a row."""
+    height = max(1, round(TILE * photograph.shape[0] / photograph.shape[1]))
+    legends = [draw_legend(view.legend) for view in views.values()]
+    below = max(legend.height for legend in legends)
+    rows = -(-len(views) // COLUMNS)
+    columns = -(-len(views) // rows)
+    sheet = PIL.Image.new("RGB", (columns * (TILE + GAP) - GAP, rows * (TITLE + height + below)), "white")
+    draw = PIL.ImageDraw.Draw(sheet)
+    font = PIL.ImageFont.load_default(15)
+    for number, ((name, view), legend) in enumerate(zip(views.items(), legends, strict=True)):
+        left, top = number % columns * (TILE + GAP), number // columns * (TITLE + height + below)
+        draw.text((left + 2, top + 2), name, "black", font)
+        blended = PIL.Image.fromarray(blend(photograph, view)).resize((TILE, height), PIL.Image.Resampling.BOX)
+        sheet.paste(blended, (left, top + TITLE))
+        sheet.paste(legend, (left, top + TITLE + height))
+    return sheet
+
+
+def blend(photograph: np.ndarray, view: View) -> np.ndarray:
+    """The prediction over the photograph, which shows unchanged where there is but background; RGB uint8 (H, W, 3)."""
+    mixed = PIL.Image.blend(PIL.Image.fromarray(photograph), PIL.Image.fromarray(view.prediction), WEIGHT)
+    return np.where(view.background[..., None], photograph, np.asarray(mixed))
+
+
+def draw_legend(legend: Legend, width: int = TILE) -> PIL.Image.Image:
+    """A legend on white, `width` pixels wide and as high as it takes."""
+    font = PIL.ImageFont.load_default(13)
+    side = LINE - 2 * MARGIN
+    places, left, top = [], MARGIN, LINE if legend.bar else 0
+    for name in legend.swatches:
+        length = side + MARGIN + round(font.getlength(name)) + 2 * MARGIN
+        if left > MARGIN and left + length > width:
+            left, top = MARGIN, top + LINE
+        places.append((left, top))
+        left += length
+    image = PIL.Image.new("RGB", (width, top + (LINE if places else 0) + MARGIN), "white")
+    draw = PIL.ImageDraw.Draw(image)
+    for (name, colour), (left, top) in zip(legend.swatches.items(), places, strict=True):
+        draw.rectangle((left, top + MARGIN, left + side, top + MARGIN + side), fill=colour, outline="grey")
+        draw.text((left + side + MARGIN, top + LINE // 2 + 1), name, "black", font, anchor="lm")
+    if legend.bar:
+        first, last = (round(font.getlength(end)) for end in legend.ends)
+        bar = PIL.Image.fromarray(np.array([legend.bar], np.uint8))
+        bar = bar.resize((max(1, width - first - last - 4 * MARGIN), side), PIL.Image.Resampling.BILINEAR)
+        image.paste(bar, (first + 2 * MARGIN, MARGIN))
+        draw.text((MARGIN, LINE // 2 + 1), legend.ends[0], "black", font, anchor="lm")
+        draw.text((width - MARGIN, LINE // 2 + 1), legend.ends[1], "black", font, anchor="rm")
+    return image
+
+
+def as_image(task: Task, values: np.ndarray, view: View) -> PIL.Image.Image:
+    """A palette image of class indices, as label files are, or an RGB one."""
+    if not task.classes:
+        return PIL.Image.fromarray(view.prediction)
+    image = PIL.Image.fromarray(values)
+    image.putpalette(class_palette().tobytes())
+    return image
+
+
+def panel_of(photograph: np.ndarray, views: Mapping[str, View]) -> PIL.Image.Image:
+    """The photograph and all predictions in a row, and a second row of labels where there are any."""
+    rows = [{"image": photograph} | {name: view.prediction for name, view in views.items()}]
+    if any(view.label is not None for view in views.values()):
+        white = np.full_like(photograph, 255)
+        labels = {f"{name}, label": white if view.label is None else view.label for name, view in views.items()}
+        rows.append({"": white} | labels)
+    return panel(rows, max(1, round(photograph.shape[0] * PANEL / photograph.shape[1])), PANEL)
