@@ -1,0 +1,125 @@
+"""A model as a file that runs without this package: StableHLO by `jax.export`, with its weights beside it."""
+
+import importlib.metadata
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import export as jax_export
+
+from mtlora_jax import parameters
+from mtlora_jax.errors import UserError
+from mtlora_jax.folder import Model
+from mtlora_jax.step import MEAN, STD, normalise
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+INPUTS = {"uint8": jnp.uint8, "float32": jnp.float32}
+PROGRAM, WEIGHTS, METADATA, LOADER = "model.jax_export", "weights.safetensors", "metadata.json", "load.py"
+COMPATIBILITY = "runs with a jaxlib from three weeks older to six months newer than the one it was exported with"
+
+Forward = Callable[[parameters.Flat, jax.Array], dict[str, jax.Array]]
+Size = tuple[int, int]
+
+
+def forward(model: Model) -> Forward:
+    """The forward pass as a pure function of {path: weight} and images, uint8 RGB or normalised floats, (B, H, W, 3).
+
+    Raises UserError for a bare backbone.
+    """
+    if not model.tasks:
+        raise UserError("the model folder holds a bare backbone without tasks: there are no logits to export; fine-tune it first")
+    graph = nnx.graphdef(model.module)
+
+    def run(weights: parameters.Flat, images: jax.Array) -> dict[str, jax.Array]:
+        inputs = normalise(images) if images.dtype == jnp.uint8 else images
+        return parameters.merge(graph, weights)(inputs)
+
+    return run
+
+
+def smallest_side(backbone: Any) -> int:
+    """The side of an image, in pixels, from which on every feature map is larger than a window.
+
+    Smaller images make smaller windows, so theirs is another program.
+    """
+    stride = backbone.patch_embed.patch_size * 2 ** (len(backbone.layers) - 1)
+    return backbone.layers[0].blocks[0].attn.window_size * stride + 1
+
+
+def images_spec(model: Model, size: Size | None, inputs: str) -> jax.ShapeDtypeStruct:
+    """What goes in: (B, H, W, 3) with B unknown, and H and W too where `size` is None."""
+    least = smallest_side(model.module.backbone)
+    sides = ("H", "W") if size is None else size
+    constraints = () if size else (f"H >= {least}", f"W >= {least}")
+    shape = jax_export.symbolic_shape(", ".join(map(str, ("B", *sides, 3))), constraints=constraints)
+    return jax.ShapeDtypeStruct(shape, INPUTS[inputs])
+
+
+def stablehlo(model: Model, platforms: Sequence[str], size: Size | None = None, inputs: str = "uint8") -> jax_export.Exported:
+    """Lowers a model for several platforms at once, none of which has to be there.
+
+    Args:
+      model: with tasks.
+      platforms: of `PLATFORMS`.
+      size: (height, width) of the images; None for any from `smallest_side` on.
+      inputs: "uint8" for RGB images as they are, "float32" for images normalised by the ImageNet mean and standard deviation.
+
+    Returns:
+      A function of ({path: weight}, images) that gives {task: logits (B, H, W, C) float32}.
+
+    Raises:
+      UserError: for a bare backbone.
+      jax.errors.InconclusiveDimensionOperation: if the model has to know the size of its images.
+    """
+    run = forward(model)  # first, for what it refuses
+    weights = {path: jax.ShapeDtypeStruct(v.shape, v.dtype) for path, v in parameters.variables(model.module).items()}
+    return jax_export.export(jax.jit(run), platforms=platforms)(weights, images_spec(model, size, inputs))
+
+
+def metadata(model: Model, size: Size | None, inputs: str) -> dict[str, Any]:
+    """What a program that uses the artifact has to know, whatever its format; JSON-able."""
+    least = smallest_side(model.module.backbone)
+    classes = model.config.get("classes") or {}
+    return {
+        "format": 1,
+        "tasks": {name: _task(outputs, classes.get(name)) for name, outputs in model.architecture["tasks"].items()},
+        "input": {
+            "dtype": inputs,
+            "shape": ["B", *(size or ("H", "W")), 3],
+            "constraints": {} if size else {"H": f">= {least}", "W": f">= {least}"},
+            "content": "RGB" if inputs == "uint8" else "RGB / 255, minus mean, divided by std",
+            "normalisation": {"mean": np.round(MEAN.astype(float), 3).tolist(), "std": np.round(STD.astype(float), 3).tolist()},
+        },
+        "output": {"dtype": "float32", "shape": ["B", *(size or ("H", "W")), "outputs of the task"], "content": "logits"},
+        "image_size": list(model.architecture["image_size"]),
+        "method": model.architecture["method"],
+        "backbone": model.architecture["backbone"],
+        "versions": {name: importlib.metadata.version(name) for name in ("mtlora_jax", "jax", "jaxlib")},
+    }
+
+
+def _task(outputs: int, classes: Sequence[str] | None) -> dict[str, Any]:
+    return {"outputs": outputs} | ({"classes": list(classes)} if classes else {})
+
+
+def describe(exported: jax_export.Exported) -> dict[str, Any]:
+    """The part of the metadata that is about the StableHLO program."""
+    (weights, _), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
+    names = [*sorted(weights), "images"]  # in the order in which JAX flattens them
+    return {
+        "file": PROGRAM,
+        "weights": WEIGHTS,
+        "platforms": list(exported.platforms),
+        "calling_convention_version": exported.calling_convention_version,
+        "compatibility": COMPATIBILITY,
+        "arguments": [names[index] for index in exported.module_kept_var_idx],
+    }
+
+
+def as_text(entries: Mapping[str, Any]) -> str:
+    """JSON for files."""
+    return json.dumps(entries, indent=2) + "\n"

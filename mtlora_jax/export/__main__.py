@@ -1,0 +1,135 @@
+"""Exports a trained model to files that run without this package.
+
+    python -m mtlora_jax.export --model=runs/r64/best --output=exported/r64 --merge
+    python exported/r64/load.py images.npy logits.npz
+
+writes OUTPUT/
+
+    model.jax_export      StableHLO (jax.export) for any batch, and for images of any size where the model allows it
+    weights.safetensors   the weights, which the program takes as its first argument
+    load.py               a few lines that run it; they need jax, numpy and flatbuffers, nothing else
+    metadata.json         tasks, classes, what goes in and comes out, versions
+    model.onnx            with --format=onnx or stablehlo,onnx: any batch, images of one size, weights included; checked with onnxruntime
+
+ONNX needs more libraries: see docs/export.md.
+"""
+
+import importlib.resources
+import pathlib
+import re
+import time
+from collections.abc import Sequence
+
+import jax
+import safetensors.numpy
+
+import mtlora_jax
+from mtlora_jax import cli, export, parameters
+from mtlora_jax.errors import UserError
+from mtlora_jax.export import onnx
+from mtlora_jax.folder import Model, replacing
+from mtlora_jax.records import console
+
+FORMATS = ("stablehlo", "onnx")
+OURS = {export.PROGRAM, export.WEIGHTS, export.METADATA, export.LOADER, onnx.FILE, "__pycache__"}
+
+
+def chosen(flag: str, text: str, allowed: Sequence[str]) -> list[str]:
+    """The words of a flag, separated by commas, without repetitions. Raises UserError for another word, or none."""
+    words = list(dict.fromkeys(text.split(",")))
+    for word in words:
+        if word not in allowed:
+            raise UserError(f"{flag}={text}: {word!r} is not one of {', '.join(allowed)}")
+    return words
+
+
+def size_of(text: str) -> export.Size | None:
+    """(height, width) of "HxW", None of "". Raises UserError for anything else, and for sides below 32."""
+    if not text:
+        return None
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not match or min(map(int, match.groups())) < 32:
+        raise UserError(f"--size={text} is not HEIGHTxWIDTH of at least 32 pixels each, like 448x448")
+    return int(match[1]), int(match[2])
+
+
+def check_output(folder: pathlib.Path) -> None:
+    """Raises UserError if writing `folder` would destroy something that was not exported."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output={folder} is a file; expected the name of a folder")
+    foreign = sorted(path.name for path in folder.iterdir() if path.name not in OURS) if folder.exists() else []
+    if foreign:
+        raise UserError(f"--output={folder} holds {parameters.named(foreign)}, which were not exported: choose another folder")
+
+
+def write_stablehlo(model: Model, platforms: Sequence[str], size: export.Size | None, inputs: str, folder: pathlib.Path) -> dict:
+    """Writes program, weights and loader; returns the metadata. Where a model has to know its images' size it gets its own, and says so."""
+    start = time.monotonic()
+    try:
+        exported = export.stablehlo(model, platforms, size, inputs)
+    except jax.errors.InconclusiveDimensionOperation as error:
+        size = model.image_size
+        reason = str(error).splitlines()[0]
+        console.print(f"this model has to know the size of its images: exported for {size[0]}x{size[1]} alone ({reason})", markup=False)
+        exported = export.stablehlo(model, platforms, size, inputs)
+    program = exported.serialize()
+    (folder / export.PROGRAM).write_bytes(program)
+    weights = {path: array.astype("<f4") for path, array in parameters.arrays(model.module).items()}
+    safetensors.numpy.save_file(weights, folder / export.WEIGHTS, {"format": "mtlora_jax"})
+    (folder / export.WEIGHTS).chmod(0o644)  # the library makes it private
+    (folder / export.LOADER).write_text(importlib.resources.files(export).joinpath(export.LOADER).read_text())
+    sides = "of any size" if size is None else f"of {size[0]}x{size[1]}"
+    console.print(f"{export.PROGRAM}: {len(program) / 1e6:.2f} MB for {', '.join(platforms)}, {inputs} images {sides}")
+    console.print(f"{export.WEIGHTS}: {(folder / export.WEIGHTS).stat().st_size / 1e6:.1f} MB, {time.monotonic() - start:.0f} s")
+    return export.metadata(model, size, inputs) | {"stablehlo": export.describe(exported)}
+
+
+def write_onnx(model: Model, size: export.Size, inputs: str, folder: pathlib.Path) -> dict:
+    """Writes the ONNX model; returns the metadata."""
+    start = time.monotonic()
+    about = onnx.convert(model, size, inputs, folder / onnx.FILE)
+    console.print(
+        f"{onnx.FILE}: {(folder / onnx.FILE).stat().st_size / 1e6:.1f} MB, {inputs} images of {size[0]}x{size[1]}, logits of onnxruntime "
+        f"within {about['difference']:.1e} of the largest, {time.monotonic() - start:.0f} s"
+    )
+    return export.metadata(model, size, inputs) | {"onnx": about}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses the flags, exports and writes, whole or not at all."""
+    parser = cli.Parser("mtlora_jax.export", __doc__)
+    parser.add_argument("--model", required=True, help="model folder")
+    parser.add_argument("--output", required=True, type=pathlib.Path, help="folder to write; an earlier export in it is replaced")
+    parser.add_argument("--format", default="stablehlo", help=f"of {', '.join(FORMATS)}, separated by commas (default: stablehlo)")
+    parser.add_argument("--platforms", default="cpu,cuda,tpu", help=f"StableHLO: of {', '.join(export.PLATFORMS)} (default: cpu,cuda,tpu)")
+    parser.add_argument("--size", default="", metavar="HxW", help="size of the images (default: any; ONNX: the model's)")
+    parser.add_argument(
+        "--inputs", default="uint8", choices=[*export.INPUTS], help="uint8 RGB, normalised inside (default), or float32, normalised already"
+    )
+    parser.add_argument("--merge", action="store_true", help="fold the low-rank branches into the weights first")
+    args = parser.parse(argv)
+    formats = chosen("--format", args.format, FORMATS)
+    platforms = chosen("--platforms", args.platforms, export.PLATFORMS)
+    size = size_of(args.size)
+    check_output(args.output)
+    if "onnx" in formats:
+        onnx.libraries()
+    model = mtlora_jax.load(args.model)
+    export.forward(model)  # refuses what cannot be exported
+    if args.merge:
+        model = mtlora_jax.merge(model)
+    try:
+        with replacing(args.output) as folder:
+            about = {}
+            if "onnx" in formats:
+                about |= write_onnx(model, size or model.image_size, args.inputs, folder)
+            if "stablehlo" in formats:
+                about |= write_stablehlo(model, platforms, size, args.inputs, folder)
+            (folder / export.METADATA).write_text(export.as_text(about))
+    except OSError as error:
+        raise UserError(f"--output={args.output} cannot be written: {error.strerror}") from error
+    console.print(f"written {args.output}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

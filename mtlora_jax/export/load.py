@@ -1,0 +1,28 @@
+"""Runs the exported model beside this file. Needs jax and numpy (and flatbuffers, with which jax.export reads its files).
+
+python load.py images.npy logits.npz      # uint8 RGB (B, H, W, 3) -> {task: float32 (B, H, W, C)}
+"""
+
+import json
+import pathlib
+import sys
+
+import jax
+import jax.export
+import numpy as np
+
+
+def load(folder=pathlib.Path(__file__).parent):
+    """The model: images -> {task: logits}; compiled once per shape of the images. See metadata.json for what goes in and comes out."""
+    file = (folder / "weights.safetensors").read_bytes()
+    start = 8 + int.from_bytes(file[:8], "little")
+    entries = {name: entry for name, entry in json.loads(file[8:start]).items() if name != "__metadata__"}
+    data = {name: file[start + entry["data_offsets"][0] : start + entry["data_offsets"][1]] for name, entry in entries.items()}
+    weights = {name: np.frombuffer(data[name], "<f4").reshape(entry["shape"]) for name, entry in entries.items()}
+    program = jax.export.deserialize(bytearray((folder / "model.jax_export").read_bytes()))
+    run, weights = jax.jit(program.call), jax.device_put(weights)
+    return lambda images: run(weights, images)
+
+
+if __name__ == "__main__":
+    np.savez(sys.argv[2], **load()(np.load(sys.argv[1])))
