@@ -42,8 +42,6 @@ from mtlora_jax.errors import UserError
 from mtlora_jax.optim import make_optimizer
 from mtlora_jax.records import console
 from mtlora_jax.step import create_state, train_step
-from mtlora_jax.tasks.depth import Depth
-from mtlora_jax.tasks.normals import Normals
 from mtlora_jax.tasks.task import Task
 
 ROUNDS = 5
@@ -215,17 +213,8 @@ def rates_of(images: int, seconds: Sequence[float]) -> dict[str, float | None]:
 def random_batch(tasks: dict[str, Task], count: int, size: tuple[int, int]) -> dict[str, np.ndarray]:
     """Noise in the shape and dtype in which the data pipeline hands images and labels over."""
     rng = np.random.default_rng(0)
-    labels = {name: np.stack([random_label(task, rng, size) for _ in range(count)]) for name, task in tasks.items()}
+    labels = {name: np.stack([task.noise(rng, size) for _ in range(count)]) for name, task in tasks.items()}
     return {"image": rng.integers(0, 256, (count, *size, 3), np.uint8), **labels}
-
-
-def random_label(task: Task, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """A label of one image."""
-    if isinstance(task, Normals):
-        return task.finish(rng.normal(size=(*size, 3)).astype(np.float32))
-    if isinstance(task, Depth):
-        return rng.uniform(0.5, 10, size).astype(np.float32)
-    return rng.integers(0, max(task.channels, 2), size, np.uint8)
 
 
 def gigabytes(count: int | None) -> str:

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import absl.logging
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -51,12 +52,13 @@ class Checkpoints:
 
     def __init__(self, workdir: pathlib.Path, keep: int, writing: bool = False):
         self._folder = (workdir / "checkpoints").absolute()
-        self._manager = ocp.CheckpointManager(
-            self._folder,
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, create=writing, cleanup_tmp_directories=writing, read_only=not writing, enable_async_checkpointing=True
-            ),
+        told = absl.logging.get_verbosity()
+        absl.logging.set_verbosity(absl.logging.ERROR)  # where nothing is written orbax warns that nothing will be
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=writing, cleanup_tmp_directories=writing, read_only=not writing, enable_async_checkpointing=True
         )
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        absl.logging.set_verbosity(told)
         self.seconds = 0.0
 
     def latest(self) -> int | None:

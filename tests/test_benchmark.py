@@ -8,11 +8,12 @@ import re
 
 import jax
 import pytest
+import tiny_data
 from tiny_data import write_tiny_dataset
 
 from mtlora_jax import benchmark
 from mtlora_jax.errors import UserError
-from mtlora_jax.tasks import TASKS, make_tasks
+from mtlora_jax.tasks import make_tasks
 
 CONFIG = f"--config={pathlib.Path(__file__).parents[1] / 'configs' / 'mtlora_tiny_448.py'}:64"
 KEYS = [
@@ -89,7 +90,7 @@ def test_training_for_people(trained, capsys):
 
 
 def test_noise_has_the_form_of_labels():
-    tasks = make_tasks(TASKS)
+    tasks = make_tasks(tiny_data.TASKS)
     batch = benchmark.random_batch(tasks, 3, (32, 48))
     forms = {name: (value.shape, value.dtype.name) for name, value in batch.items()}
     assert forms.pop("image") == ((3, 32, 48, 3), "uint8")

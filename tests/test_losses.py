@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_data
 
 from mtlora_jax import losses
 from mtlora_jax.losses import IGNORE
@@ -13,7 +14,7 @@ from mtlora_jax.tasks import TASKS
 
 SIZE = (3, 8, 10)  # B H W
 FLOAT32 = 1e-6  # relative: a mean of a few hundred float32 terms
-LOSSES = {name: jax.jit(jax.value_and_grad(TASKS[name]().loss)) for name in TASKS}
+LOSSES = {name: jax.jit(jax.value_and_grad(TASKS[name]().loss)) for name in tiny_data.TASKS}
 
 
 def random_case(name, seed=0, ignored=0.2):
@@ -51,7 +52,7 @@ def numpy_loss(name, logits, label):
     return np.abs(prediction - label)[valid].mean()
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", tiny_data.TASKS)
 @pytest.mark.parametrize("ignored", [0, 0.4])
 def test_equals_the_equation(name, ignored):
     logits, label = random_case(name, ignored=ignored)
@@ -93,7 +94,7 @@ def test_depth_by_hand():
     assert float(losses.depth_l1(logits, label)) == pytest.approx((0.5 + 2) / 2, rel=FLOAT32)
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", tiny_data.TASKS)
 @pytest.mark.parametrize("logit", [0.0, 1.0])
 def test_without_a_valid_pixel_loss_and_gradient_are_zero(name, logit):
     logits, label = random_case(name)
@@ -104,7 +105,7 @@ def test_without_a_valid_pixel_loss_and_gradient_are_zero(name, logit):
     assert np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", tiny_data.TASKS)
 def test_ignored_pixels_count_nowhere(name):
     logits, label = random_case(name, ignored=0)
     label[:, 2:4] = IGNORE
@@ -149,7 +150,7 @@ def test_normals_loss_sees_only_the_direction_and_survives_none():
     assert np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", tiny_data.TASKS)
 def test_bfloat16_logits_are_summed_in_float32(name):
     logits, label = random_case(name)
     rounded = jnp.asarray(logits, jnp.bfloat16)

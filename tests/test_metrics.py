@@ -7,6 +7,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+import tiny_data
 
 from mtlora_jax import metrics
 from mtlora_jax.defaults import PAPER_SINGLE_TASK
@@ -16,7 +17,7 @@ from mtlora_jax.tasks import TASKS, make_tasks
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "metrics"
 IMAGES = 12
-STATISTICS = {name: jax.jit(TASKS[name]().statistics) for name in TASKS}
+STATISTICS = {name: jax.jit(TASKS[name]().statistics) for name in tiny_data.TASKS}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def arrays():
                 file[f"logits/{name}"] if f"logits/{name}" in file else np.eye(task.channels, dtype=np.float32)[file[f"class/{name}"]],
                 file[f"label/{name}"],
             )
-            for name, task in make_tasks(TASKS).items()
+            for name, task in make_tasks(tiny_data.TASKS).items()
         }
 
 
@@ -123,7 +124,7 @@ def test_saliency_against_float64_with_ignored_pixels(arrays):
     assert score("sal", logits, label) == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", tiny_data.TASKS)
 def test_score_does_not_depend_on_batching_nor_on_padding(name, arrays):
     logits, label = arrays[name]
     whole = score(name, logits, label)
@@ -136,7 +137,7 @@ def test_score_does_not_depend_on_batching_nor_on_padding(name, arrays):
     assert score(name, *padded, 8) != pytest.approx(whole, rel=2e-7)
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", tiny_data.TASKS)
 def test_ignored_pixels_count_nowhere(name, arrays):
     logits, label = arrays[name][0].copy(), arrays[name][1].copy()
     label[:, 10:30] = IGNORE
@@ -192,14 +193,14 @@ def test_depth_predictions_are_kept_positive():
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", tiny_data.TASKS)
 def test_a_set_without_a_valid_pixel(name, arrays):
     logits, label = arrays[name]
     scores = score(name, logits, np.full_like(label, IGNORE))
     assert all(value == 0 if "IoU" in key and name != "sal" else math.isnan(value) for key, value in scores.items())
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", tiny_data.TASKS)
 def test_statistics_have_a_size_that_does_not_depend_on_the_images(name, arrays):
     logits, label = arrays[name]
     shapes = [
@@ -209,14 +210,14 @@ def test_statistics_have_a_size_that_does_not_depend_on_the_images(name, arrays)
     assert shapes[0] == shapes[1]
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", tiny_data.TASKS)
 def test_primary_score_exists(name, arrays):
     task = TASKS[name]()
     assert task.primary in score(name, *arrays[name])
     assert task.higher_is_better == (task.primary == "mIoU")
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", tiny_data.TASKS)
 def test_notes_are_about_scores_that_exist(name, arrays):
     task = TASKS[name]()
     scores = score(name, *arrays[name])

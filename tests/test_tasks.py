@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import tiny_data
 from PIL import Image
 
 from mtlora_jax.errors import UserError
@@ -54,7 +55,7 @@ def known(label):
 
 def test_recipe():
     """Channels, loss weights and primary scores of the published recipe."""
-    table = {name: (task.channels, task.weight, task.primary, task.higher_is_better) for name, task in make_tasks(TASKS).items()}
+    table = {name: (task.channels, task.weight, task.primary, task.higher_is_better) for name, task in make_tasks(tiny_data.TASKS).items()}
     assert table == {
         "semseg": (21, 1, "mIoU", True),
         "human_parts": (7, 2, "mIoU", True),
@@ -72,7 +73,7 @@ def test_make_tasks():
     assert tasks["semseg"].classes == ("sky", "ground")
     assert tasks["sal"].channels == 1
     assert tasks["sal"].classes == ("background", "person")
-    assert [name for name, task in make_tasks(TASKS).items() if task.name == name] == list(TASKS)
+    assert [name for name, task in make_tasks(tiny_data.TASKS).items() if task.name == name] == list(tiny_data.TASKS)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ def test_bad_depth_files(tmp_path):
         decode("depth", save(tmp_path / "eight.png", np.zeros((2, 2), np.uint8)))
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", tiny_data.TASKS)
 def test_files_that_cannot_be_read(name, tmp_path):
     task = TASKS[name]()
     for wrong in (b"no image at all", b""):
@@ -199,7 +200,7 @@ def examples(size=33):
     }
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", tiny_data.TASKS)
 def test_labels_hold_what_they_held_after_the_whole_chain(name):
     label = examples()[name]
     before = label.copy()
@@ -218,7 +219,7 @@ def test_labels_hold_what_they_held_after_the_whole_chain(name):
         assert values.issuperset(moved.ravel()) if name != "depth" else np.isclose(moved.ravel()[:, None], sorted(values)).any(axis=1).all()
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", tiny_data.TASKS)
 def test_mirroring_twice_changes_nothing(name):
     label = examples()[name]
     mirrored = moved_by(name, label, mirrored=True)
@@ -226,7 +227,7 @@ def test_mirroring_twice_changes_nothing(name):
     assert name == "normals" or np.any(mirrored != label)  # a ball is its own mirror image
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", tiny_data.TASKS)
 def test_resizing_to_the_same_size_changes_nothing(name):
     task, label = TASKS[name](), examples()[name]
     np.testing.assert_allclose(task.resize(label, label.shape[:2]), label, atol=1e-6)
@@ -354,7 +355,7 @@ def test_pictures_of_classes_use_the_colours_of_pascal_voc():
     np.testing.assert_array_equal(TASKS["semseg"]().picture(logits)[0], list(colours.values())[:-1])
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", tiny_data.TASKS)
 @pytest.mark.filterwarnings("error")
 def test_pictures(name):
     task, label = TASKS[name](), examples()[name]

@@ -42,6 +42,9 @@ class Depth(Task):
         moved = super().warp(label, motion, size)
         return np.where(moved == IGNORE, moved, moved / np.float32(motion.scale))
 
+    def noise(self, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+        return rng.uniform(0.5, 10, size).astype(np.float32)
+
     def loss(self, logits: jax.Array, label: jax.Array) -> jax.Array:
         return losses.depth_l1(logits, label)
 

@@ -62,6 +62,9 @@ class Normals(Task):
         vectors, known = _unit(label)
         return _where(known, cv2.addWeighted(vectors, STEPS, vectors, 0, ZERO, dtype=cv2.CV_16U), IGNORE)
 
+    def noise(self, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+        return self.finish(rng.normal(size=(*size, 3)).astype(np.float32))
+
     def loss(self, logits: jax.Array, label: jax.Array) -> jax.Array:
         return losses.normals_l1(logits, vectors_of(label, jnp))
 

@@ -49,6 +49,10 @@ class Task(abc.ABC):
         """Last host step: the label as the loss wants it, in the dtype that travels to the device."""
         return label
 
+    def noise(self, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+        """A made-up label of `size` = (H, W) as `finish` gives labels, for measurements that need no data; class indices by default."""
+        return rng.integers(0, max(self.channels, 2), size, np.uint8)
+
     @abc.abstractmethod
     def loss(self, logits: jax.Array, label: jax.Array) -> jax.Array:
         """Mean loss of a batch, float32 scalar. logits (B, H, W, C); label (B, H, W) or (B, H, W, D)."""
