@@ -1,9 +1,10 @@
-"""Geometry of shifted windows: everything here is known when the program is traced."""
+"""Geometry of shifted windows: known when the program is traced, unless `jax.export` leaves the size of the images open."""
 
 import functools
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Array = TypeVar("Array", jax.Array, np.ndarray)
@@ -14,7 +15,7 @@ MASKED = -100.0  # what Swin adds to the logits of token pairs that are not neig
 def window_of(grid: tuple[int, int], window_size: int, shifted: bool) -> tuple[tuple[int, int], int]:
     """Window (h, w) and shift for a grid (H, W): no larger than the grid, and unshifted where a side fits one window."""
     window = (min(window_size, grid[0]), min(window_size, grid[1]))
-    return window, window_size // 2 if shifted and min(grid) > window_size else 0
+    return window, window_size // 2 if shifted and all(side > window_size for side in grid) else 0
 
 
 def partition(x: Array, window: tuple[int, int]) -> Array:
@@ -44,14 +45,22 @@ def relative_position_index(window: tuple[int, int], window_size: int) -> np.nda
     return (down * (2 * window_size - 1) + right).astype(np.int32)
 
 
-@functools.cache
-def attention_mask(grid: tuple[int, int], window: tuple[int, int], shift: int) -> np.ndarray:
+def attention_mask(grid: tuple[int, int], window: tuple[int, int], shift: int) -> np.ndarray | jax.Array:
     """Additive mask (M, N, N) float32 that separates tokens which the cyclic shift brought into one window."""
+    known = all(isinstance(side, int) for side in grid)
+    return _known_mask(grid, window, shift) if known else _mask(jnp, grid, window, shift)
 
-    def band(length: int, size: int) -> np.ndarray:
-        position = np.arange(length)
-        return (position >= length - size).astype(int) + (position >= length - shift)
+
+def _mask(xp: Any, grid: tuple[int, int], window: tuple[int, int], shift: int) -> Any:
+    """The mask by `xp`, numpy or jax.numpy."""
+
+    def band(length: int, size: int) -> Any:
+        position = xp.arange(length)
+        return (position >= length - size).astype(np.int32) + (position >= length - shift)
 
     region = 3 * band(grid[0], window[0])[:, None] + band(grid[1], window[1])
     tokens = partition(region[None, :, :, None], window)[0, :, :, 0]
-    return np.where(tokens[:, :, None] == tokens[:, None, :], 0.0, MASKED).astype(np.float32)
+    return xp.where(tokens[:, :, None] == tokens[:, None, :], np.float32(0), np.float32(MASKED))
+
+
+_known_mask = functools.cache(functools.partial(_mask, np))

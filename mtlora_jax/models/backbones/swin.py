@@ -24,7 +24,8 @@ VARIANTS = {
 
 def pad_to_multiple(x: jax.Array, height: int, width: int) -> jax.Array:
     """Zero-pads x (..., H, W, C) at the bottom and right to multiples of `height` and `width`."""
-    bottom, right = -x.shape[-3] % height, -x.shape[-2] % width
+    # Not -x % height: padded sides have to be multiples to see, also of sides that `jax.export` leaves open.
+    bottom, right = -(-x.shape[-3] // height) * height - x.shape[-3], -(-x.shape[-2] // width) * width - x.shape[-2]
     if bottom == 0 and right == 0:
         return x
     return jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(0, bottom), (0, right), (0, 0)])
