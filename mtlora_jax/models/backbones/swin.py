@@ -110,7 +110,7 @@ class WindowAttention(nnx.Module):
 
         return self.proj.streams(Streams(attended), rngs).map(restore)
 
-    def attend(self, x: jax.Array, window: tuple[int, int], mask: np.ndarray | None, rngs: nnx.Rngs | None) -> jax.Array:
+    def attend(self, x: jax.Array, window: tuple[int, int], mask: np.ndarray | jax.Array | None, rngs: nnx.Rngs | None) -> jax.Array:
         """Attention among the N tokens of each of M windows, (B, M, N, C) -> (B, M, N, C); mask (M, N, N) is added to the logits."""
         b, m, n, c = x.shape
         heads = self.num_heads
