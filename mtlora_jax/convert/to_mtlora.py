@@ -90,7 +90,7 @@ def window_buffers(architecture: Mapping[str, Any]) -> dict[str, np.ndarray]:
             block = f"backbone.layers.{i}.blocks.{j}."
             found[block + "attn.relative_position_index"] = relative_position_index((window, window), window).astype(np.int64)
             if j % 2 and grid > window:
-                found[block + "attn_mask"] = attention_mask((grid, grid), (window, window), window // 2)
+                found[block + "attn_mask"] = np.asarray(attention_mask((grid, grid), (window, window), window // 2))
     return found
 
 
