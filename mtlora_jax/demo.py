@@ -91,26 +91,22 @@ def evaluations(run: pathlib.Path) -> list[Mapping[str, float]]:
 
 def draw_panels(config: Config, workdir: pathlib.Path) -> None:
     """WORKDIR/panels/ID.png of the first validation scenes: the labels, then what the best model of each run predicts."""
-    import cv2
     import numpy as np
 
     import mtlora_jax
     from mtlora_jax.experiment import open_dataset
-    from mtlora_jax.predict import panel
-    from mtlora_jax.step import normalise
+    from mtlora_jax.sheets import panel
 
     data = open_dataset(config, config.data.eval_split)
     models = {method: mtlora_jax.load(workdir / method / "best") for method in METHODS}
-    height, width = config.image_size
     (workdir / "panels").mkdir(exist_ok=True)
     for index in range(min(PANELS, len(data))):
         example: dict[str, Any] = data[index]
         image = example["image"]
         rows = [{"labels": image} | {name: task.picture(task.finish(example[name])) for name, task in data.tasks.items()}]
-        small = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
         for method, model in models.items():
-            logits = model(normalise(small[None]))
-            rows.append({method: image} | {name: task.picture(np.asarray(logits[name][0])) for name, task in data.tasks.items()})
+            logits = model(image)
+            rows.append({method: image} | {name: task.picture(np.asarray(logits[name])) for name, task in data.tasks.items()})
         target = workdir / "panels" / f"{example['image_id']}.png"
         panel(rows, 240, 240).save(target)
 

@@ -33,10 +33,8 @@ from mtlora_jax.gallery import Gallery
 from mtlora_jax.outputs import Outputs
 from mtlora_jax.postprocessing import postprocess
 from mtlora_jax.records import console
-from mtlora_jax.sheets import View, as_image, draw_legend, overlay, panel, panel_of
+from mtlora_jax.sheets import View, as_image, draw_legend, overlay, panel_of
 from mtlora_jax.tasks import Task, make_tasks
-
-__all__ = ["main", "panel"]
 
 LEGENDS = "legends"  # folder that tells outputs of this command; it comes first
 
