@@ -47,6 +47,7 @@ def summarise(model: MultiTaskModel, method: Method, image_size: tuple[int, int]
         "groups": groups,
         "trainable_unused": {"count": sum(unused.values()), "paths": sorted(unused)},
         **gmacs_of(macs),
+        "gmacs_fused": macs_of(model, image_size, fused=True)[0].products / 1e9,
         "modules": count_modules(model, method, macs),
     }
 

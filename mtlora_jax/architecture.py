@@ -51,7 +51,7 @@ def build(architecture: Architecture) -> MultiTaskModel:
     return model
 
 
-def configure(model: MultiTaskModel, *, compute: str = "float32", remat: str = "none") -> None:
+def configure(model: MultiTaskModel, *, compute: str = "float32", remat: str = "none", fused: bool = True) -> None:
     """Sets, in place, how a model is executed. It stays the same model, so none of this is part of the architecture.
 
     Args:
@@ -60,6 +60,8 @@ def configure(model: MultiTaskModel, *, compute: str = "float32", remat: str = "
         softmax, norms and logits are float32 in any case.
       remat: what is kept for the backward pass: everything ("none"), or only the inputs of each block or stage of the backbone
         and of each decoder, which are then computed twice.
+      fused: products that follow each other are taken together, and hidden maps of tasks never held, wherever that is faster; otherwise
+        every layer is executed as the paper draws it, for checking. Differs by rounding alone.
 
     Raises:
       UserError: for another word.
@@ -67,6 +69,7 @@ def configure(model: MultiTaskModel, *, compute: str = "float32", remat: str = "
     for key, value, allowed in (("precision.compute", compute, PRECISIONS), ("remat", remat, REMAT)):
         if value not in allowed:
             raise UserError(f"{key} = {value!r} is not one of {', '.join(allowed)}")
+    model.fuse(fused)
     model.compute = compute
     model.remat_decoders = remat != "none"
     model.backbone.remat_stages = remat == "stage"

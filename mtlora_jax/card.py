@@ -47,7 +47,7 @@ def card(config: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
         base_model=base_model(config),
         method=architecture["method"],
         scores=list(table(tasks, config.get("scores") or {})),
-        gains={name: value for name, value in (config.get("scores") or {}).items() if "/" not in name},
+        delta_m=(config.get("scores") or {}).get("delta_m"),
         groups=count_parameters(architectures.build(architecture), architectures.method_of(architecture)),
         stored=sum(array.size for array in arrays.values()),
         json=json.dumps,

@@ -57,6 +57,7 @@ def default(method: str = "mtlora") -> Config:
             "eval_batch_size": 32,
             "accumulation": 1,  # parts in which the encoder takes a batch, one after the other, for less memory; the result is the same
             "remat": "none",  # for less memory still: keep only the inputs of each "block" or "stage", and compute the rest twice
+            "fused": True,  # False: every layer as the paper draws it, slower, to check the fast form by
             "precision": {
                 "compute": "float32",  # or "bfloat16": matrix products and activations; parameters, softmax, norms, losses stay float32
                 "frozen": "float32",  # or "bfloat16": how weights that are not trained are stored on the devices

@@ -129,7 +129,7 @@ def set_up(config: Config, tasks: dict[str, Task], workdir: pathlib.Path, comple
     if complete and config.init and not initial.exists():
         architecture |= merged_method(config.init)
     model = architectures.build(architecture)
-    architectures.configure(model, compute=config.precision.compute, remat=config.remat)
+    architectures.configure(model, compute=config.precision.compute, remat=config.remat, fused=config.fused)
     method = architectures.method_of(architecture)
     if sharding.agreed(initial.exists(), not_shared(initial)):
         started, values = folder.read(initial)

@@ -31,6 +31,7 @@ from mtlora_jax.step import normalise
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 FITS = ("resize", "pad", "none")
+KINDS = {"backbone": dict, "tasks": dict, "decoder": (dict, type(None)), "method": dict, "image_size": list, "adapter": dict}
 STRIDE = 32  # pixels of an image in one of the coarsest feature map
 BRIGHT = 50.0  # far beyond any normalised pixel
 UNFINISHED = ".unfinished-"  # in the names of folders that are being written
@@ -111,6 +112,10 @@ def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
     missing = [part for part in architectures.PARTS if part not in config["architecture"]]
     if missing:
         raise UserError(f"{path}: the architecture lacks {', '.join(missing)}")
+    parts = {**config["architecture"], "adapter": config.get("adapter", {})}
+    odd = [part for part, kinds in KINDS.items() if not isinstance(parts[part], kinds)]
+    if odd:
+        raise UserError(f"{path}: {odd[0]} = {json.dumps(parts[odd[0]])} is not what this package writes")
     return config
 
 
@@ -119,8 +124,8 @@ def read(folder: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarr
     config = read_config(folder)
     if "adapter" in config:
         raise UserError(
-            f"{folder} is an adapter of {config['adapter'].get('base')}: open it with mtlora_jax.load(ADAPTER, base=BASE), or make it a "
-            f"whole model with python -m mtlora_jax.convert {folder} OUT --base=BASE"
+            f"{folder} is an adapter of {config['adapter'].get('base')}: open it with --base=BASE or mtlora_jax.load(ADAPTER, base=BASE), "
+            f"or make it a whole model with python -m mtlora_jax.convert {folder} OUT --base=BASE"
         )
     return config["architecture"], read_arrays(pathlib.Path(folder) / WEIGHTS)
 

@@ -10,11 +10,10 @@ import jinja2
 import numpy as np
 import PIL.Image
 
-from mtlora_jax.sheets import View
+from mtlora_jax.sheets import FLAT, View, reduced
 
 LARGEST, SMALLEST = 640, 240  # pixels, of the longer side of a picture in the page
 PIXELS = 4e8  # of all pictures together: some 30 MB
-FLAT = 64  # a picture of so few colours is kept exactly
 QUALITY = 80
 
 
@@ -78,10 +77,8 @@ class Gallery:
         image = PIL.Image.fromarray(picture)
         scale = min(1.0, self._side / max(image.size))
         width, height = (max(1, round(scale * length)) for length in image.size)
-        flat = image.getcolors(FLAT) is not None
-        image = image.resize((width, height), PIL.Image.Resampling.NEAREST if flat else PIL.Image.Resampling.BOX)
         buffer = io.BytesIO()
-        image.save(buffer, "WEBP", lossless=flat, quality=QUALITY)
+        reduced(image, width, height).save(buffer, "WEBP", lossless=image.getcolors(FLAT) is not None, quality=QUALITY)
         return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

@@ -12,6 +12,7 @@ from flax import nnx
 from jax.interpreters import partial_eval
 
 from mtlora_jax import parameters
+from mtlora_jax.models.multitask import MultiTaskModel
 
 # Arithmetic on single elements, of which two count as one multiply-accumulate, and reductions, counted per element that goes in.
 NORMS = {"add", "add_any", "sub", "mul", "div", "square", "integer_pow", "sqrt", "rsqrt", "pow", "neg", "abs", "sign", "max", "min"}
@@ -65,9 +66,15 @@ def trace(model: nnx.Module, image_size: tuple[int, int]) -> tuple[Any, dict[str
     return jaxpr, dict(zip(paths, used, strict=False))
 
 
-def macs_of(model: nnx.Module, image_size: tuple[int, int]) -> tuple[Macs, dict[str, bool]]:
-    """The counts, and {path: whether any logit depends on it}. Works on a declared model."""
+def macs_of(model: MultiTaskModel, image_size: tuple[int, int], fused: bool = False) -> tuple[Macs, dict[str, bool]]:
+    """The counts, and {path: whether any logit depends on it}. Works on a declared model.
+
+    `fused` counts what the program executes, otherwise every layer on its own as papers do; see `mtlora_jax.architecture.configure`.
+    """
+    configured = model.fused
+    model.fuse(fused)
     jaxpr, used = trace(model, image_size)
+    model.fuse(configured)
     marks: list[Mark] = [frozenset({path}) for path, needed in used.items() if needed]  # the program takes no others
     counted = Macs()
     count(jaxpr, marks + [None] * (len(jaxpr.invars) - len(marks)), counted)

@@ -40,7 +40,7 @@ def estimate(config: Any, architecture: Mapping[str, Any], tasks: Mapping[str, T
       within the forward or within the backward pass are not in it, nor what a compiler adds, or saves by computing something twice.
     """
     model = architectures.build(architecture)
-    architectures.configure(model, compute=config.precision.compute, remat=config.remat)
+    architectures.configure(model, compute=config.precision.compute, remat=config.remat, fused=config.fused)
     method = architectures.method_of(architecture)
     graph = nnx.graphdef(model)
     trainable, frozen, stats = {}, {}, {}
@@ -53,7 +53,7 @@ def estimate(config: Any, architecture: Mapping[str, Any], tasks: Mapping[str, T
 
     def loss(trainable: Any, frozen: Any, stats: Any, batch: Any, key: jax.Array) -> jax.Array:
         model = parameters.merge(graph, trainable, frozen, stats)
-        logits = model(normalise(batch["image"]), train=True, rngs=nnx.Rngs(dropout=key), parts=config.accumulation)
+        logits = model.on_features(normalise(batch["image"]), train=True, rngs=nnx.Rngs(dropout=key), parts=config.accumulation)
         return losses_of(logits, batch, tasks, {name: task.weight for name, task in tasks.items()})[0]
 
     arguments = (trainable, frozen, stats, batch, jax.eval_shape(lambda: jax.random.key(0)))

@@ -113,9 +113,18 @@ def linear_macs(row: Row) -> int:
     return sum(macs_of(architectures.build(architecture), (448, 448))[0].linear for architecture in row.architectures())
 
 
-def compared() -> Iterator[tuple[str, str, str, str, str]]:
-    """(table, row, computed here, printed, note) for people: 10^6 trained parameters, in Table 6 10^9 multiply-accumulates."""
+def entries() -> Iterator[dict[str, Any]]:
+    """The rows by table: computed here and printed there, trained values, in Table 6 multiply-accumulates; printed None: not at hand."""
     for row in sorted((*ROWS, *TABLE_6), key=lambda row: row.table):
-        computed = f"{linear_macs(row) / 1e9:.2f} G" if row.table == 6 else f"{trainable(row):,}"
-        unit = "G" if row.table == 6 else "M"
-        yield str(row.table), row.name, computed, "not at hand" if row.printed is None else f"{row.printed:.2f} {unit}", row.note
+        counts, unit = (linear_macs, 1e9) if row.table == 6 else (trainable, 1e6)
+        printed = None if row.printed is None else round(row.printed * unit)
+        yield {"table": row.table, "row": row.name, "computed": counts(row), "printed": printed, "note": row.note}
+
+
+def compared() -> Iterator[tuple[str, str, str, str, str]]:
+    """(table, row, computed, printed, note) for people."""
+    for entry in entries():
+        of_macs = entry["table"] == 6
+        computed = f"{entry['computed'] / 1e9:.2f} G" if of_macs else f"{entry['computed']:,}"
+        printed = f"{entry['printed'] / (1e9 if of_macs else 1e6):.2f} {'G' if of_macs else 'M'}" if entry["printed"] else "not at hand"
+        yield str(entry["table"]), entry["row"], computed, printed, entry["note"]

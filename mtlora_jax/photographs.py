@@ -13,6 +13,7 @@ import PIL.ImageOps
 from mtlora_jax.data.decoding import decode_image, read_file
 from mtlora_jax.data.folder import IMAGE_SUFFIXES, FolderDataset
 from mtlora_jax.errors import UserError
+from mtlora_jax.postprocessing import chooses_class
 from mtlora_jax.tasks import Task
 
 ORIENTATION = PIL.ExifTags.Base.Orientation
@@ -91,7 +92,7 @@ class Labels:
         self._tasks = tasks
         if (root / "classes.json").exists():
             for name, task in FolderDataset.describe(root, list(self._folders)).items():
-                if task.classes != tasks[name].classes:
+                if chooses_class(task) and task.classes != tasks[name].classes:
                     raise UserError(
                         f"{root / 'classes.json'}: {name} has the {len(task.classes)} classes {_some(task.classes)}; "
                         f"the model predicts the {len(tasks[name].classes)} classes {_some(tasks[name].classes)}"

@@ -5,6 +5,8 @@
 Needs matplotlib: pip install mtlora_jax[plots].
 """
 
+import collections
+import io
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -12,14 +14,21 @@ from typing import Any
 
 from mtlora_jax import cli
 from mtlora_jax.errors import UserError
+from mtlora_jax.outputs import Outputs
+
+SUFFIXES = (".png", ".pdf", ".svg")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes one picture: losses above, in total and of each task, and the scores of the tasks below."""
     parser = cli.Parser("mtlora_jax.plot", __doc__)
     parser.add_argument("runs", nargs="+", help="workdirs of runs")
-    parser.add_argument("--output", required=True, help="PNG, PDF or SVG file")
+    parser.add_argument("--output", required=True, type=pathlib.Path, help="PNG, PDF or SVG file; an earlier one is replaced")
     args = parser.parse(argv)
+    if args.output.suffix not in SUFFIXES or args.output.is_dir():
+        raise UserError(f"--output={args.output}: expected a file whose name ends in {', '.join(SUFFIXES)}")
+    outputs = Outputs(args.output.parent)
+    logs = {name: read_log(run) for name, run in named([pathlib.Path(run) for run in args.runs]).items()}
     try:
         import matplotlib
     except ImportError as error:
@@ -29,7 +38,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from mtlora_jax.tasks import TASKS
 
-    logs = {pathlib.Path(run).name: read_log(pathlib.Path(run)) for run in args.runs}
     keys = {key for log in logs.values() for line in log for key in line}
     scores = {name: task.primary for name, task in ((n, cls()) for n, cls in TASKS.items()) if f"eval/{name}/{task.primary}" in keys}
     columns = [("loss", "loss", "", "")]
@@ -40,9 +48,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         draw(axes[1][column], score_title, score, logs, "o", "linear")
     axes[1][0].axis("off")  # there is no score of all tasks together: its place is taken by the names of the runs
     axes[1][0].legend(*axes[0][0].get_legend_handles_labels(), loc="upper left")
-    pathlib.Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.output, dpi=110)
-    print(args.output)
+    picture = io.BytesIO()
+    figure.savefig(picture, format=args.output.suffix[1:], dpi=110)
+    print(outputs.write(args.output.name, picture.getvalue()))
+
+
+def named(runs: Sequence[pathlib.Path]) -> dict[str, pathlib.Path]:
+    """{name: workdir}; the name is that of the folder, or the whole path where two have the same."""
+    count = collections.Counter(run.resolve().name for run in runs)
+    return {run.resolve().name if count[run.resolve().name] == 1 else str(run): run for run in runs}
 
 
 def draw(axis: Any, title: str, key: str, logs: Mapping[str, Sequence[Mapping[str, float]]], marker: str | None, scale: str) -> None:
@@ -59,11 +73,20 @@ def draw(axis: Any, title: str, key: str, logs: Mapping[str, Sequence[Mapping[st
 
 
 def read_log(run: pathlib.Path) -> list[dict]:
-    """The lines of WORKDIR/log.jsonl. Raises UserError if there is none."""
+    """The lines of WORKDIR/log.jsonl. Raises UserError if there is none, or one that is not as runs write it."""
     path = run / "log.jsonl"
     if not path.is_file():
         raise UserError(f"{run} is no workdir of a run: it has no log.jsonl")
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    log, lines = [], path.read_text(errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            log.append(json.loads(line) | {"step": int(json.loads(line)["step"])})
+        except (KeyError, TypeError, ValueError) as error:
+            if number < len(lines):  # the last line of a killed run may be cut off
+                raise UserError(f"{path}: line {number} is not one that a run writes") from error
+    if not log:
+        raise UserError(f"{path} holds no step yet")
+    return log
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import numpy as np
 
 from mtlora_jax.errors import UserError
 from mtlora_jax.tasks import Task, make_tasks
+from mtlora_jax.tasks.semseg import SemSeg
 
 
 def postprocess(task: str | Task, logits: Any) -> dict[str, np.ndarray]:
@@ -25,7 +26,12 @@ def postprocess(task: str | Task, logits: Any) -> dict[str, np.ndarray]:
     """
     task = next(iter(make_tasks([task]).values())) if isinstance(task, str) else task
     values = np.asarray(logits)
-    if values.ndim < 3 or not (task.classes or values.shape[-1] == task.channels):
-        channels = "C classes" if task.classes else f"C = {task.channels}"
+    if values.ndim < 3 or not (chooses_class(task) or values.shape[-1] == task.channels):
+        channels = "C classes" if chooses_class(task) else f"C = {task.channels}"
         raise UserError(f"logits of {task.name} must be (..., H, W, C) with {channels}; got {values.shape}")
     return task.results(values.astype(np.float32))
+
+
+def chooses_class(task: Task) -> bool:
+    """Whether a task has an output for each class. Data sets may name the classes of saliency too, which has one output."""
+    return isinstance(task, SemSeg)

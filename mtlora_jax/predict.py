@@ -31,7 +31,7 @@ from mtlora_jax import cli, photographs
 from mtlora_jax.errors import UserError
 from mtlora_jax.gallery import Gallery
 from mtlora_jax.outputs import Outputs
-from mtlora_jax.postprocessing import postprocess
+from mtlora_jax.postprocessing import chooses_class, postprocess
 from mtlora_jax.records import console
 from mtlora_jax.sheets import View, as_image, draw_legend, overlay, panel_of
 from mtlora_jax.tasks import Task, make_tasks
@@ -42,7 +42,8 @@ LEGENDS = "legends"  # folder that tells outputs of this command; it comes first
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the flags, predicts and writes below OUTPUT."""
     parser = cli.Parser("mtlora_jax.predict", __doc__)
-    parser.add_argument("--model", required=True, help="model folder")
+    parser.add_argument("--model", required=True, help="model folder, merged or not; or an adapter folder, with --base")
+    parser.add_argument("--base", help="the model folder with the frozen weights of an adapter")
     parser.add_argument("--images", required=True, type=pathlib.Path, help="a JPEG, PNG or WebP image, or a folder of such")
     parser.add_argument("--output", required=True, type=pathlib.Path, help="folder for what is made; files of the same names are replaced")
     parser.add_argument("--labels", type=pathlib.Path, help="root of a folder data set with labels of these images, to compare with")
@@ -53,13 +54,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     files = photographs.find(args.images, [name for name in args.only.split(",") if name])
     outputs = Outputs(args.output)
 
-    model = mtlora_jax.load(args.model)
+    model = mtlora_jax.load(args.model, args.base)
     tasks = tasks_of(model)
     check_output(args.output, tasks)
     labels = photographs.Labels(args.labels, tasks) if args.labels else None
     predictor = Predictor(model, tasks, labels, outputs, args.save_raw)
     title = "/".join(pathlib.Path(args.model).resolve().parts[-2:])
-    subtitle = f"{model.architecture['method']['name']}, made at {' × '.join(map(str, reversed(model.architecture['image_size'])))}"
+    height, width = model.architecture["image_size"]
+    subtitle = f"{model.architecture['method']['name']}, predicts at {width} × {height} pixels"
     predictor.predict(files, Gallery(title, subtitle, list(tasks), len(files), labelled=labels is not None))
 
 
@@ -70,7 +72,7 @@ def tasks_of(model: Any) -> dict[str, Task]:
     classes = dict(model.config.get("classes") or {})
     for name, task in make_tasks(model.tasks, classes).items():
         outputs = model.architecture["tasks"][name]
-        if task.classes and outputs != task.channels:
+        if chooses_class(task) and outputs != task.channels:
             classes[name] = [f"class {index}" for index in range(outputs)]
     return make_tasks(model.tasks, classes)
 
@@ -94,20 +96,22 @@ class Predictor:
 
     def predict(self, files: Mapping[str, pathlib.Path], gallery: Gallery) -> None:
         """Writes everything for all `files`, {id: file}, and the page at last. Raises UserError if none of them can be read."""
-        done, started = 0, time.monotonic()
+        done, started, reason = 0, time.monotonic(), ""
         with progress_bar() as bar:
             for name, file in bar.track(files.items(), description="predicting"):
                 try:
                     photograph = photographs.read(file, upright=self._labels is None)
                 except UserError as error:
-                    console.print(f"left out: {error}")
+                    reason = str(error)
+                    if len(files) > 1:
+                        console.print(f"left out: {reason}", markup=False)
                     continue
                 if not done:
                     self._write_legends()
                 gallery.add(name, photograph, self._one(name, file, photograph), {task: f"{task}/{name}.png" for task in self._tasks})
                 done += 1
         if not done:
-            raise UserError(f"none of the {len(files)} images can be read" if len(files) > 1 else "the image cannot be read")
+            raise UserError(reason if len(files) == 1 else f"none of the {len(files)} images can be read, the last: {reason}")
         page = gallery.page().encode()
         path = self._outputs.write("index.html", page)
         console.print(f"{done} images in {time.monotonic() - started:.0f} s, {len(files) - done} left out")
@@ -138,7 +142,7 @@ class Predictor:
         try:
             return self._labels.read(task, file, size) if self._labels else None
         except UserError as error:
-            console.print(f"without label: {error}")
+            console.print(f"without label: {error}", markup=False)
             return None
 
 
@@ -149,7 +153,7 @@ def enlarged(task: Task, logits: np.ndarray, size: tuple[int, ...]) -> np.ndarra
     """
     height, width = size
     channels = (cv2.resize(np.ascontiguousarray(channel), (width, height)) for channel in np.moveaxis(logits, -1, 0))
-    if not task.classes:
+    if not chooses_class(task):
         return np.stack(list(channels), axis=-1)
     best, chosen = next(channels), np.zeros((height, width), np.uint8)
     for index, channel in enumerate(channels, start=1):

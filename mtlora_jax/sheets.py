@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
-import PIL.ImageFont
 
+from mtlora_jax.lettering import lettered
+from mtlora_jax.postprocessing import chooses_class
 from mtlora_jax.tasks import Task
 from mtlora_jax.tasks.images import class_palette
 from mtlora_jax.tasks.legend import Legend
@@ -19,6 +20,8 @@ TILE = 400  # width of the pictures of an overlay
 COLUMNS = 3  # of an overlay
 LINE = 22  # height of a line of a legend
 MARGIN = 6
+HEADING, SMALL = 15, 13  # sizes of letters
+FLAT = 64  # a picture of so few colours is not smoothed
 WEIGHT = 0.6  # of the prediction in an overlay
 
 
@@ -42,11 +45,17 @@ class View:
     @classmethod
     def of(cls, task: Task, values: np.ndarray, label: np.ndarray | None = None) -> "View":
         """`values` and `label` as `task.picture` takes them, for tasks with classes label maps (H, W) both."""
-        nothing = values == 0 if task.classes[:1] == ("background",) else np.zeros(values.shape[:2], bool)
+        nothing = values == 0 if chooses_class(task) and task.classes[:1] == ("background",) else np.zeros(values.shape[:2], bool)
         legend = task.legend(values)
         if label is None:
             return cls(task.picture(values), legend, nothing, None, legend)
         return cls(task.picture(values), legend, nothing, task.picture(label), task.legend(values, label))
+
+
+def reduced(image: PIL.Image.Image, width: int, height: int) -> PIL.Image.Image:
+    """The image at another size; smoothed, unless it has so few colours that others would mean something else."""
+    flat = image.getcolors(FLAT) is not None
+    return image.resize((width, height), PIL.Image.Resampling.NEAREST if flat else PIL.Image.Resampling.BOX)
 
 
 def panel(rows: Sequence[Mapping[str, np.ndarray]], height: int, width: int) -> PIL.Image.Image:
@@ -54,12 +63,11 @@ def panel(rows: Sequence[Mapping[str, np.ndarray]], height: int, width: int) -> 
     columns = max(len(row) for row in rows)
     sheet = PIL.Image.new("RGB", (columns * (width + GAP) - GAP, len(rows) * (height + TITLE)), "white")
     draw = PIL.ImageDraw.Draw(sheet)
-    font = PIL.ImageFont.load_default(15)
     for r, row in enumerate(rows):
         for c, (title, picture) in enumerate(row.items()):
             left, top = c * (width + GAP), r * (height + TITLE)
-            draw.text((left + 2, top + 2), title, "black", font)
-            sheet.paste(PIL.Image.fromarray(picture).resize((width, height), PIL.Image.Resampling.NEAREST), (left, top + TITLE))
+            write_words(draw, (left + 2, top + TITLE // 2 + 1), title, HEADING)
+            sheet.paste(reduced(PIL.Image.fromarray(picture), width, height), (left, top + TITLE))
     return sheet
 
 
@@ -72,10 +80,9 @@ def overlay(photograph: np.ndarray, views: Mapping[str, View]) -> PIL.Image.Imag
     columns = -(-len(views) // rows)
     sheet = PIL.Image.new("RGB", (columns * (TILE + GAP) - GAP, rows * (TITLE + height + below)), "white")
     draw = PIL.ImageDraw.Draw(sheet)
-    font = PIL.ImageFont.load_default(15)
     for number, ((name, view), legend) in enumerate(zip(views.items(), legends, strict=True)):
         left, top = number % columns * (TILE + GAP), number // columns * (TITLE + height + below)
-        draw.text((left + 2, top + 2), name, "black", font)
+        write_words(draw, (left + 2, top + TITLE // 2 + 1), name, HEADING)
         blended = PIL.Image.fromarray(blend(photograph, view)).resize((TILE, height), PIL.Image.Resampling.BOX)
         sheet.paste(blended, (left, top + TITLE))
         sheet.paste(legend, (left, top + TITLE + height))
@@ -90,11 +97,10 @@ def blend(photograph: np.ndarray, view: View) -> np.ndarray:
 
 def draw_legend(legend: Legend, width: int = TILE) -> PIL.Image.Image:
     """A legend on white, `width` pixels wide and as high as it takes."""
-    font = PIL.ImageFont.load_default(13)
     side = LINE - 2 * MARGIN
     places, left, top = [], MARGIN, LINE if legend.bar else 0
     for name in legend.swatches:
-        length = side + MARGIN + round(font.getlength(name)) + 2 * MARGIN
+        length = side + MARGIN + width_of(name) + 2 * MARGIN
         if left > MARGIN and left + length > width:
             left, top = MARGIN, top + LINE
         places.append((left, top))
@@ -103,20 +109,32 @@ def draw_legend(legend: Legend, width: int = TILE) -> PIL.Image.Image:
     draw = PIL.ImageDraw.Draw(image)
     for (name, colour), (left, top) in zip(legend.swatches.items(), places, strict=True):
         draw.rectangle((left, top + MARGIN, left + side, top + MARGIN + side), fill=colour, outline="grey")
-        draw.text((left + side + MARGIN, top + LINE // 2 + 1), name, "black", font, anchor="lm")
+        write_words(draw, (left + side + MARGIN, top + LINE // 2 + 1), name)
     if legend.bar:
-        first, last = (round(font.getlength(end)) for end in legend.ends)
+        first, last = map(width_of, legend.ends)
         bar = PIL.Image.fromarray(np.array([legend.bar], np.uint8))
         bar = bar.resize((max(1, width - first - last - 4 * MARGIN), side), PIL.Image.Resampling.BILINEAR)
         image.paste(bar, (first + 2 * MARGIN, MARGIN))
-        draw.text((MARGIN, LINE // 2 + 1), legend.ends[0], "black", font, anchor="lm")
-        draw.text((width - MARGIN, LINE // 2 + 1), legend.ends[1], "black", font, anchor="rm")
+        write_words(draw, (MARGIN, LINE // 2 + 1), legend.ends[0])
+        write_words(draw, (width - MARGIN - last, LINE // 2 + 1), legend.ends[1])
     return image
+
+
+def write_words(draw: PIL.ImageDraw.ImageDraw, place: tuple[int, int], text: str, size: int = SMALL) -> None:
+    """Writes words in black, from the middle of their left side at `place`."""
+    shown, font = lettered(text, size)
+    draw.text(place, shown, "black", font, anchor="lm")
+
+
+def width_of(text: str) -> int:
+    """Pixels that the words of a legend take."""
+    shown, font = lettered(text, SMALL)
+    return round(font.getlength(shown))
 
 
 def as_image(task: Task, values: np.ndarray, view: View) -> PIL.Image.Image:
     """A palette image of class indices, as label files are, or an RGB one."""
-    if not task.classes:
+    if not chooses_class(task):
         return PIL.Image.fromarray(view.prediction)
     image = PIL.Image.fromarray(values)
     image.putpalette(class_palette().tobytes())

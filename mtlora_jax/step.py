@@ -1,5 +1,6 @@
 """The training and evaluation step: pure functions of explicit arguments, compiled by the caller."""
 
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from flax import nnx
 
 from mtlora_jax import parameters
 from mtlora_jax.errors import UserError
+from mtlora_jax.models.layers import resize_bilinear
 from mtlora_jax.parameters import Flat
 from mtlora_jax.tasks.task import Task
 
@@ -51,8 +53,17 @@ def normalise(images: jax.Array | np.ndarray) -> jax.Array:
 def losses_of(
     logits: Mapping[str, jax.Array], batch: Batch, tasks: Mapping[str, Task], weights: Mapping[str, float]
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Weighted total and each task's own loss, float32 scalars; section 3.3 of the paper."""
-    losses = {name: task.loss(logits[name], batch[name]) for name, task in tasks.items()}
+    """Weighted total and each task's own loss, float32 scalars; section 3.3 of the paper.
+
+    Logits may be coarser than the labels, whose size they are brought to. At that size they are by far the largest arrays of a step, so
+    the backward pass makes them again instead of keeping them.
+    """
+
+    @functools.partial(jax.checkpoint, static_argnums=0)
+    def loss(name: str, logits: jax.Array, label: jax.Array) -> jax.Array:
+        return tasks[name].loss(resize_bilinear(logits, *label.shape[1:3]), label)
+
+    losses = {name: loss(name, logits[name], batch[name]) for name in tasks}
     total = sum((weights[name] * loss for name, loss in losses.items()), start=jnp.zeros(()))
     return total, losses
 
@@ -92,7 +103,7 @@ def train_step(
     def loss_fn(trainable: Flat):
         model = parameters.merge(graph, trainable, frozen, state.batch_stats)
         rngs = nnx.Rngs(dropout=key)
-        total, losses = losses_of(model(images, train=True, rngs=rngs, parts=accumulation), batch, tasks, weights)
+        total, losses = losses_of(model.on_features(images, train=True, rngs=rngs, parts=accumulation), batch, tasks, weights)
         return total, (losses, parameters.batch_statistics(model))
 
     (total, (losses, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)

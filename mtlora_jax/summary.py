@@ -8,15 +8,18 @@
 
 Keys of --json:
 trainable, total (numbers of values), groups ({group: {total, trainable}}), trainable_unused (trained, but no logit depends on it),
-gmacs (10^9 multiply-accumulates of one image's forward pass as the program executes it: linear layers, convolutions, attention),
+gmacs (10^9 multiply-accumulates of one image's forward pass, layer by layer: linear layers, convolutions, attention),
 gmacs_linear (linear layers and convolutions alone, as papers count), gmacs_everything (also interpolation, as the matrix products that JAX
 makes of it, and every two operations on single elements, such as those of norms, softmax, GELU, biases and residuals, as one;
 moving data is free), modules ({module: {total, trainable, gmacs}}, gmacs of products with the module's weights),
 tasks, image_size, method,
-gmacs_merged (as gmacs, after mtlora_jax.merge), total_merged,
-per_task ({task: {trainable, total, gmacs, gmacs_merged}} of the model of the tasks up to this one),
+gmacs_fused (as gmacs, as the program executes it, which takes products together that follow each other),
+gmacs_merged (as gmacs_fused, after mtlora_jax.merge), total_merged,
+per_task ({task: {trainable, total, gmacs, gmacs_fused, gmacs_merged}} of the model of the tasks up to this one),
 memory (bytes of a training step on one device: parameters, gradients, optimizer, batch, activations that the forward pass keeps for the
 backward pass, total; and batch_size), estimated from shapes, see mtlora_jax.memory.
+
+Keys of --paper --json: rows ([{table, row, computed, printed, note}], trained values, in Table 6 multiply-accumulates), remarks.
 """
 
 import json
@@ -34,10 +37,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser("mtlora_jax.summary", __doc__, config="--paper" not in argv)
     parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
     parser.add_argument("--batch_size", type=int, help="of the memory estimate (default: the config's)")
-    parser.add_argument("--paper", action="store_true", help="compare with the paper's tables; takes no other flag")
+    parser.add_argument("--paper", action="store_true", help="compare with the paper's tables; goes with --json alone")
     args = parser.parse(argv)
     if args.paper:
-        tell_paper()
+        if args.batch_size is not None:
+            raise UserError("--batch_size: --paper compares no memory; give --config=FILE instead")
+        tell_paper(args.json)
         return
     batch_size = args.config.batch_size if args.batch_size is None else args.batch_size
     if batch_size < 1:
@@ -94,8 +99,12 @@ def size_and_cost(architecture: Mapping[str, Any]) -> dict[str, float]:
     sums = {key: sum(count[key] for count in counts) for key in ("trainable", "total")}
     folded = architectures.build(merged_architecture(architecture))
     total = sum(count["total"] for count in count_parameters(folded, architectures.method_of(architecture)).values())
-    gmacs = {name: macs_of(module, size)[0].products / 1e9 for name, module in (("gmacs", model), ("gmacs_merged", folded))}
-    return {**sums, "total_merged": total, **gmacs}
+    ways = {"gmacs": (model, False), "gmacs_fused": (model, True), "gmacs_merged": (folded, True)}
+    return {
+        **sums,
+        "total_merged": total,
+        **{name: macs_of(module, size, fused)[0].products / 1e9 for name, (module, fused) in ways.items()},
+    }
 
 
 def tell(summary: Mapping[str, Any]) -> None:
@@ -113,7 +122,8 @@ def tell(summary: Mapping[str, Any]) -> None:
         "linear layers and convolutions, as papers count": summary["gmacs_linear"],
         "and attention products": summary["gmacs"],
         "and interpolation and element-wise operations": summary["gmacs_everything"],
-        "merged: linear layers, convolutions, attention": summary["gmacs_merged"],
+        "as executed in training: linear layers, convolutions, attention": summary["gmacs_fused"],
+        "as executed once merged": summary["gmacs_merged"],
     }
     rows = [(what, f"{value:.2f}") for what, value in told.items()]
     print_table(f"One image of {size}, {tasks} tasks", ("forward pass", "GMACs"), rows)
@@ -132,11 +142,14 @@ def tell(summary: Mapping[str, Any]) -> None:
     print_table(heading, ("what", "GB"), [(what, f"{count / 1e9:.3f}") for what, count in memory.items()])
 
 
-def tell_paper() -> None:
+def tell_paper(as_json: bool) -> None:
     """Prints what the paper prints next to what is counted here."""
-    from mtlora_jax.paper import REMARKS, compared
+    from mtlora_jax.paper import REMARKS, compared, entries
     from mtlora_jax.records import console, print_table
 
+    if as_json:
+        print(json.dumps({"rows": list(entries()), "remarks": REMARKS}))
+        return
     headings = ("table", "row", "computed", "printed", "note")
     print_table("MTLoRA, arXiv 2403.20320: trained parameters; in Table 6 multiply-accumulates", headings, list(compared()))
     for remark in REMARKS:

@@ -98,7 +98,7 @@ def test_another_base_is_refused(folders, model, tmp_path):
 
 
 def test_an_adapter_alone_is_no_model(folders):
-    with pytest.raises(UserError, match=r"adapter is an adapter of base: open it with mtlora_jax\.load\(ADAPTER, base=BASE\)"):
+    with pytest.raises(UserError, match=r"adapter is an adapter of base: open it with --base=BASE or mtlora_jax\.load\(ADAPTER, base="):
         mtlora_jax.load(folders["adapter"])
     with pytest.raises(UserError, match="model is a whole model and needs no base"):
         mtlora_jax.load(folders["model"], base=folders["base"])
@@ -221,6 +221,14 @@ def test_command(folders, arrays, tmp_path, capsys):
     assert_same_arrays(folder.read(tmp_path / "whole")[1], {p: a for p, a in arrays.items() if "semseg" not in p.split(".")})
     assert "tasks normals, sal" in capsys.readouterr().out
     assert json.loads((tmp_path / "whole" / "config.json").read_text()) == config
+
+
+def test_a_folder_whose_files_do_not_fit_each_other_is_not_copied(folders, tmp_path, capsys):
+    odd = pathlib.Path(shutil.copytree(folders["model"], tmp_path / "odd"))
+    (odd / "config.json").write_text((odd / "config.json").read_text().replace('"sal"', '"edge"'))
+    assert run_command([str(odd), str(tmp_path / "out")]) == 2
+    assert re.match(r"error: .*odd does not fit the model; missing: .*\.edge", capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
 
 
 WRONG_FLAGS = {

@@ -33,7 +33,7 @@ def metadata(text: str) -> dict:
 
 @pytest.fixture(scope="module")
 def full() -> str:
-    return card(FULL, {"a": np.zeros((2, 3)), "b": np.zeros(4)})
+    return card({**FULL, "scores": {**SCORES, "gain_over_first": 13699.66}}, {"a": np.zeros((2, 3)), "b": np.zeros(4)})
 
 
 def test_metadata_for_the_hub(full):
@@ -59,12 +59,13 @@ def test_scores_training_and_numbers(full):
     assert "| semseg | 3 | a, b, c |" in lines
     means = [line for line in lines if line.startswith("| normals | ") and "degrees" in line]
     assert [line.split(" | ")[1:3] for line in means] == [["mean", "18.25"], ["rmse", "27.5"]]  # that of the papers comes first
-    assert "| all | delta_m | +2.54 | percent |" in lines
+    assert "| all | delta_m | +2.54 | percent over models of one task each |" in lines
     assert "    python -m mtlora_jax.main --config=configs/x.py" in lines
     assert "IoU/a" not in full
     assert "After 300 training steps, on the split `val` of" in full
     assert "This folder stores 10 values" in full
     assert "was not evaluated" not in full
+    assert "gain" not in full
     for title in ("Use", "Scores", "Parameters", "Where it comes from", "Licence"):
         assert lines.count(f"## {title}") == 1
 

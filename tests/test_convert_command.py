@@ -198,6 +198,10 @@ WRONG_TENSORS = {
         r"windows of \[4, 4, 4, 2\]; make them one with --window_size",
     ),
     "window flag": (bare, ["--window_size=0"], "--window_size=0 must be at least 1"),
+    "huge window": (bare, ["--window_size=1000000"], "--window_size=1000000 must be at least 1 and at most 256"),
+    "infinite scale": (adapted, ["--scale=inf"], "--scale=inf must be above 0 and finite"),
+    "no scale": (adapted, ["--scale=nan"], "--scale=nan must be above 0 and finite"),
+    "scale of nothing": (adapted, ["--scale=0"], r"--scale=0\.0 must be above 0 and finite"),
     "image flag": (bare, ["--image_size=16"], "image_size = "),
     "no number": (bare, ["--scale=big"], "argument --scale: invalid float value: 'big'"),
     "format": (bare, ["--from=caffe"], "invalid choice: 'caffe'"),
@@ -275,6 +279,7 @@ def test_wrong_files(tmp_path, capsys):
     assert_refused([tmp_path / "model.safetensors", tmp_path], out, "holds the source", capsys)
     assert_refused([tmp_path / "model.safetensors", tmp_path / "weights.h5"], out, "is a file", capsys)
     assert_refused([tmp_path / "model.safetensors"], out, "the following arguments are required: out", capsys)
+    assert_refused([tmp_path / "model.safetensors", tmp_path / "weights.h5" / "out"], out, r"h5/out: cannot be written \(", capsys)
 
 
 def test_wrong_torch_files(tmp_path, capsys):
@@ -292,3 +297,6 @@ def test_wrong_torch_files(tmp_path, capsys):
     ]:
         torch.save(content, tmp_path / "odd.pth")
         assert_refused([tmp_path / "odd.pth", out], out, message, capsys)
+    for place in (tmp_path / "odd.pth" / "out.pth", "/proc/out.pth"):
+        arguments = [GOLDEN / "mtlora" / "checkpoint.pth", place, "--to=mtlora"]
+        assert_refused(arguments, out, r"out\.pth: cannot be written \(", capsys)

@@ -8,10 +8,12 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import micro
 import numpy as np
 import pytest
 from jax import export as jax_export
+from jax.extend.core import jaxpr_as_fun
 
 import mtlora_jax
 from mtlora_jax import architecture, cli, export, folder, parameters
@@ -79,8 +81,8 @@ def test_one_artifact_takes_any_batch_and_size(exported, model):
 
 def test_what_is_too_small_or_not_uint8_is_refused(exported):
     run = load(exported)
-    with pytest.raises(ValueError, match="Error refining shapes"):
-        run(photographs(1, 32, 40))
+    with pytest.raises(ValueError, match=r"images \(1, 40, 32, 3\) are too small: .* H, W of at least \[33, 33\]"):
+        run(photographs(1, 40, 32))
     with pytest.raises(ValueError, match="Dtype mismatch"):
         run(np.zeros((1, 40, 40, 3), np.float32))
 
@@ -105,10 +107,22 @@ def test_the_loader_needs_neither_this_package_nor_flax(exported, model, tmp_pat
     done = python(exported / "load.py", "images.npy", "logits.npz")
     assert (done.returncode, done.stderr) == (0, "")
     assert_same(dict(np.load(tmp_path / "logits.npz")), model, photographs(3, 33, 45))
+    for arguments, told in (
+        (("nowhere.npy", "no.npz"), "error: [Errno 2] No such file or directory: 'nowhere.npy'\n"),
+        (("logits.npz", "no.npz"), "error: "),
+        (("images.npy", "nowhere/no.npz"), "error: [Errno 2] No such file or directory: 'nowhere/no.npz'\n"),
+        ((), "\npython load.py images.npy logits.npz "),
+    ):
+        done = python(exported / "load.py", *arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert told in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "no.npz").exists()
 
 
 def test_the_loader_is_short():
-    assert len((pathlib.Path(export.__file__).parent / "load.py").read_text().splitlines()) < 30
+    lines = (pathlib.Path(export.__file__).parent / "load.py").read_text().splitlines()
+    assert len([line for line in lines[6:] if line.strip()]) < 30
 
 
 def test_metadata(exported):
@@ -121,7 +135,7 @@ def test_metadata(exported):
     assert about["input"] == {
         "dtype": "uint8",
         "shape": ["B", "H", "W", 3],
-        "constraints": {"H": ">= 33", "W": ">= 33"},
+        "smallest": [33, 33],
         "content": "RGB",
         "normalisation": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
     }
@@ -153,7 +167,7 @@ def test_merged_first(source, small, tmp_path, stages, inputs):
     about = json.loads((out / "metadata.json").read_text())
     assert about["method"] == {"name": "merged", "of": folder.read_config(unmerged)["architecture"]["method"]}
     assert about["input"]["shape"] == ["B", 32, 32, 3]
-    assert about["input"]["constraints"] == {}
+    assert "smallest" not in about["input"]
     assert about["stablehlo"]["platforms"] == ["cpu"]
 
 
@@ -188,8 +202,9 @@ def test_smallest_side(window, depths, side):
         (["--platforms="], "--platforms=: '' is not one of cpu"),
         (["--format=tflite"], "--format=tflite: 'tflite' is not one of stablehlo, onnx"),
         (["--inputs=int8"], "argument --inputs: invalid choice: 'int8'"),
-        (["--size=16x448"], "--size=16x448 is not HEIGHTxWIDTH of at least 32 pixels each, like 448x448"),
+        (["--size=16x448"], "--size=16x448 is not HEIGHTxWIDTH of 32 to 8192 pixels each, like 448x448"),
         (["--size=448"], "--size=448 is not HEIGHTxWIDTH"),
+        (["--size=99999999x99999999"], "--size=99999999x99999999 is not HEIGHTxWIDTH"),
         (["--output={tmp}/file"], "file is a file; expected the name of a folder"),
         (["--output={tmp}/file/out"], "file/out cannot be written: "),
         (["--output={tmp}/mine"], "mine holds notes.txt (1), which were not exported: choose another folder"),
@@ -211,6 +226,13 @@ def test_bad_input_is_one_line_and_writes_nothing(source, tmp_path, capsys, flag
     assert (stop.value.code, out, err.count("\n")) == (2, "", 1)
     assert message in err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_adapter_with_its_base(small, tmp_path, monkeypatch):
+    asked, load_folder = [], mtlora_jax.load
+    monkeypatch.setattr(mtlora_jax, "load", lambda *folders: asked.append(folders) or load_folder(small))
+    main(["--model=adapter", "--base=swin", f"--output={tmp_path / 'out'}", "--size=32x32", "--platforms=cpu"])
+    assert asked == [("adapter", "swin")]
 
 
 def test_merging_twice_is_refused(tmp_path):
@@ -241,6 +263,22 @@ def test_onnx_without_its_libraries(source, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"--format=onnx needs jax2onnx, which is not installed: pip install 'mtlora_jax\[onnx\]'"):
         main([f"--model={source}", f"--output={tmp_path / 'out'}", "--format=onnx"])
     assert not (tmp_path / "out").exists()
+
+
+def test_what_depends_on_constants_alone_is_computed_ahead():
+    """And programs in programs are written out: jit, checkpoint, custom derivatives."""
+
+    def run(x):
+        table = jnp.sqrt(jnp.arange(4.0).reshape(2, 2)) @ jnp.ones((2, 3))
+        return jax.nn.relu(jax.checkpoint(lambda x: 2 * x)(x) - table[1])
+
+    shape = jax.ShapeDtypeStruct(jax_export.symbolic_shape("B, 3"), np.float32)
+    folded = onnx.folded(jax.make_jaxpr(run)(shape))
+    assert [equation.primitive.name for equation in folded.eqns] == ["mul", "sub", "max"]
+    assert folded.in_avals[0].shape == shape.shape
+    x = np.float32([[1, 2, 3], [0, 1, 2]])
+    (found,) = jaxpr_as_fun(onnx.folded(jax.make_jaxpr(run)(x)))(x)
+    np.testing.assert_array_equal(found, run(x))
 
 
 @pytest.fixture(scope="module")

@@ -189,6 +189,9 @@ def test_functions_of_the_package_hide_behind_no_module():
         assert not (pathlib.Path(folder.__file__).parent / f"{name}.py").exists()
 
 
+CONFIG = '{"format": 1, "architecture": {"backbone": %s, "tasks": %s, "decoder": null, "method": {}, "image_size": []}, "adapter": %s}'
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -200,6 +203,9 @@ def test_functions_of_the_package_hide_behind_no_module():
         ('{"format": 1, "architecture": "swin"}', r"config\.json describes no mtlora_jax model"),
         ('{"format": 2, "architecture": {}}', r"config\.json has format 2; this version reads 1"),
         ('{"format": 1, "architecture": {"backbone": {}, "image_size": [32, 32]}}', r"config\.json: .* lacks tasks, decoder, method"),
+        (CONFIG % ('"swin"', "{}", "{}"), r'config\.json: backbone = "swin" is not what this package writes'),
+        (CONFIG % ("{}", '["sal"]', "{}"), r'config\.json: tasks = \["sal"\] is not what this package writes'),
+        (CONFIG % ("{}", "{}", '"swin"'), r'config\.json: adapter = "swin" is not what this package writes'),
     ],
 )
 def test_damaged_config(copy, text, message):

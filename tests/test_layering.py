@@ -33,7 +33,7 @@ LAYERS = [
     {"train"},
     {"config"},
     {"cli"},
-    {"outputs", "photographs", "sheets"},
+    {"lettering", "outputs", "photographs", "sheets"},
     {"gallery"},
     {"main", "summary", "plot", "convert", "predict", "benchmark", "export", "pretrain", "demo", "memory", "paper"},
 ]

@@ -60,13 +60,14 @@ def test_parts_of_the_estimate():
     assert told["parameters"] == 4 * sum(value.size for value in values)
     assert told["optimizer"] == pytest.approx(2 * told["gradients"], abs=100)  # two moments, and counts of steps
     assert told["batch"] == 4 * 64 * 64 * (3 + 1 + 3 * 2)  # image and classes as bytes, normals as 16-bit numbers
-    assert told["recomputed"] == 0
+    logits = 4 * 4 * 64 * 64 * 21  # of semseg at full size, the larger of two losses, which are computed again: exponentials and their sum
+    assert logits < told["recomputed"] < 3 * logits
     assert told["total"] == sum(value for key, value in told.items() if key != "total")
 
 
 def test_activations_grow_with_the_batch_alone():
     small, large = memory(4), memory(8)
-    assert large["activations"] == pytest.approx(2 * small["activations"], rel=0.02)  # factors are scaled once, whatever the batch
+    assert large["activations"] == pytest.approx(2 * small["activations"], rel=0.05)  # products of weights do not
     for key in ("parameters", "gradients", "optimizer"):
         assert large[key] == small[key]
 

@@ -1,12 +1,14 @@
+import io
 import pathlib
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 import scipy.io
 
 from mtlora_jax.errors import UserError
-from tfds_pascal_context import labels, layout
+from tfds_pascal_context import files, labels, layout
 from tfds_pascal_context.context import NORMALS_CLASSES
 from tfds_pascal_context.layout import Annotated
 
@@ -176,3 +178,15 @@ def test_a_file_that_is_no_annotation_is_named(tmp_path, content):
     scipy.io.savemat(tmp_path / "x.mat", content)
     with pytest.raises(UserError, match=r"x\.mat: .*expected a PASCAL-Part annotation"):
         layout.read_objects(tmp_path / "x.mat")
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((30, 41), np.uint8), ((30, 41), np.uint16), ((30, 41, 3), np.uint8)])
+def test_stored_and_compressed_files_hold_the_pixels(shape, dtype):
+    pixels = (np.random.default_rng(0).integers(0, 2, shape) * [[9] if len(shape) == 2 else [9, 200, 77]]).astype(dtype)
+    stored = files.png(pixels)
+    packed = files.compressed(stored)
+    assert len(stored) > pixels.nbytes > len(packed)
+    for content in (stored, packed):
+        np.testing.assert_array_equal(np.array(PIL.Image.open(io.BytesIO(content))), pixels)
+        read = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+        np.testing.assert_array_equal(read[..., ::-1] if pixels.ndim == 3 else read, pixels)

@@ -1,14 +1,17 @@
 import ctypes
+import errno
 import functools
 import json
+import os
 import platform
+import sys
 import types
 
 import numpy as np
 import pytest
 import tiny_data
 
-from mtlora_jax.data import FolderDataset, pipeline
+from mtlora_jax.data import FolderDataset, pipeline, stacking
 from mtlora_jax.data.pipeline import eval_batches, train_batches
 from mtlora_jax.data.transforms import Augmentation
 from mtlora_jax.errors import UserError
@@ -186,3 +189,47 @@ def test_workers_keep_freed_memory(monkeypatch):
     monkeypatch.setattr("ctypes.CDLL", lambda name: told)
     pipeline._keep_freed_memory()
     assert accepted == [1, 1]
+
+
+def examples(count=stacking.ROWS + 2):
+    rng = np.random.default_rng(0)
+    return [
+        {
+            "image": rng.integers(0, 256, (150, 160, 3), np.uint8)[:, ::-1],  # large, and not contiguous
+            "normals": rng.integers(0, 2**16, (110, 100, 3), np.uint16),
+            "semseg": rng.integers(0, 21, (4, 5), np.uint8),
+            "mask": np.True_,
+            "image_id": "longer" if index else "id",
+        }
+        for index in range(count)
+    ]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_stacking(shared):
+    given = examples()
+    batch = stacking.stack(given, shared)
+    in_shared_memory = {key for key, value in batch.items() if isinstance(value, stacking.SharedMemoryArray)}
+    assert in_shared_memory == ({"image", "normals"} if shared else set())
+    for key, value in batch.items():
+        np.testing.assert_array_equal(value, np.stack([example[key] for example in given]), err_msg=key)
+        if isinstance(value, stacking.SharedMemoryArray):
+            value.shm.unlink()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="this memory is a file on Linux only")
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), None])
+def test_full_shared_memory_is_an_error_of_one_line(monkeypatch, error):
+    names = []
+
+    def write(file, rows, offset):
+        names.append(os.readlink(f"/proc/self/fd/{file}"))
+        if error:
+            raise error
+        return 4096
+
+    monkeypatch.setattr(os, "pwritev", write)
+    with pytest.raises(UserError, match=r"^/dev/shm: a batch of 5 MB cannot be shared .*(No|no) space left.*fewer --config.data.workers"):
+        stacking.stack(examples(), shared=True)
+    assert names
+    assert not os.path.exists(names[0])

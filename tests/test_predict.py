@@ -27,7 +27,7 @@ class Colours:
     """Stands for a model, whose compilation would take seconds: says of each pixel whether it is red or blue."""
 
     tasks = tuple(TASKS)
-    config = {"classes": {"semseg": CLASSES}}
+    config = {"classes": {"semseg": CLASSES, "sal": ("background", "salient")}}
     architecture = {"tasks": TASKS, "image_size": [32, 48], "method": {"name": "full"}}
 
     def __init__(self):
@@ -50,7 +50,7 @@ class Colours:
 def model(monkeypatch):
     """The model that --model=any names."""
     model = Colours()
-    monkeypatch.setattr(mtlora_jax, "load", lambda name: model)
+    monkeypatch.setattr(mtlora_jax, "load", lambda name, base: model)
     return model
 
 
@@ -221,8 +221,8 @@ def other_classes(base):
 @pytest.mark.parametrize(
     ("prepare", "flags", "told"),
     [
-        (only_bad_images, [], "none of the 2 images can be read"),
-        (only_bad_images, ["--only=a"], "the image cannot be read"),
+        (only_bad_images, [], r"none of the 2 images can be read, the last: .*b\.jpg: cannot be read as an image \(no image\)"),
+        (only_bad_images, ["--only=a"], r"^\S*a\.png: cannot be read as an image \(no image\)"),
         (lambda base: (base / "images").mkdir(), [], "images: no image; their names end in"),
         (lambda base: None, [], "images: no such file or folder"),
         (images, ["--only=a,nobody"], "no image nobody; it has a"),
@@ -257,6 +257,29 @@ def test_a_full_disk(model, tmp_path, monkeypatch):
         command(tmp_path)
     assert not list((tmp_path / "out" / "overlay").iterdir())
     assert not (tmp_path / "out" / "index.html").exists()
+
+
+def test_classes_may_be_named_of_tasks_that_choose_none(model, tmp_path):
+    """Saliency is a probability, whatever its two sides are called in the data set and in the model."""
+    images(tmp_path)
+    write_labels(tmp_path / "data", "a")
+    (tmp_path / "data" / "classes.json").write_text(json.dumps({"semseg": CLASSES, "sal": ["nothing", "something"]}))
+    (tmp_path / "data" / "sal").mkdir()
+    PIL.Image.fromarray(np.full((40, 60), 255, np.uint8)).save(tmp_path / "data" / "sal" / "a.png")
+    command(tmp_path, f"--labels={tmp_path / 'data'}")
+    assert read(tmp_path / "out" / "sal" / "a.png")[0] == "RGB"
+    assert read(tmp_path / "out" / "sal" / "a.png")[1][20, 0].min() > 100  # salient, where the photograph is red
+    blended = read(tmp_path / "out" / "overlay" / "a.png")[1]
+    assert blended[sheets.TITLE + 100, sheets.TILE + sheets.GAP + 300].tolist() == pytest.approx([0, 0, 100], abs=4)  # black over blue
+
+
+def test_an_adapter_with_its_base(model, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(mtlora_jax, "load", lambda *folders: asked.append(folders) or model)
+    images(tmp_path)
+    command(tmp_path, "--base=swin")
+    command(tmp_path)
+    assert asked == [("any", "swin"), ("any", None)]
 
 
 def test_predictions_may_be_made_again(model, tmp_path):

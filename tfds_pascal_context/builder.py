@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_builder import ShardBasedBuilder  # not in tfds.core before 4.9.10
 
 from mtlora_jax.errors import UserError
-from tfds_pascal_context import convert, download, raw, source, storage
+from tfds_pascal_context import convert, download, files, raw, source, storage
 
 SHARD = 512  # images in a file; about 100 MB
 BYTES = tfds.features.Image(shape=(None, None, 1), dtype=np.uint8, encoding_format="png")
@@ -165,10 +165,12 @@ class RawBuilder(ShardBasedBuilder, skip_registration=True):
         return people
 
     def _examples(self, dataset: raw.Raw, ids: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        packs = self.info.file_format == tfds.core.FileFormat.ARRAY_RECORD  # the others do not compress
         for image_id in ids:
             made = convert.load_finished(dataset, image_id, self.tasks, self.partial_dir)
             # Encoded already: TFDS would need TensorFlow to encode an array.
-            images = {"image": dataset.image(image_id).read_bytes(), **made.labels}
+            labels = made.labels if packs else {task: files.compressed(content) for task, content in made.labels.items()}
+            images = {"image": dataset.image(image_id).read_bytes(), **labels}
             yield image_id, {"image_id": image_id, **{name: io.BytesIO(content) for name, content in images.items()}}
 
 

@@ -23,7 +23,7 @@ from mtlora_jax.errors import UserError
 from tfds_pascal_context import files, labels
 from tfds_pascal_context.raw import Raw
 
-FORMAT = 1  # of the cached files; to be raised whenever labels come out differently
+FORMAT = 2  # of the cached files; to be raised whenever their contents come out differently
 ASPECT = 1.05  # a label whose sides are in a ratio that differs by more cannot belong to the image
 
 HEAD = "head.json"  # in a cached file, beside the labels
@@ -88,7 +88,7 @@ def store(path: pathlib.Path, fingerprint: str, converted: Converted) -> None:
         "resized": converted.resized,
     }
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as cached:
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as cached:
         for name, content in {HEAD: json.dumps(head), **converted.labels}.items():
             cached.writestr(name, content)
     temporary = path.with_suffix(".tmp")

@@ -12,18 +12,21 @@ place, and every parameter a tensor; nothing in a pickle is ever run.
 """
 
 import argparse
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtlora_jax import adapter, cli, folder
+from mtlora_jax import adapter, cli, folder, parameters
+from mtlora_jax.architecture import build
 from mtlora_jax.convert import FORMATS, convert, to_mtlora
 from mtlora_jax.errors import UserError
 from mtlora_jax.retask import keep_tasks
 
 OF_CHECKPOINTS = ("scale", "image_size", "window_size")  # flags that mean nothing for a model folder, which knows
+LARGEST_WINDOW = 256  # tokens on a side; those of Swin have 7 to 24
 
 
 class Source(NamedTuple):
@@ -55,11 +58,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     check(args)
     try:
         config, arrays, report = read(args)
-        if args.merge:
-            from mtlora_jax.merging import merged_arrays
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}") from error
+    if args.merge:
+        from mtlora_jax.merging import merged_arrays
 
-            config["architecture"], arrays = merged_arrays(config["architecture"], arrays)
-            report = [*report, f"merged     {len(arrays)} tensors with {sum(a.size for a in arrays.values()):,} values"]
+        config["architecture"], arrays = merged_arrays(config["architecture"], arrays)
+        report = [*report, f"merged     {len(arrays)} tensors with {sum(a.size for a in arrays.values()):,} values"]
+    try:
         if args.to == "mtlora":
             to_mtlora.save(args.out, config["architecture"], arrays)
         elif args.adapter:
@@ -67,13 +73,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             folder.write(args.out, config, arrays, folder.WEIGHTS)
     except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}") from error
+        raise UserError(f"{args.out}: cannot be written ({error.strerror})") from error
     print("\n".join([*report, f"written    {args.out}"]))
 
 
 def check(args: argparse.Namespace) -> None:
     """Raises UserError for flags that contradict each other, and if writing OUT would destroy something."""
     out, source = args.out, args.source
+    if args.scale is not None and not 0 < args.scale < math.inf:
+        raise UserError(f"--scale={args.scale} must be above 0 and finite")
+    if args.window_size is not None and not 1 <= args.window_size <= LARGEST_WINDOW:
+        raise UserError(f"--window_size={args.window_size} must be at least 1 and at most {LARGEST_WINDOW}")
     if args.adapter and (args.merge or args.to == "mtlora" or args.base is None):
         what = (
             "needs --base=FOLDER, the model folder with the frozen weights"
@@ -121,6 +131,7 @@ def read_folder(args: argparse.Namespace, tasks: Sequence[str] | None) -> Source
         config, arrays = adapter.read_adapter(args.source, args.base)
     if tasks is not None:
         config, arrays = keep_tasks(config, arrays, tasks)
+    parameters.assign(build(config["architecture"]), arrays, str(args.source))
     report = [
         f"model      {config['architecture']['method']['name']}, tasks {', '.join(config['architecture']['tasks']) or 'none'}",
         f"tensors    {len(arrays)} with {sum(a.size for a in arrays.values()):,} values",

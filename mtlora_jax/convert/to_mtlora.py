@@ -33,7 +33,8 @@ def save(out: pathlib.Path, architecture: Mapping[str, Any], arrays: Arrays) -> 
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.new")
     try:
-        torch.save({"model": tensors, "config": config_of(architecture)}, temporary)
+        with temporary.open("wb") as file:  # whose errors are those of the system; PyTorch opens files with messages of its own
+            torch.save({"model": tensors, "config": config_of(architecture)}, file)
         os.replace(temporary, out)
     finally:
         temporary.unlink(missing_ok=True)

@@ -5,14 +5,12 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import PIL.Image
 
 from mtlora_jax.errors import UserError
+from mtlora_jax.tasks.images import pixels_of
 from mtlora_jax.tasks.task import Task
-
-END_OF_JPEG = b"\xff\xd9"
 
 Example = dict[str, Any]  # strings and arrays
 
@@ -59,16 +57,9 @@ def decode_image(data: bytes, origin: str) -> np.ndarray:
         with PIL.Image.open(io.BytesIO(data)) as image:
             if image.mode[0] in "IF":
                 raise UserError(f"{origin}: pixel format {image.mode}; images must have 8 bits per channel")
-            # OpenCV takes half the time, but some versions make up the rest of an image that is cut off.
-            whole_jpeg = image.format == "JPEG" and image.mode == "RGB" and data.endswith(END_OF_JPEG)
-            pixels = _decode_jpeg(data) if whole_jpeg else None
-            return np.asarray(image.convert("RGB")) if pixels is None else pixels
+            return pixels_of(image, data) if image.mode == "RGB" else np.asarray(image.convert("RGB"))
     except UserError:
         raise
     except Exception as error:  # Pillow's decoders pass on whatever damaged data make them stumble over
         reason = "no image" if isinstance(error, PIL.UnidentifiedImageError) else error  # whose text would show an address in memory
         raise UserError(f"{origin}: cannot be read as an image ({reason})") from error
-
-
-def _decode_jpeg(data: bytes) -> np.ndarray | None:
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)

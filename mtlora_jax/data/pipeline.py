@@ -25,6 +25,7 @@ from absl import flags
 from mtlora_jax.data import parity as reference
 from mtlora_jax.data import transforms
 from mtlora_jax.data.decoding import Example
+from mtlora_jax.data.stacking import stack
 from mtlora_jax.data.transforms import PASCAL, Augmentation
 from mtlora_jax.errors import UserError
 from mtlora_jax.tasks.task import IGNORE, Task
@@ -142,7 +143,7 @@ def train_batches(
     warp = functools.partial(reference.warp if parity else transforms.warp, tasks=dataset.tasks, image_size=image_size)
     transform = functools.partial(_train_example, augmentation=augmentation, warp=warp)
     examples = grain.MapDataset.source(_Tolerant(dataset)).seed(seed).shuffle().repeat().random_map(transform)
-    return Batches(_share(examples, batch_size, process_index, process_count), workers)
+    return Batches(_share(examples, batch_size, process_index, process_count, workers), workers)
 
 
 def eval_batches(
@@ -164,15 +165,16 @@ def eval_batches(
     padded = -(-len(dataset) // batch_size) * batch_size
     resize = functools.partial(reference.resize if parity else transforms.resize, tasks=dataset.tasks, image_size=image_size)
     examples = grain.MapDataset.range(padded).map(functools.partial(_eval_example, dataset=_Tolerant(dataset), resize=resize))
-    return Batches(_share(examples, batch_size, process_index, process_count), workers)
+    return Batches(_share(examples, batch_size, process_index, process_count, workers), workers)
 
 
-def _share(examples: grain.MapDataset, batch_size: int, process_index: int, process_count: int) -> grain.MapDataset:
+def _share(examples: grain.MapDataset, batch_size: int, process_index: int, process_count: int, workers: int) -> grain.MapDataset:
     """This process's rows of every batch: as the devices are ordered by process, its devices get the rows a single process would give them.
 
     Taken after everything random, so that an example depends on its place in the global order only.
     """
-    return examples.batch(batch_size // process_count, drop_remainder=True)[process_index::process_count]
+    batches = examples.batch(batch_size // process_count, drop_remainder=True, batch_fn=functools.partial(stack, shared=workers > 0))
+    return batches[process_index::process_count]
 
 
 def _check(batch_size: int, workers: int, process_count: int) -> None:

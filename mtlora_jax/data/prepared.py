@@ -6,7 +6,7 @@ and labels stay encoded as JPEG and PNG, so that only those asked for are decode
 
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -70,26 +70,31 @@ class PreparedDataset:
     def __getitem__(self, index: int) -> Example:
         place = f"{self.name}/{self.split}"
         try:
-            record = self._records[self._indices[index]]
-            image_id = record["image_id"].decode()
+            features = self._parse(self._records[self._indices[index]]).features.feature
+            image_id = _content(features["image_id"]).decode()
             names = ("image", *self.tasks)
-            encoded = {name: Encoded(record[name], f"{place}: {image_id} ({name})") for name in names}
+            encoded = {name: Encoded(_content(features[name]), f"{place}: {image_id} ({name})") for name in names}
         except Exception as error:  # whatever a damaged record makes the layers below stumble over
             raise UserError(f"{place}: record {self._indices[index]} cannot be read ({error}); build {self.folder} again") from error
         return decode_example(image_id, encoded["image"], encoded, self.tasks)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_records"}  # every process opens the files itself
+        opened = ("_records", "_parse")  # every process opens the files itself
+        return {name: value for name, value in self.__dict__.items() if name not in opened}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.folder)!r}, {self.split!r}, {list(self.tasks)})"
 
     @functools.cached_property
-    def _records(self) -> Sequence[Mapping[str, bytes]]:
-        import tensorflow_datasets as tfds
+    def _records(self) -> Sequence[bytes]:
+        return _open(self.folder).as_data_source(self.split).data_source
 
-        builder = _open(self.folder)
-        return builder.as_data_source(self.split, decoders={name: tfds.decode.SkipDecoding() for name in builder.info.features})
+    @functools.cached_property
+    def _parse(self) -> Callable[[bytes], Any]:
+        """Of a record; TFDS would copy what is not asked for too."""
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        return tf_example_pb2.Example.FromString  # pyright: ignore[reportAttributeAccessIssue]
 
     def _find(self, root: pathlib.Path) -> pathlib.Path:
         """The folder to read."""
@@ -121,6 +126,12 @@ class NYUD(PreparedDataset):
 
     name = "nyud"
     classes: ClassVar = {"semseg": NYU_CLASSES}
+
+
+def _content(feature: Any) -> bytes:
+    """What a feature of a record holds. Raises ValueError for one that is not there."""
+    (content,) = feature.bytes_list.value
+    return content
 
 
 def _open(folder: pathlib.Path) -> Any:

@@ -90,7 +90,7 @@ def metadata(model: Model, size: Size | None, inputs: str) -> dict[str, Any]:
         "input": {
             "dtype": inputs,
             "shape": ["B", *(size or ("H", "W")), 3],
-            "constraints": {} if size else {"H": f">= {least}", "W": f">= {least}"},
+            **({} if size else {"smallest": [least, least]}),
             "content": "RGB" if inputs == "uint8" else "RGB / 255, minus mean, divided by std",
             "normalisation": {"mean": np.round(MEAN.astype(float), 3).tolist(), "std": np.round(STD.astype(float), 3).tolist()},
         },

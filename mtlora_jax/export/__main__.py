@@ -31,6 +31,7 @@ from mtlora_jax.folder import Model, replacing
 from mtlora_jax.records import console
 
 FORMATS = ("stablehlo", "onnx")
+SIDES = (32, 8192)  # least and most pixels of an image's side
 OURS = {export.PROGRAM, export.WEIGHTS, export.METADATA, export.LOADER, onnx.FILE, "__pycache__"}
 
 
@@ -44,12 +45,12 @@ def chosen(flag: str, text: str, allowed: Sequence[str]) -> list[str]:
 
 
 def size_of(text: str) -> export.Size | None:
-    """(height, width) of "HxW", None of "". Raises UserError for anything else, and for sides below 32."""
+    """(height, width) of "HxW", None of "". Raises UserError for anything else, and for sides outside `SIDES`."""
     if not text:
         return None
     match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not match or min(map(int, match.groups())) < 32:
-        raise UserError(f"--size={text} is not HEIGHTxWIDTH of at least 32 pixels each, like 448x448")
+    if not match or not all(SIDES[0] <= int(side) <= SIDES[1] for side in match.groups()):
+        raise UserError(f"--size={text} is not HEIGHTxWIDTH of {SIDES[0]} to {SIDES[1]} pixels each, like 448x448")
     return int(match[1]), int(match[2])
 
 
@@ -98,7 +99,8 @@ def write_onnx(model: Model, size: export.Size, inputs: str, folder: pathlib.Pat
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the flags, exports and writes, whole or not at all."""
     parser = cli.Parser("mtlora_jax.export", __doc__)
-    parser.add_argument("--model", required=True, help="model folder")
+    parser.add_argument("--model", required=True, help="model folder, merged or not; or an adapter folder, with --base")
+    parser.add_argument("--base", help="the model folder with the frozen weights of an adapter")
     parser.add_argument("--output", required=True, type=pathlib.Path, help="folder to write; an earlier export in it is replaced")
     parser.add_argument("--format", default="stablehlo", help=f"of {', '.join(FORMATS)}, separated by commas (default: stablehlo)")
     parser.add_argument("--platforms", default="cpu,cuda,tpu", help=f"StableHLO: of {', '.join(export.PLATFORMS)} (default: cpu,cuda,tpu)")
@@ -114,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_output(args.output)
     if "onnx" in formats:
         onnx.libraries()
-    model = mtlora_jax.load(args.model)
+    model = mtlora_jax.load(args.model, args.base)
     export.forward(model)  # refuses what cannot be exported
     if args.merge:
         model = mtlora_jax.merge(model)

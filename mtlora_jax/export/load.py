@@ -21,8 +21,19 @@ def load(folder=pathlib.Path(__file__).parent):
     weights = {name: np.frombuffer(data[name], "<f4").reshape(entry["shape"]) for name, entry in entries.items()}
     program = jax.export.deserialize(bytearray((folder / "model.jax_export").read_bytes()))
     run, weights = jax.jit(program.call), jax.device_put(weights)
-    return lambda images: run(weights, images)
+    smallest = json.loads((folder / "metadata.json").read_text())["input"].get("smallest", (0, 0))
+
+    def model(images):
+        if np.any(np.less(images.shape[1:3], smallest)):  # which JAX would not say
+            raise ValueError(f"images {images.shape} are too small: expected (B, H, W, 3) with H, W of at least {smallest}")
+        return run(weights, images)
+
+    return model
 
 
 if __name__ == "__main__":
-    np.savez(sys.argv[2], **load()(np.load(sys.argv[1])))
+    try:
+        np.savez(sys.argv[2], **load()(np.load(sys.argv[1])))
+    except (AttributeError, IndexError, ImportError, OSError, ValueError) as error:
+        print(f"error: {error}" if len(sys.argv) > 2 else __doc__, file=sys.stderr)
+        sys.exit(2)

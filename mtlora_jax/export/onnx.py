@@ -1,13 +1,16 @@
 """ONNX, by jax2onnx: the program that JAX traces, operation by operation, with the weights in it."""
 
+import contextlib
 import importlib.metadata
 import logging
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import jaxpr_as_fun
+from jax.core import Tracer
+from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
 from mtlora_jax import parameters
 from mtlora_jax.errors import UserError
@@ -16,6 +19,8 @@ from mtlora_jax.folder import Model
 
 FILE = "model.onnx"
 INSTALL = "pip install 'mtlora_jax[onnx]' && pip install --no-deps jax2onnx==0.17.1"
+CALLS = ("jit", "pjit", "checkpoint", "remat2", "closed_call", "custom_jvp_call", "custom_vjp_call")  # operations that run a program
+INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # the names of it among their parameters
 TOLERANCE = 1e-4  # of the largest logit, between onnxruntime and JAX; float32 gives 1e-6 to 1e-5
 
 
@@ -53,7 +58,7 @@ def convert(model: Model, size: Size, inputs: str, path: pathlib.Path) -> dict[s
     images = images_spec(model, size, inputs)
     # Traced before jax2onnx comes into play: where it traces by itself it replaces jax.image.resize, and by one that must know the batch.
     program = jax.make_jaxpr(lambda images: [run(weights, images)[task] for task in model.tasks])(images)
-    proto = jax2onnx.to_onnx(jaxpr_as_fun(program), [images], input_names=["images"], output_names=list(model.tasks))
+    proto = jax2onnx.to_onnx(jaxpr_as_fun(folded(program)), [images], input_names=["images"], output_names=list(model.tasks))
     del proto.graph.value_info[:]  # shapes inside the graph, of which some are wrong; who needs them works them out
     onnx.save(proto, path)
     return {
@@ -64,6 +69,34 @@ def convert(model: Model, size: Size, inputs: str, path: pathlib.Path) -> dict[s
         "made_with": {name: importlib.metadata.version(name) for name in ("jax2onnx", "onnx")},
         "difference": checked(model, size, inputs, path),
     }
+
+
+def folded(program: ClosedJaxpr) -> ClosedJaxpr:
+    """The same program with inner programs written out, and without the operations that depend on no input: their results are constants.
+
+    In a Swin Transformer more than half of the operations are such, among them the masks of the windows and the weights of
+    interpolations. jax2onnx looks through the whole graph for each operation: its time grows with the square of their number.
+    """
+
+    def run(program: ClosedJaxpr, inputs: Sequence[Any]) -> list[Any]:
+        values = dict(zip((*program.jaxpr.constvars, *program.jaxpr.invars), (*program.consts, *inputs), strict=True))
+        read = lambda atom: atom.val if isinstance(atom, Literal) else values[atom]  # noqa: E731
+        for equation in program.jaxpr.eqns:
+            operands = [read(atom) for atom in equation.invars]
+            inner = next((equation.params[name] for name in INNER if name in equation.params), None)
+            if inner is not None and equation.primitive.name in CALLS:
+                results = run(inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ()), operands)
+            else:
+                sizes = [size for variable in equation.outvars for size in variable.aval.shape]
+                known = not any(isinstance(value, Tracer) for value in operands) and all(isinstance(size, int) for size in sizes)
+                with jax.ensure_compile_time_eval() if known else contextlib.nullcontext():
+                    results = equation.primitive.bind(*operands, **equation.params)
+                results = results if equation.primitive.multiple_results else [results]
+            values.update(zip(equation.outvars, results, strict=True))
+        return [read(atom) for atom in program.jaxpr.outvars]
+
+    inputs = [jax.ShapeDtypeStruct(variable.aval.shape, variable.aval.dtype) for variable in program.jaxpr.invars]
+    return jax.make_jaxpr(lambda *inputs: run(program, inputs))(*inputs)
 
 
 def checked(model: Model, size: Size, inputs: str, path: pathlib.Path) -> float:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mtlora_jax.models.functions import batch_norm, layer_norm, precise
 from mtlora_jax.models.initializers import Constant, Initializer, TruncatedNormal, fan_in_uniform
 from mtlora_jax.models.streams import Streams
 
@@ -63,7 +64,7 @@ def dropout(x: jax.Array, rate: float, rngs: nnx.Rngs | None) -> jax.Array:
 
 def drop_path(x: jax.Array, rate: float, rngs: nnx.Rngs | None) -> jax.Array:
     """Stochastic depth on x (..., B, H, W, C): one draw per image and stream."""
-    return drop(x, rate, (*x.shape[:-3], 1, 1, 1), rngs)
+    return x * drop(jnp.ones((1,) * x.ndim, x.dtype), rate, (*x.shape[:-3], 1, 1, 1), rngs)
 
 
 def drop_channels(x: jax.Array, rate: float, rngs: nnx.Rngs | None) -> jax.Array:
@@ -78,11 +79,6 @@ def resize_bilinear(x: jax.Array, height: int, width: int) -> jax.Array:
     return jax.image.resize(x, (x.shape[0], height, width, x.shape[3]), "bilinear", antialias=False)
 
 
-def precise(x: jax.Array) -> jax.Array:
-    """x in float32, unless it is wider already."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def biased(x: jax.Array, bias: jax.Array) -> jax.Array:
     """x + bias in the dtype of x, added in float32: the gradient of the bias is a sum over all rows, too long for bfloat16."""
     return (precise(x) + bias).astype(x.dtype)
@@ -93,6 +89,11 @@ def rows(x: jax.Array) -> jax.Array:
     return x.reshape(-1, x.shape[-1])
 
 
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x K in the dtype of x: (..., I) and (I, O) -> (..., O)."""
+    return (rows(x) @ kernel.astype(x.dtype)).reshape(*x.shape[:-1], -1)
+
+
 class Linear(nnx.Module):
     """y = x W + b on x (..., I); kernel (I, O), bias (O,) or None. A 1x1 convolution in NHWC is the same thing.
 
@@ -100,10 +101,12 @@ class Linear(nnx.Module):
 
     Attributes:
       specific: whether the layer has a branch of its own for every task.
+      shares_base: whether its task streams differ by low-rank terms alone (`mtlora_jax.models.lora.SharedBase`).
       reads_shared: whether its outputs depend on the shared stream.
     """
 
     specific = False
+    shares_base = False
     reads_shared = True
 
     def __init__(
@@ -193,10 +196,7 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x (..., C) -> (..., C)."""
-        values = precise(x)
-        centred = values - jnp.mean(values, -1, keepdims=True)
-        var = jnp.mean(jnp.square(centred), -1, keepdims=True)
-        return (centred / jnp.sqrt(var + self.epsilon) * self.scale[...] + self.bias[...]).astype(x.dtype)
+        return layer_norm(x, self.scale[...], self.bias[...], self.epsilon)
 
 
 class BatchNorm(nnx.Module):
@@ -215,17 +215,14 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """x (..., C) -> (..., C). In training normalises by the batch and moves the running statistics."""
-        values = precise(x)
-        if train:
-            axes = tuple(range(x.ndim - 1))
-            mean = jnp.mean(values, axes)
-            var = jnp.mean(jnp.square(values - mean), axes)
-            count = math.prod(x.shape[:-1])
-            self.mean[...] = (1 - self.momentum) * self.mean[...] + self.momentum * mean
-            self.var[...] = (1 - self.momentum) * self.var[...] + self.momentum * var * (count / max(count - 1, 1))
-        else:
-            mean, var = self.mean[...], self.var[...]
-        return ((values - mean) / jnp.sqrt(var + self.epsilon) * self.scale[...] + self.bias[...]).astype(x.dtype)
+        if not train:
+            gain = self.scale[...] / jnp.sqrt(self.var[...] + self.epsilon)
+            return ((precise(x) - self.mean[...]) * gain + self.bias[...]).astype(x.dtype)
+        y, mean, var = batch_norm(x, self.scale[...], self.bias[...], self.epsilon)
+        count = math.prod(x.shape[:-1])
+        self.mean[...] = (1 - self.momentum) * self.mean[...] + self.momentum * mean
+        self.var[...] = (1 - self.momentum) * self.var[...] + self.momentum * var * (count / max(count - 1, 1))
+        return y
 
     def fold_into(self, layer: Linear | Conv) -> "BatchNorm":
         """Changes the layer before, in place, so that it puts out what this norm makes of it in evaluation. What then stands here."""

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mtlora_jax.models.functions import gelu, hidden_low_rank
 from mtlora_jax.models.initializers import fan_in_uniform
-from mtlora_jax.models.layers import ZEROS, FoldedLinear, Linear, biased, declare, dropout, folded, rows
+from mtlora_jax.models.layers import ZEROS, FoldedLinear, Linear, biased, declare, dropout, folded, product, rows
 from mtlora_jax.models.streams import Streams
 
 
@@ -26,18 +27,18 @@ def stack_padded(factors: Sequence[jax.Array], axis: int) -> jax.Array:
     return jnp.stack([jnp.pad(factor, pad) for factor, pad in zip(factors, pads, strict=True)])
 
 
-def low_rank_of_tasks(shared: jax.Array, tasks: jax.Array | None, a: jax.Array, b: jax.Array) -> jax.Array:
-    """(x_t A_t) B_t of all tasks in one batched product, where x_t = `shared` until there are task streams.
+def product_of_tasks(shared: jax.Array, tasks: jax.Array | None, factors: jax.Array) -> jax.Array:
+    """x_t F_t of all tasks in one batched product, where x_t = `shared` until there are task streams.
 
     Args:
-      shared: (..., I). tasks: (T, ..., I) or None. a: (T, I, R). b: (T, R, O).
+      shared: (..., I). tasks: (T, ..., I) or None. factors: (T, I, O). Only leading axes of `shared` count where there are tasks.
 
     Returns:
       (T, ..., O).
     """
     x, axis = (shared, None) if tasks is None else (tasks, 0)
-    low = jax.vmap(lambda x, a, b: (rows(x) @ a) @ b, (axis, 0, 0))(x, a.astype(x.dtype), b.astype(x.dtype))
-    return low.reshape(-1, *shared.shape[:-1], b.shape[-1])
+    y = jax.vmap(lambda x, factor: rows(x) @ factor, (axis, 0))(x, factors.astype(x.dtype))
+    return y.reshape(len(factors), *shared.shape[:-1], -1)
 
 
 class LoRALinear(Linear):
@@ -57,16 +58,42 @@ class LoRALinear(Linear):
 
     def low_rank(self, x: jax.Array) -> jax.Array:
         """s (x A) B, (..., I) -> (..., O)."""
-        a, b = self.scale * self.shared_a[...], self.shared_b[...]
-        y = (rows(x) @ a.astype(x.dtype)) @ b.astype(x.dtype)
-        return y.reshape(*x.shape[:-1], -1)
+        return product(product(x, self.scale * self.shared_a[...]), self.shared_b[...])
 
     def merged(self, *, shared: bool = True, tasks: bool = True, streams: bool = False) -> Linear:
         """x (W + s A B) + b."""
         return FoldedLinear(folded(lambda w, a, b: w + self.scale * (a @ b), self.kernel, self.shared_a, self.shared_b), self.bias)
 
 
-class TaskLoRALinear(LoRALinear):
+class SharedBase(Linear):
+    """A layer whose task streams are all W x + b of the shared input plus a low-rank term of their own."""
+
+    def stacked(self) -> tuple[jax.Array, jax.Array]:
+        """Factors A (T, I, R) and B (T, R, O) of all tasks, scales in them, with ranks zero-padded to the largest, R."""
+        raise NotImplementedError
+
+    def split(self, x: Streams, rngs: nnx.Rngs | None, low: jax.Array | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """What comes before the last product: the shared output (..., O), W x + b (..., O) and x_t A_t (T, ..., R), unless `low` is it."""
+        raise NotImplementedError
+
+    def streams(self, x: Streams, rngs: nnx.Rngs | None = None) -> Streams:
+        """(..., I) -> (..., O) for the shared stream and all task streams."""
+        return self.joined(*self.split(x, rngs))
+
+    def joined(self, shared: jax.Array, base: jax.Array, low: jax.Array) -> Streams:
+        """The streams of what `split` gives."""
+        return Streams(shared, base + product_of_tasks(shared, low, self.stacked()[1]))
+
+
+def through_hidden(first: SharedBase, second: SharedBase, x: Streams, rngs: nnx.Rngs | None) -> Streams:
+    """second(gelu(first(x))), without ever holding the hidden maps of the tasks: their shared part and x_t A_t say it all."""
+    shared, base, low = first.split(x, rngs)
+    factors = first.stacked()[1], second.stacked()[0]
+    low = hidden_low_rank(base, low, *(factor.astype(base.dtype) for factor in factors))
+    return second.joined(*second.split(Streams(gelu(shared)), rngs, low))
+
+
+class TaskLoRALinear(LoRALinear, SharedBase):
     """TA-LoRA and one TS branch per task.
 
         shared:  y   = x W + b + s (x A) B
@@ -93,19 +120,23 @@ class TaskLoRALinear(LoRALinear):
         self.task_scale = tuple(task_scale[task] for task in task_rank)
         self.ts_base = ts_base
 
+    @property
+    def shares_base(self) -> bool:
+        return self.ts_base == "shared"
+
     def stacked(self) -> tuple[jax.Array, jax.Array]:
-        """s A (T, I, R) and B (T, R, O), with ranks zero-padded to the largest, R."""
         tasks = [task for task, _ in self.task_rank]
         scaled = [scale * self.task_a[task][...] for task, scale in zip(tasks, self.task_scale, strict=True)]
         return stack_padded(scaled, 1), stack_padded([self.task_b[task][...] for task in tasks], 0)
 
-    def streams(self, x: Streams, rngs: nnx.Rngs | None = None) -> Streams:
-        """(..., I) -> (..., O) for the shared stream and all task streams. Dropout acts on the shared input only."""
+    def split(self, x: Streams, rngs: nnx.Rngs | None, low: jax.Array | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Dropout acts on the shared input only. With `ts_base="task"` the second is (T, ..., O) once there are task streams."""
         base = Linear.__call__(self, x.shared)
         dropped = dropout(x.shared, self.dropout, rngs)
         shared = base + self.low_rank(dropped)
+        low = product_of_tasks(dropped, x.tasks, self.stacked()[0]) if low is None else low
         task_base = Linear.__call__(self, x.tasks) if self.ts_base == "task" and x.tasks is not None else base
-        return Streams(shared, task_base + low_rank_of_tasks(dropped, x.tasks, *self.stacked()))
+        return shared, task_base, low
 
     def merged(self, *, shared: bool = True, tasks: bool = True, streams: bool = False) -> Linear:
         """What is least where task outputs are read: `SharedBaseLinear` where all streams share W x, else `KernelPerStreamLinear`."""
@@ -114,7 +145,7 @@ class TaskLoRALinear(LoRALinear):
         return KernelPerStreamLinear(self, shared) if streams and self.ts_base == "task" else SharedBaseLinear(self, shared)
 
 
-class SharedBaseLinear(Linear):
+class SharedBaseLinear(SharedBase):
     """A merged `TaskLoRALinear` whose streams all start from W x + b of the shared input, computed once.
 
     The shared pair cannot fold into W, which the task streams need as it is. Scales are folded into the factors B.
@@ -124,6 +155,7 @@ class SharedBaseLinear(Linear):
     """
 
     specific = True
+    shares_base = True
 
     def __init__(self, layer: TaskLoRALinear, shared: bool):
         self.kernel, self.bias = layer.kernel, layer.bias
@@ -134,16 +166,16 @@ class SharedBaseLinear(Linear):
         self.task_a = layer.task_a
         self.task_b = nnx.Dict({task: folded(lambda b, s=scale: s * b, layer.task_b[task]) for task, scale in scales})
 
-    def streams(self, x: Streams, rngs: nnx.Rngs | None = None) -> Streams:
-        """(..., I) -> (..., O) for the shared stream and all task streams."""
+    def stacked(self) -> tuple[jax.Array, jax.Array]:
+        a, b = self.task_a, self.task_b
+        return stack_padded([a[task][...] for task in self.tasks], 1), stack_padded([b[task][...] for task in self.tasks], 0)
+
+    def split(self, x: Streams, rngs: nnx.Rngs | None, low: jax.Array | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
         base = self(x.shared)
         shared = base
         if self.shared_a is not None and self.shared_b is not None:
-            a, b = (factor[...].astype(base.dtype) for factor in (self.shared_a, self.shared_b))
-            shared = base + ((rows(x.shared) @ a) @ b).reshape(base.shape)
-        a = stack_padded([self.task_a[task][...] for task in self.tasks], 1)
-        b = stack_padded([self.task_b[task][...] for task in self.tasks], 0)
-        return Streams(shared, base + low_rank_of_tasks(x.shared, x.tasks, a, b))
+            shared = base + product(product(x.shared, self.shared_a[...]), self.shared_b[...])
+        return shared, base, product_of_tasks(x.shared, x.tasks, self.stacked()[0]) if low is None else low
 
 
 class KernelPerStreamLinear(Linear):

@@ -1,13 +1,14 @@
 """One encoder, one decoder per task, one forward pass for all."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from flax import nnx
 
-from mtlora_jax.models.decoders import Decoder
-from mtlora_jax.models.layers import precise, resize_bilinear
+from mtlora_jax.models.decoders import Decoder, Features, Kernels
+from mtlora_jax.models.functions import precise
+from mtlora_jax.models.layers import resize_bilinear
 from mtlora_jax.models.remat import in_parts, plain, rematerialised
 from mtlora_jax.models.streams import Streams
 
@@ -24,6 +25,7 @@ class MultiTaskModel(nnx.Module):
         self.decoders = nnx.Dict(dict(decoders))
         self.compute = "float32"
         self.remat_decoders = False
+        self.fused = True
 
     def __call__(self, images: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None, parts: int = 1) -> dict[str, jax.Array]:
         """Logits of every task at the size of the images.
@@ -39,16 +41,30 @@ class MultiTaskModel(nnx.Module):
           {task: (B, H, W, C)} float32.
         """
 
-        def backbone(module: Any, images: jax.Array, rngs: nnx.Rngs | None) -> list[Streams]:
-            return module(images, rngs)
+        logits = self.on_features(images, train, rngs, parts)
+        return {task: resize_bilinear(own, *images.shape[1:3]) for task, own in logits.items()}
 
-        def decode(decoder: Decoder, features: Sequence[jax.Array], rngs: nnx.Rngs | None) -> jax.Array:
-            return resize_bilinear(precise(decoder(features, train, rngs)), *images.shape[1:3])
+    def on_features(self, images: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None, parts: int = 1) -> dict[str, jax.Array]:
+        """What `__call__` resizes: {task: (B, h, w, C)} float32 on the grid of the finest features."""
+
+        def backbone(module: Any, images: jax.Array, rngs: nnx.Rngs | None) -> list[Streams]:
+            return module(images, rngs, reduced=not self.fused)
+
+        def decode(decoder: Decoder, inputs: tuple[Features, Kernels], rngs: nnx.Rngs | None) -> jax.Array:
+            return precise(decoder(inputs[0], train, rngs, inputs[1]))
 
         inputs = images.astype(self.compute)
-        features = self.backbone(inputs, rngs) if parts == 1 else in_parts(backbone, self.backbone, inputs, rngs, parts)
+        features = backbone(self.backbone, inputs, rngs) if parts == 1 else in_parts(backbone, self.backbone, inputs, rngs, parts)
+        # Reducing each task stream and projecting it to the decoder's channels is one product with the product of the two matrices.
+        pending = [None if layer is None or not self.fused else layer.kernel[...] for layer in self.backbone.pending]
         run = rematerialised if self.remat_decoders else plain
-        return {task: run(decode, self.decoders[task], [f.task(t) for f in features], rngs) for t, task in enumerate(self.tasks)}
+        return {task: run(decode, self.decoders[task], ([f.task(t) for f in features], pending), rngs) for t, task in enumerate(self.tasks)}
+
+    def fuse(self, fused: bool) -> None:
+        """Sets, in place, whether products that follow each other are taken together wherever that is faster. See `configure`."""
+        for _, module in nnx.iter_modules(self):
+            if hasattr(module, "fused"):
+                module.fused = fused
 
     def fold(self) -> None:
         """Changes the model, in place, into one that computes the same in evaluation with fewer operations; it cannot be trained further.

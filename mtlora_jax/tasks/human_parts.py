@@ -21,4 +21,4 @@ class HumanParts(SemSeg):
 
     def finish(self, label: np.ndarray) -> np.ndarray:
         """Ignores an image without any part: people were annotated in some images only, so its background says nothing."""
-        return label if np.any((label > 0) & (label != IGNORE)) else np.full_like(label, IGNORE)
+        return label if (label + np.uint8(1)).max() > 1 else np.full_like(label, IGNORE)  # `IGNORE` wraps around to 0

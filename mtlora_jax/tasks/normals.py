@@ -44,23 +44,27 @@ class Normals(Task):
     def decode(self, data: bytes, origin: str) -> np.ndarray:
         """Decodes an RGB PNG, n = 2 v / 255 - 1. What is far from unit length (black, white, mid grey) marks no normal: `IGNORE`."""
         vectors = cv2.LUT(decode_image(data, origin, ("RGB",), "an RGB PNG of 8 bits"), COMPONENT)
-        return _where(cv2.inRange(_squares(vectors), 0.5**2, 1.5**2), vectors, IGNORE)
+        return _fill(vectors, cv2.inRange(_squares(vectors), 0.5**2, 1.5**2))
 
     def warp(self, label: np.ndarray, motion: Motion, size: tuple[int, int]) -> np.ndarray:
         """Moves the vectors with their pixels and turns them in the image plane as the image turns; zoom and stretch do not turn them."""
         known = _known(label)
-        vectors = motion(cv2.transform(_where(known, label, 0), motion.turn()), size, self.interpolation)
-        return _where(motion(known, size, cv2.INTER_NEAREST), vectors, IGNORE)
+        vectors = motion(cv2.copyTo(label, known), size, self.interpolation)  # what is not known is 0
+        return _fill(cv2.transform(vectors, motion.turn()), motion(known, size, cv2.INTER_NEAREST))
 
     def resize(self, label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         known = _known(label)
-        vectors = cv2.resize(_where(known, label, 0), size[::-1], interpolation=self.interpolation)
-        return _where(cv2.resize(known, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT), vectors, IGNORE)
+        vectors = cv2.resize(cv2.copyTo(label, known), size[::-1], interpolation=self.interpolation)
+        return _fill(vectors, cv2.resize(known, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT))
 
     def finish(self, label: np.ndarray) -> np.ndarray:
         """Scales to unit length, in the compact form; `IGNORE` where there is no direction."""
-        vectors, known = _unit(label)
-        return _where(known, cv2.addWeighted(vectors, STEPS, vectors, 0, ZERO, dtype=cv2.CV_16U), IGNORE)
+        squares = _squares(label)
+        lengths = cv2.cvtColor(cv2.sqrt(squares), cv2.COLOR_GRAY2RGB)
+        # OpenCV can divide, scale and round to whole numbers at once, but not add.
+        codes = cv2.divide(label, lengths, scale=STEPS, dtype=cv2.CV_16S).view(np.uint16)
+        # `IGNORE` in all components makes a vector too long to count.
+        return _fill(np.add(codes, ZERO, out=codes), cv2.inRange(squares, SHORT**2, IGNORE**2))
 
     def noise(self, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
         return self.finish(rng.normal(size=(*size, 3)).astype(np.float32))
@@ -100,12 +104,12 @@ def vectors_of(label: Any, xp: Any = np) -> Any:
 
 
 def _known(label: np.ndarray) -> np.ndarray:
-    ignored = (IGNORE,) * 3
-    return cv2.bitwise_not(cv2.inRange(label, ignored, ignored))
+    return cv2.bitwise_not(cv2.inRange(cv2.extractChannel(label, 0), IGNORE, IGNORE))  # one component tells of all
 
 
-def _where(mask: np.ndarray, values: np.ndarray, otherwise: float) -> np.ndarray:
-    return cv2.copyTo(values, mask, np.full_like(values, otherwise))
+def _fill(label: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """`label`, with `IGNORE` wherever it is not `known`."""
+    return cv2.copyTo(label, known, np.full_like(label, IGNORE))
 
 
 def _squares(vectors: np.ndarray) -> np.ndarray:

@@ -35,8 +35,8 @@ class SemSeg(Task):
     def decode(self, data: bytes, origin: str) -> np.ndarray:
         """Decodes a palette or grey PNG whose values are class indices or 255."""
         label = decode_image(data, origin, ("P", "L"), "a palette or grey PNG of class indices")
-        wrong = label[(label >= self.channels) & (label != IGNORE)]
-        if wrong.size:
+        if (label + np.uint8(1)).max() > self.channels:  # `IGNORE` wraps around to 0
+            wrong = label[(label >= self.channels) & (label != IGNORE)]
             raise UserError(f"{origin}: {self.name} has the value {wrong[0]}; expected 0 to {self.channels - 1}, or {IGNORE} for ignore")
         return label
 

@@ -1,5 +1,6 @@
 """Swin Transformer encoder (Liu et al., 2021) whose last block of each stage may carry task streams (MTLoRA section 3.2)."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -8,7 +9,9 @@ import numpy as np
 from flax import nnx
 
 from mtlora_jax.errors import UserError
-from mtlora_jax.models.layers import SWIN_INIT, Conv, LayerNorm, Linear, declare, drop_path, precise
+from mtlora_jax.models.functions import gelu, precise
+from mtlora_jax.models.layers import SWIN_INIT, Conv, LayerNorm, Linear, declare, drop_path
+from mtlora_jax.models.lora import through_hidden
 from mtlora_jax.models.remat import plain, rematerialised
 from mtlora_jax.models.streams import Streams
 from mtlora_jax.models.windows import attention_mask, partition, relative_position_index, unpartition, window_of
@@ -61,9 +64,17 @@ class PatchMerging(nnx.Module):
         quads = [x[..., row::2, column::2, :] for column in (0, 1) for row in (0, 1)]
         return self.norm(jnp.concatenate(quads, -1))
 
-    def streams(self, x: Streams, rngs: nnx.Rngs | None = None) -> Streams:
-        """Every stream on its own."""
-        return x.map(lambda y: self(y, rngs))
+    def streams(self, x: Streams, rngs: nnx.Rngs | None = None, reduced: bool = True) -> Streams:
+        """Every stream on its own; without `reduced`, task streams for whose reduction there is `pending` come out as they go into it."""
+        if reduced or self.pending is None:
+            return x.map(lambda y: self(y, rngs))
+        joined = x.map(self.joined)
+        return Streams(self.reduction(joined.shared, rngs), joined.tasks)
+
+    @property
+    def pending(self) -> Linear | None:
+        """The linear layer without bias that readers of the unreduced task streams put before their own."""
+        return self.reduction if type(self.reduction) is Linear else None
 
 
 class MergedPatchMerging(PatchMerging):
@@ -75,10 +86,15 @@ class MergedPatchMerging(PatchMerging):
     def __init__(self, layer: PatchMerging):
         self.norm, self.reduction = layer.norm, layer.reduction
 
-    def streams(self, x: Streams, rngs: nnx.Rngs | None = None) -> Streams:
+    def streams(self, x: Streams, rngs: nnx.Rngs | None = None, reduced: bool = True) -> Streams:
         """(..., H, W, C) -> (..., H/2, W/2, 2C) of the shared stream, (..., H/2, W/2, 4C) of the tasks."""
         joined = x.map(self.joined)
         return Streams(self.reduction(joined.shared), joined.tasks)
+
+    @property
+    def pending(self) -> None:
+        """Nothing is left to be put before."""
+        return None
 
 
 class WindowAttention(nnx.Module):
@@ -131,11 +147,13 @@ class MLP(nnx.Module):
     def __init__(self, dim: int, hidden: int):
         self.fc1 = Linear(dim, hidden)
         self.fc2 = Linear(hidden, dim)
+        self.fused = True
 
     def __call__(self, x: Streams, rngs: nnx.Rngs | None = None) -> Streams:
         """Streams of (..., C) -> Streams of (..., C)."""
-        hidden = self.fc1.streams(x, rngs).map(lambda h: jax.nn.gelu(precise(h), approximate=False).astype(h.dtype))
-        return self.fc2.streams(hidden, rngs)
+        if self.fused and self.fc1.shares_base and self.fc2.shares_base:
+            return through_hidden(self.fc1, self.fc2, x, rngs)
+        return self.fc2.streams(self.fc1.streams(x, rngs).map(gelu), rngs)
 
 
 class SwinBlock(nnx.Module):
@@ -153,8 +171,13 @@ class SwinBlock(nnx.Module):
         h = Streams(x) + self.attn(self.norm1(x), rngs).map(lambda a: drop_path(a, self.drop_path_rate, rngs))
         return h + self.mlp(h.map(self.norm2), rngs).map(lambda m: drop_path(m, self.drop_path_rate, rngs))
 
-    def fold(self, feeds_next: bool) -> bool:
-        """Puts merged layers in the place of the linear ones. Returns whether task streams come out.
+    @property
+    def specific(self) -> bool:
+        """Whether task streams come out."""
+        return self.attn.proj.specific or self.mlp.fc2.specific
+
+    def fold(self, feeds_next: bool) -> None:
+        """Puts merged layers in the place of the linear ones.
 
         The last layer comes first, for what a layer may leave out hangs on what those after it read.
 
@@ -168,7 +191,6 @@ class SwinBlock(nnx.Module):
         mlp.fc1 = mlp.fc1.merged(shared=mlp.fc2.reads_shared, tasks=fc2, streams=proj)
         attn.proj = attn.proj.merged(shared=shared or mlp.fc1.reads_shared)
         attn.qkv = attn.qkv.merged()
-        return proj or fc2
 
 
 class Stage(nnx.Module):
@@ -181,26 +203,30 @@ class Stage(nnx.Module):
         self.downsample = PatchMerging(dim) if merge else None
         self.remat_blocks = False
 
-    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> Streams:
-        """(B, H, W, C) -> Streams of (..., B, H/2, W/2, 2C), or of (..., B, H, W, C) in the last stage."""
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None, reduced: bool = True) -> Streams:
+        """(B, H, W, C) -> Streams of (..., B, H/2, W/2, 2C), or of (..., B, H, W, C) in the last stage. See `PatchMerging.streams`."""
         y = Streams(x)
         run = rematerialised if self.remat_blocks else plain
         for block in self.blocks:
             y = run(SwinBlock.__call__, block, y.shared, rngs)
-        return y if self.downsample is None else self.downsample.streams(y, rngs)
+        return y if self.downsample is None else self.downsample.streams(y, rngs, reduced)
+
+    @property
+    def pending(self) -> Linear | None:
+        """See `PatchMerging`; None where there are no task streams."""
+        return self.downsample.pending if self.downsample is not None and self.blocks[-1].specific else None
 
     def fold(self) -> Linear | None:
         """Merges what merges exactly, in place.
 
         Returns the linear layer without bias that readers of its task streams must put before their own; None where there is none.
         """
-        specific = False
         for block in self.blocks:
-            specific = block.fold(self.downsample is not None or block is not self.blocks[-1])
+            block.fold(self.downsample is not None or block is not self.blocks[-1])
         if self.downsample is None:
             return None
         self.downsample.reduction = self.downsample.reduction.merged()
-        if not specific:
+        if not self.blocks[-1].specific:
             return None
         self.downsample = MergedPatchMerging(self.downsample)
         return self.downsample.reduction
@@ -239,19 +265,25 @@ class Swin(nnx.Module):
         self.widths = tuple(embed_dim * 2 ** min(i + 1, last) for i in range(len(depths)))
         self.remat_stages = False
 
-    def __call__(self, images: jax.Array, rngs: nnx.Rngs | None = None) -> list[Streams]:
+    def __call__(self, images: jax.Array, rngs: nnx.Rngs | None = None, reduced: bool = True) -> list[Streams]:
         """Normalised images (B, H, W, 3) -> features of each stage after its merging: widths `self.widths`, strides 8 16 32 32.
 
-        Only the shared stream feeds the next stage.
+        Only the shared stream feeds the next stage. Without `reduced`, task streams of stages that have a layer in `pending` come out
+        before it, normed neighbours of 4C channels instead of 2C.
         """
         x = self.patch_embed(images)
         run = rematerialised if self.remat_stages else plain
         features = []
         for stage in self.layers:
-            y = run(Stage.__call__, stage, x, rngs)
+            y = run(functools.partial(Stage.__call__, reduced=reduced), stage, x, rngs)
             features.append(y)
             x = y.shared
         return features
+
+    @property
+    def pending(self) -> list[Linear | None]:
+        """For each feature map the linear layer without bias that its readers put before their own if it is not `reduced`."""
+        return [stage.pending for stage in self.layers]
 
     def fold(self) -> list[Linear | None]:
         """Merges what merges exactly, in place. Returns `Stage.fold` of each feature map."""

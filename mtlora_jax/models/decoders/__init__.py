@@ -3,13 +3,16 @@
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from mtlora_jax.models.decoders.aspp import ASPPHead
 from mtlora_jax.models.decoders.hrnet import HRNetHead
 from mtlora_jax.models.decoders.segformer import SegFormerHead
-from mtlora_jax.models.layers import Conv1x1, Linear, folded
+from mtlora_jax.models.layers import Conv1x1, Linear, folded, product
 
+Features = Sequence[jax.Array]
+Kernels = Sequence[jax.Array | None]
 HEADS = {"hrnet": HRNetHead, "segformer": SegFormerHead, "aspp": ASPPHead}
 
 
@@ -27,9 +30,16 @@ class Decoder(nnx.Module):
         self.projections = nnx.List([Conv1x1(width, channel, use_bias=False) for width, channel in zip(widths, channels, strict=True)])
         self.head = HEADS[head](channels, outputs, **options)
 
-    def __call__(self, features: Sequence[jax.Array], train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """Features (B, H_i, W_i, C_i) -> logits (B, H_0, W_0, outputs)."""
-        return self.head([project(x) for project, x in zip(self.projections, features, strict=True)], train, rngs)
+    def __call__(self, features: Features, train: bool = False, rngs: nnx.Rngs | None = None, before: Kernels = ()) -> jax.Array:
+        """Features (B, H_i, W_i, C_i) -> logits (B, H_0, W_0, outputs).
+
+        `before` are kernels (C_i, D_i), or None, that act on the features before the projections, which take D_i channels then.
+        """
+        kernels = [project.kernel[...] for project in self.projections]
+        for i, first in enumerate(before):
+            if first is not None:
+                kernels[i] = jnp.matmul(first, kernels[i], precision="highest")
+        return self.head([product(x, kernel) for x, kernel in zip(features, kernels, strict=True)], train, rngs)
 
     def fold(self, before: Sequence[Linear | None]) -> None:
         """Merges what merges exactly, in place; each projection takes in the linear layer (without bias) given for its feature map."""

@@ -6,7 +6,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mtlora_jax.models.layers import BatchNorm, Conv1x1, resize_bilinear
+from mtlora_jax.models.functions import precise
+from mtlora_jax.models.layers import BatchNorm, Conv1x1, biased, product, resize_bilinear
+
+
+def worthwhile(grid: tuple[int, int], coarse: tuple[int, int]) -> bool:
+    """Whether a map on the `coarse` grid is better multiplied there. Sides that `jax.export` leaves open say nothing: no."""
+    known = all(isinstance(side, int) for side in (*grid, *coarse))
+    return known and 16 * coarse[0] * coarse[1] <= grid[0] * grid[1]
 
 
 class HRNetHead(nnx.Module):
@@ -17,12 +24,32 @@ class HRNetHead(nnx.Module):
         self.fuse = Conv1x1(total, 4 * total)
         self.norm = BatchNorm(4 * total)
         self.classifier = Conv1x1(4 * total, outputs)
+        self.fused = True
 
     def __call__(self, features: Sequence[jax.Array], train: bool, rngs: nnx.Rngs | None) -> jax.Array:
         """(B, H_i, W_i, C_i) -> (B, H_0, W_0, outputs)."""
-        height, width = features[0].shape[1:3]
-        x = jnp.concatenate([resize_bilinear(f, height, width) for f in features], -1)
-        return self.classifier(jax.nn.relu(self.norm(self.fuse(x), train)))
+        return self.classifier(jax.nn.relu(self.norm(self.fuse_all(features), train)))
+
+    def fuse_all(self, features: Sequence[jax.Array]) -> jax.Array:
+        """`fuse` of all maps, resized to the finest grid and concatenated.
+
+        Resizing commutes with a 1x1 layer. Maps on the coarsest grid are multiplied there and resized as one when that saves more than
+        resizing the wider map costs: measured at a sixteenth of the pixels, where it wins, and at a quarter, where it does not.
+        """
+        grid, coarsest = features[0].shape[1:3], features[-1].shape[1:3]
+        fine = [f for f in features if f.shape[1:3] != coarsest]
+        if not self.fused or not worthwhile(grid, coarsest):
+            return self.fuse(self.gathered(features, grid))
+        kernel = self.fuse.kernel[...]
+        rest = sum(f.shape[-1] for f in fine)
+        wide = product(self.gathered(features[len(fine) :], coarsest), kernel[rest:])
+        return biased(
+            precise(product(self.gathered(fine, grid), kernel[:rest])) + resize_bilinear(wide, *grid), self.fuse.bias[...]
+        ).astype(wide.dtype)
+
+    def gathered(self, features: Sequence[jax.Array], grid: tuple[int, int]) -> jax.Array:
+        """All maps on one grid, side by side."""
+        return jnp.concatenate([resize_bilinear(f, *grid) for f in features], -1)
 
     def fold(self) -> None:
         """Folds the norm into the layer before it, in place."""

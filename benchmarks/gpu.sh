@@ -1,0 +1,123 @@
+#!/usr/bin/env bash
+# Everything that is measured on a machine with an accelerator, in one command, from the root of the repository:
+#
+#     benchmarks/gpu.sh runs/gpu                        all of it, hours for the sweep alone
+#     benchmarks/gpu.sh runs/gpu tests train peer       some parts, of: tests train infer peer data feed sweep
+#
+# The folder (by default $OUT) gets summary.txt (the machine, and which command did what), tests.txt, benchmark.jsonl and peer.jsonl (one
+# JSON object a line), errors.txt (what commands said beside that) and sweep/. A command that fails is noted, and the next one begins; the
+# exit code is then 1. A second run adds lines, and goes on with the sweep where it was.
+#
+# CONFIG is what is measured, BATCH the images in a step, SWEEP further flags of the sweep, PYTHON the interpreter (.venv/bin/python if
+# there is one), DATA a folder with PASCAL_MT for `data` and `feed`; without one, scenes are rendered and built first.
+
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+
+out=${1:-${OUT:-}}
+if [[ -z $out ]]; then
+    echo "usage: benchmarks/gpu.sh FOLDER [tests train infer peer data feed sweep]" >&2
+    exit 2
+fi
+shift
+if [[ $# -gt 0 ]]; then parts=("$@"); else parts=(tests train infer peer data feed sweep); fi
+for part in "${parts[@]}"; do
+    if [[ ! $part =~ ^(tests|train|infer|peer|data|feed|sweep)$ ]]; then
+        echo "$part is none of tests, train, infer, peer, data, feed, sweep" >&2
+        exit 2
+    fi
+done
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+
+python=${PYTHON:-$([[ -x .venv/bin/python ]] && echo .venv/bin/python || echo python3)}
+config=(--config="${CONFIG:-configs/mtlora_tiny_448.py:64}" --config.batch_size="${BATCH:-32}")
+bfloat16=(--config.precision.compute=bfloat16 --config.precision.frozen=bfloat16)
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax} PYTHONUNBUFFERED=1
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+failed=0
+
+# Runs the command and adds what it prints to the file $1.
+run() {
+    local file=$1 began=$SECONDS verdict=ok
+    shift
+    echo "$*" | tee -a "$out/errors.txt"
+    "$@" >>"$out/$file" 2>>"$out/errors.txt" || verdict="FAILED ($?)"
+    [[ $verdict == ok ]] || failed=$((failed + 1))
+    echo "$verdict, $((SECONDS - began)) s: $*" | tee -a "$out/summary.txt"
+}
+
+benchmark() { run benchmark.jsonl "$python" -m mtlora_jax.benchmark "${config[@]}" "$@" --json; }
+peer() { run peer.jsonl "$python" benchmarks/peer.py "${config[@]}" "$@" --batch_size="${BATCH:-32}" --json; }
+
+# The files whose numbers come from the device. float32 is to be exact there, as tolerances are those of float32, not of TF32.
+tests() {
+    local files=()
+    for name in swin mtlora golden_model merge precision step accumulation losses tasks metrics memory benchmark; do
+        files+=("tests/test_$name.py")
+    done
+    run tests.txt env JAX_PLATFORMS="${JAX_PLATFORMS:-cuda}" JAX_DEFAULT_MATMUL_PRECISION=highest \
+        "$python" -m pytest "${files[@]}" -m 'not slow' -x -q
+}
+
+train() {
+    benchmark --what=train "${bfloat16[@]}"
+    benchmark --what=train
+    benchmark --what=train "${bfloat16[@]}" --config.tasks=semseg
+}
+
+infer() {
+    benchmark --what=infer --merged "${bfloat16[@]}"
+    benchmark --what=infer "${bfloat16[@]}"
+    benchmark --what=infer --merged
+}
+
+peers() {
+    peer --what=train --precision=bfloat16
+    peer --what=infer --merged --precision=bfloat16
+    peer --what=train --precision=bfloat16 --compiled
+    peer --what=infer --merged --precision=bfloat16 --compiled
+}
+
+# A data set of rendered scenes, unless there is one.
+find_data() {
+    [[ -n ${DATA:-} ]] && return
+    DATA=$PWD/runs/benchmark_data
+    [[ -d $DATA ]] && return
+    run errors.txt "$python" -c "import pathlib
+from mtlora_jax.data import demo
+demo.write(pathlib.Path('$DATA.raw'), {'train': 150, 'val': 50}, (375, 500))"
+    run errors.txt "$python" -m tfds_pascal_context.build --manual_dir="$DATA.raw" --data_dir="$DATA" --allow_partial
+}
+
+data() {
+    find_data
+    benchmark --what=data --config.data.root="$DATA" --config.data.workers=1
+    benchmark --what=data --config.data.root="$DATA" --config.data.workers="$(nproc)"
+}
+
+feed() {
+    find_data
+    benchmark --what=feed --config.data.root="$DATA" --config.data.workers="$(nproc)" "${bfloat16[@]}"
+}
+
+sweep() {
+    local more=()
+    read -ra more <<<"${SWEEP:-}"
+    run errors.txt "$python" benchmarks/sweep.py "${config[@]}" --config.precision.frozen=bfloat16 --config.precision.compute=bfloat16 \
+        --output="$out/sweep" "${more[@]}"
+}
+
+{
+    date -u +"%F %T UTC"
+    git rev-parse HEAD
+    nproc
+    nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
+    "$python" -m pip list 2>/dev/null | grep -iE "^(jax|jaxlib|flax|numpy|torch|opencv|grain|triton)"
+} >>"$out/summary.txt" 2>>"$out/errors.txt"
+
+for part in "${parts[@]}"; do
+    if [[ $part == peer ]]; then peers; else "$part"; fi
+done
+echo "$failed failed" | tee -a "$out/summary.txt"
+[[ $failed == 0 ]]

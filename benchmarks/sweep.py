@@ -1,0 +1,230 @@
+"""Measures what each part of a setting costs: one more task, more rank, a doubled batch or image side, bfloat16, merging.
+
+    python benchmarks/sweep.py --config=configs/mtlora_tiny_448.py:64 --output=runs/sweep
+    python benchmarks/sweep.py --config=configs/mtlora_tiny_448.py:64 --output=runs/small --config.batch_size=2 --axes=batch --batch=1,2,4
+
+The config is the centre. From there one thing at a time is changed, as --axes says, through the values of the flag of its name, and for
+each setting `python -m mtlora_jax.benchmark` runs in a process of its own, so that the peak of memory is that setting's. A setting that
+runs out of memory is recorded as that; any other that fails is recorded too, and tried again the next time.
+
+OUTPUT gets sweep.json and sweep.md (tables) after every setting, and sweep.png in the end (needs matplotlib: pip install
+'mtlora_jax[plots]'). With the same --output a sweep goes on where it was: what has been measured is not measured again, so values can be
+added to a finished one.
+
+Keys of sweep.json: flags (the config), centre ({axis: value}), settings: a list of {setting: {what, axis: value}, command, and either
+measured (see `python -m mtlora_jax.benchmark --help`) or failed (a line)}.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sweep_plot import draw
+from sweep_report import tables
+
+from mtlora_jax import cli
+from mtlora_jax.errors import UserError
+from mtlora_jax.folder import write_text
+from mtlora_jax.parameters import PRECISIONS
+from mtlora_jax.records import Speed, console
+
+Value = int | str
+Setting = dict[str, Any]  # {"what": ..., axis: value}
+
+WORK = ("train", "infer")
+OUT_OF_MEMORY = "out of memory"
+SIGNS = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory", "MemoryError", "bad_alloc", "Unable to allocate")
+KILLED = -9  # by the system, which does that where memory runs out
+MODULE = ["-m", "mtlora_jax.benchmark"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """One thing that is changed.
+
+    Attributes:
+      values: by default.
+      centre: the value that a config has; None where it has no single one.
+      flags: what makes `mtlora_jax.benchmark` take another value instead, given the config.
+      work: what it can be changed for.
+    """
+
+    values: Sequence[Value]
+    centre: Callable[[Any], Value | None]
+    flags: Callable[[Any, Value], list[str]]
+    work: Sequence[str] = WORK
+
+
+def rank(config: Any) -> int | None:
+    """Of the task-agnostic branches, where it is the same in all stages."""
+    own = config.method.get("rank")
+    return own if isinstance(own, int) else None
+
+
+def side(config: Any) -> int | None:
+    """Of the images, where they are square."""
+    height, width = config.image_size
+    return height if height == width else None
+
+
+AXES = {
+    "tasks": Axis((1, 2, 3, 4), lambda config: len(config.tasks), lambda config, n: [f"--config.tasks={','.join(config.tasks[:n])}"]),
+    "rank": Axis((16, 64), rank, lambda config, value: [f"--config.method.rank={value}"]),
+    "batch": Axis((1, 2, 4, 8, 16, 32, 64, 128), lambda config: config.batch_size, lambda config, n: [f"--config.batch_size={n}"]),
+    "side": Axis((224, 448, 896), side, lambda config, value: [f"--config.image_size={value},{value}"]),
+    "precision": Axis(PRECISIONS, lambda config: config.precision.compute, lambda config, name: [f"--config.precision.compute={name}"]),
+    "merged": Axis(("no", "yes"), lambda config: "no", lambda config, word: ["--merged"] if word == "yes" else [], ("infer",)),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures what is not measured yet, and writes tables and plot."""
+    argv = sys.argv[1:] if argv is None else argv
+    args = flags(argv)
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise UserError("the plot of a sweep needs matplotlib: pip install 'mtlora_jax[plots]'") from None
+    given = [argument for argument in argv if argument.startswith("--config")]
+    centre = {name: axis.centre(args.config) for name, axis in AXES.items()}
+    output = pathlib.Path(args.output)
+    results = read(output / "sweep.json", given, centre)
+    done = [entry["setting"] for entry in results["settings"] if entry.get("failed", OUT_OF_MEMORY) == OUT_OF_MEMORY]
+    left = [setting for setting in settings(args, centre) if setting not in done]
+    console.print(f"{len(left)} settings to measure; {len(done)} are")
+    output.mkdir(parents=True, exist_ok=True)
+    speed = Speed()
+    for number, setting in enumerate(left, 1):
+        entry = measure(setting, command(args, given, setting, centre), shlex.split(args.launcher), args.timeout)
+        results["settings"] = [other for other in results["settings"] if other["setting"] != setting] + [entry]
+        report(results, output)
+        speed.step()
+        speed.steps_per_second()
+        words = " ".join(f"{value}" for value in setting.values() if value is not None)
+        console.print(f"{number}/{len(left)} {words}: {told(entry)}; {speed.remaining(len(left) - number, 0)} left")
+    draw(results, output / "sweep.png")
+    failed = [entry["failed"] for entry in results["settings"] if entry.get("failed", OUT_OF_MEMORY) != OUT_OF_MEMORY]
+    if failed:
+        raise UserError(f"{len(failed)} settings failed, the first with: {failed[0]}; the same command tries them again")
+    console.print(f"{output / 'sweep.md'} {output / 'sweep.png'}")
+
+
+def report(results: dict[str, Any], output: pathlib.Path) -> None:
+    """Writes all that was found so far, and the tables once anything was measured."""
+    write_text(output / "sweep.json", json.dumps(results, indent=1) + "\n")
+    if any("measured" in entry for entry in results["settings"]):
+        write_text(output / "sweep.md", tables(results))
+
+
+def flags(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line, checked: `what` and `axes` are lists, and each axis has the list of its values."""
+    parser = cli.Parser("sweep", __doc__, config=True)
+    parser.prog = "python benchmarks/sweep.py"
+    parser.add_argument("--output", required=True, help="folder of the results")
+    parser.add_argument("--what", default=",".join(WORK), help=f"of {', '.join(WORK)} (default both)")
+    parser.add_argument("--axes", default=",".join(AXES), help=f"of {', '.join(AXES)} (default all)")
+    for name, axis in AXES.items():
+        parser.add_argument(f"--{name}", help=f"values, by default {','.join(map(str, axis.values))}")
+    parser.add_argument("--steps", type=int, default=20, help="to be measured of each setting (default 20)")
+    parser.add_argument("--timeout", type=float, default=1800, help="seconds that a setting may take (default 1800)")
+    parser.add_argument("--launcher", default="", help="what each process is started with, such as 'taskset -c 0-7'")
+    args = parser.parse(argv)
+    if "--config" in argv:
+        raise UserError("--config and its value must be one word: --config=FILE.py")
+    for name, allowed in (("what", WORK), ("axes", AXES)):
+        chosen = getattr(args, name).split(",")
+        if unknown := [word for word in chosen if word not in allowed]:
+            raise UserError(f"--{name}: {unknown[0]!r} is not one of {', '.join(allowed)}")
+        setattr(args, name, chosen)
+    if args.steps < 1:
+        raise UserError(f"--steps={args.steps} must be at least 1")
+    for name in args.axes:
+        setattr(args, name, values_of(name, getattr(args, name), args.config))
+    return args
+
+
+def values_of(name: str, text: str | None, config: Any) -> list[Value]:
+    """The values of an axis, in order and with that of the centre. Raises UserError for values that it cannot have."""
+    axis = AXES[name]
+    centre, most = axis.centre(config), len(config.tasks)
+    if centre is None:
+        raise UserError(f"the config has no single {name} that could be changed: leave it out of --axes")
+    if text is None:
+        return sorted({value for value in (*axis.values, centre) if name != "tasks" or int(value) <= most}, key=place(axis))
+    values = set()
+    for word in text.split(","):
+        if isinstance(centre, int):
+            if not word.isdigit() or int(word) < 1 or (name == "tasks" and int(word) > most):
+                raise UserError(
+                    f"--{name}: {word!r} is not a whole number from 1 {f'to {most}, the tasks of the config' if name == 'tasks' else 'on'}"
+                )
+            values.add(int(word))
+        elif word not in axis.values:
+            raise UserError(f"--{name}: {word!r} is not one of {', '.join(map(str, axis.values))}")
+        else:
+            values.add(word)
+    return sorted(values | {centre}, key=place(axis))
+
+
+def place(axis: Axis) -> Callable[[Value], int]:
+    """Numbers by size, words as the axis has them."""
+    return lambda value: value if isinstance(value, int) else axis.values.index(value)
+
+
+def settings(args: argparse.Namespace, centre: Setting) -> list[Setting]:
+    """The centre, and what differs from it on one axis, for each work."""
+    found: list[Setting] = []
+    for what in args.what:
+        found.append({"what": what, **centre})
+        for name in args.axes:
+            if what in AXES[name].work:
+                found += [{"what": what, **centre, name: value} for value in getattr(args, name) if value != centre[name]]
+    return found
+
+
+def command(args: argparse.Namespace, given: Sequence[str], setting: Setting, centre: Setting) -> list[str]:
+    """Arguments of the interpreter that measure a setting."""
+    changed = [flag for name, axis in AXES.items() if setting[name] != centre[name] for flag in axis.flags(args.config, setting[name])]
+    return [*MODULE, *given, *changed, f"--what={setting['what']}", f"--steps={args.steps}", "--json"]
+
+
+def measure(setting: Setting, arguments: Sequence[str], launcher: Sequence[str], timeout: float) -> dict[str, Any]:
+    """Runs the command; the entry for sweep.json."""
+    entry: dict[str, Any] = {"setting": setting, "command": shlex.join(["python", *arguments])}
+    try:
+        done = subprocess.run([*launcher, sys.executable, *arguments], capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return entry | {"failed": f"took longer than {timeout:g} s"}
+    if done.returncode == 0:
+        return entry | {"measured": json.loads(done.stdout)}
+    if done.returncode == KILLED or any(sign in done.stderr for sign in SIGNS):
+        return entry | {"failed": OUT_OF_MEMORY}
+    return entry | {"failed": (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]}
+
+
+def told(entry: dict[str, Any]) -> str:
+    """A measurement in a few words."""
+    if "failed" in entry:
+        return entry["failed"]
+    return f"{entry['measured']['seconds']:.4g} s, spread {entry['measured']['spread'] or 0:.1%}"
+
+
+def read(path: pathlib.Path, given: Sequence[str], centre: Setting) -> dict[str, Any]:
+    """What a sweep.json has, or the beginning of one. Raises UserError if it belongs to another config."""
+    fresh = {"flags": list(given), "centre": centre, "settings": []}
+    if not path.exists():
+        return fresh
+    there = json.loads(path.read_text())
+    if (there["flags"], there["centre"]) != (fresh["flags"], centre):
+        raise UserError(f"{path} is about {' '.join(there['flags'])} as it was, not {' '.join(given)}: choose another --output")
+    return there
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,100 @@
+"""What a sweep found, in one picture; see sweep.py for what its results hold."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from sweep_report import DOUBLED, STEP, WORK, Results, centre_of, cost, known, memory_of, rows_of, told_centre, varied
+
+from mtlora_jax.benchmark.tell import duration, gigabytes
+
+COLOURS: dict[str, str] = {"train": "#2f6db3", "infer": "#d9762b"}
+GREY = "#8a8f98"
+STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY}
+
+
+def draw(results: Results, path: pathlib.Path) -> None:
+    """Writes the plot: time above and memory below, relative to the centre, one column for each axis; nothing while there is no axis."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.lines import Line2D
+
+    axes, works = varied(results), [what for what in WORK if centre_of(results, what)]
+    if not axes or not works:
+        return
+    with plt.rc_context(STYLE):
+        figure, panels = plt.subplots(2, len(axes), figsize=(2.9 * len(axes) + 0.4, 6), layout="constrained", squeeze=False)
+        for line, name in zip(panels, ("time", "memory"), strict=True):
+            for ax, axis in zip(line, axes, strict=True):
+                panel(ax, results, works, axis, name)
+            line[0].set_ylabel(f"{name} / that of the centre")
+        for ax, axis in zip(panels[1], axes, strict=True):
+            ax.set_xlabel(axis)
+        handles = [Line2D([], [], color=COLOURS[what], marker="o", label=what) for what in works]
+        handles.append(Line2D([], [], color=GREY, linestyle=":", label="multiply-accumulates"))
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+        figure.suptitle(headline(results, works), x=0.01, ha="left", fontsize=10, linespacing=1.5)
+        figure.savefig(path, dpi=130)
+        plt.close(figure)
+
+
+def headline(results: Results, works: Sequence[str]) -> str:
+    """The centre and what it takes."""
+    centres = {what: centre_of(results, what) or {} for what in works}
+    takes = "; ".join(f"{what} {duration(own['seconds'])}, {gigabytes(memory_of(own))}" for what, own in centres.items())  # pyright: ignore
+    return f"Around {told_centre(results)}\n{centres[works[0]]['device']}; one step and its peak of memory: {takes}"
+
+
+def panel(ax: Any, results: Results, works: Sequence[str], axis: str, name: str) -> None:
+    """One quantity on one axis, for each work."""
+    shown = [what for what in works if len(rows_of(results, what, axis)) > 1]
+    draw_one = curve if isinstance(results["centre"][axis], int) else bars
+    every = list(dict.fromkeys(value for what in shown for value, _ in rows_of(results, what, axis)))
+    for number, what in enumerate(shown):
+        centre = dict(known([(None, {"measured": centre_of(results, what)})], name)).get(None)
+        if centre:
+            draw_one(ax, results, what, axis, name, centre, number, len(shown))
+    ax.axhline(1, color=GREY, linewidth=0.8, zorder=1)
+    ax.grid(axis="y", alpha=0.25)
+    if axis in DOUBLED:
+        ax.set_xscale("log", base=2)
+        ax.set_yscale("log", base=2)
+        low, high = ax.get_ylim()
+        ax.set_ylim(low, high * (high / low) ** 0.3)  # room for what is written above
+        ax.yaxis.set_major_formatter("{x:g}")
+    else:
+        ax.set_ylim(0, ax.get_ylim()[1] * 1.25)
+    ax.minorticks_off()
+    if draw_one is bars:
+        ax.set_xlim(-0.6, len(every) - 0.4)
+    ax.set_xticks(every if draw_one is curve else range(len(every)), list(map(str, every)))
+
+
+def curve(ax: Any, results: Results, what: str, axis: str, name: str, centre: float, number: int, count: int) -> None:
+    """A quantity over numbers, and the cost of a step in words; a cross where nothing could be measured, as where memory ran out."""
+    del count
+    rows, colour = rows_of(results, what, axis), COLOURS[what]
+    found = known(rows, name)
+    ax.plot([value for value, _ in found], [amount / centre for _, amount in found], color=colour, marker="o", markersize=4.5, zorder=3)
+    if name == "time":
+        macs = known(rows, "multiply-accumulates")
+        own = (centre_of(results, what) or {})["gmacs_step"]
+        ax.plot([value for value, _ in macs], [amount / own for _, amount in macs], color=colour, linestyle=":", zorder=2)
+    top = max(amount / centre for _, amount in found)
+    for value in (value for value, entry in rows if "failed" in entry):
+        ax.plot([value], [top], color=colour, marker="x", markersize=7)
+        ax.annotate("failed", (value, top), (0, 6), textcoords="offset points", ha="center", color=colour, fontsize=7)
+    words = f"{what} {cost(axis, rows, name)[0]} each {STEP[axis]}"
+    ax.text(0.03, 0.98 - 0.075 * number, words, transform=ax.transAxes, va="top", color=colour, fontsize=8)
+
+
+def bars(ax: Any, results: Results, what: str, axis: str, name: str, centre: float, number: int, count: int) -> None:
+    """A quantity over words."""
+    rows = rows_of(results, what, axis)
+    order = [value for value, _ in rows]
+    for value, amount in known(rows, name):
+        x, height = order.index(value) + 0.4 * (number - (count - 1) / 2), amount / centre
+        ax.bar(x, height, 0.36, color=COLOURS[what], zorder=2)
+        ax.text(x, height, f"{height:.2f}", ha="center", va="bottom", color=COLOURS[what], fontsize=8)

@@ -1,0 +1,116 @@
+"""Whether ours and the PyTorch peer are the same model: logits, losses and gradients of the same weights, in float32."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+from mtlora_jax import architecture as architectures
+from mtlora_jax import parameters
+from mtlora_jax.convert import to_mtlora
+from mtlora_jax.errors import UserError
+from mtlora_jax.losses import IGNORE
+from mtlora_jax.parameters import Flat
+from mtlora_jax.step import losses_of, normalise
+from mtlora_jax.tasks.task import Task
+from torch_peer import training
+from torch_peer.model import MTLoRA, load
+
+Arrays = Mapping[str, np.ndarray]
+
+# As a share of the largest logit of a task, of the loss, and of the norm of each parameter's gradient.
+BOUNDS = {"logits": 1e-4, "loss": 1e-5, "gradients": 1e-3}
+VANISHING = 1e-3  # gradients with less than this share of the norm of all are compared with that share: some are zero but for rounding
+IMAGES = 2  # that are compared
+
+
+def random_arrays(architecture: Mapping[str, Any], seed: int) -> dict[str, np.ndarray]:
+    """Initial weights and noise, so that no low-rank factor, bias or statistic is zero."""
+    model = architectures.build(architecture)
+    parameters.initialise(model, seed)
+    rng = np.random.default_rng(seed)
+    return {path: value + 0.02 * rng.standard_normal(value.shape, np.float32) for path, value in parameters.arrays(model).items()}
+
+
+def peer_of(architecture: Mapping[str, Any], arrays: Arrays) -> MTLoRA:
+    """The peer with our weights, by way of a checkpoint of the reference. Raises UserError for a model that has no such form."""
+    method = architectures.method_of(architecture)
+    own = parameters.variables(architectures.build(architecture))
+    trained = {path: arrays[path] for path, variable in own.items() if method.trainable(path, variable)}
+    names = frozenset(to_mtlora.state_of(architecture, trained))
+    return load(architecture, to_mtlora.state_of(architecture, arrays), names)
+
+
+def without_chance(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """The same without dropout and stochastic depth."""
+    method = dict(architecture["method"])
+    method |= {"dropout": 0.0} if "dropout" in method else {}
+    return {**architecture, "backbone": {**architecture["backbone"], "drop_path_rate": 0.0}, "method": method}
+
+
+def compare_logits(logits: Mapping[str, jax.Array], peer: MTLoRA, batch: Arrays) -> dict[str, float]:
+    """{"logits": the largest difference of any task}; `logits` (B, H, W, C) are ours."""
+    device = next(peer.parameters()).device
+    with torch.inference_mode():
+        theirs = peer.eval()(training.tensors(batch, device)[0])
+    pairs = [(np.asarray(ours), theirs[task].permute(0, 2, 3, 1).cpu().numpy()) for task, ours in logits.items()]
+    return {"logits": max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)}
+
+
+def compare_training(
+    architecture: Mapping[str, Any], arrays: Arrays, batch: Arrays, tasks: Mapping[str, Task], device: torch.device
+) -> dict[str, float]:
+    """{"loss": ..., "gradients": the largest difference of any parameter} in training mode, without dropout and stochastic depth."""
+    batch = with_ignored_pixels(batch)
+    weights = {name: task.weight for name, task in tasks.items()}
+    peer = peer_of(without_chance(architecture), arrays).to(device).train()
+    images, labels = training.tensors(batch, device)
+    total = training.total_loss(peer(images), labels, weights)
+    total.backward()
+    theirs = {name: gradient_of(parameter) for name, parameter in peer.named_parameters() if parameter.requires_grad}
+
+    own_total, gradients = our_gradients(architecture, arrays, batch, tasks, weights)
+    ours = to_mtlora.state_of(architecture, {path: np.asarray(value) for path, value in gradients.items()})
+    whole = np.sqrt(sum(np.sum(gradient**2) for gradient in theirs.values()))
+    errors = [np.linalg.norm(ours[name] - gradient) / max(np.linalg.norm(gradient), VANISHING * whole) for name, gradient in theirs.items()]
+    return {"loss": abs(float(own_total) / total.item() - 1), "gradients": float(max(errors))}
+
+
+def gradient_of(parameter: torch.nn.Parameter) -> np.ndarray:
+    """Zeros where nothing depends on the parameter."""
+    return np.zeros(parameter.shape, np.float32) if parameter.grad is None else parameter.grad.cpu().numpy()
+
+
+def our_gradients(
+    architecture: Mapping[str, Any], arrays: Arrays, batch: Arrays, tasks: Mapping[str, Task], weights: Mapping[str, float]
+) -> tuple[jax.Array, Flat]:
+    """(total loss, gradients of what is trained) of our model in training mode, float32."""
+    model = architectures.build(architecture)
+    parameters.assign(model, arrays, "the random weights")
+    graph, trainable, frozen, stats = parameters.split(model, architectures.method_of(architecture).trainable)
+
+    def loss(trainable: Flat, frozen: Flat, batch: Mapping[str, jax.Array]) -> jax.Array:
+        model = parameters.merge(graph, trainable, frozen, stats)
+        return losses_of(model(normalise(batch["image"]), train=True), batch, tasks, weights)[0]
+
+    return jax.jit(jax.value_and_grad(loss))(trainable, frozen, dict(batch))
+
+
+def with_ignored_pixels(batch: Arrays) -> dict[str, np.ndarray]:
+    """The same with labels whose upper eighth does not count."""
+    changed = {name: np.array(value) for name, value in batch.items()}
+    for name, value in changed.items():
+        if name != "image":
+            value[:, : value.shape[1] // 8] = IGNORE
+    return changed
+
+
+def refuse(differences: Mapping[str, float]) -> None:
+    """Raises UserError for a difference above its bound, or one that is no number."""
+    wrong = [
+        f"{name} differ by {value:.1e}, more than {BOUNDS[name]:g}" for name, value in differences.items() if not value <= BOUNDS[name]
+    ]
+    if wrong:
+        raise UserError(f"ours and the peer are not the same model: {'; '.join(wrong)}")

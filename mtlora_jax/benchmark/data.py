@@ -1,0 +1,111 @@
+"""The input pipeline alone, and the training step behind it."""
+
+import argparse
+import os
+import time
+from typing import Any
+
+import jax
+import psutil
+
+from mtlora_jax import sharding
+from mtlora_jax.benchmark import train as training_step
+from mtlora_jax.benchmark.timing import WARM_UP, rates_of, steps_of
+from mtlora_jax.data.pipeline import Batches
+from mtlora_jax.errors import UserError
+from mtlora_jax.experiment import batches_to_train, open_dataset
+from mtlora_jax.records import InputWait
+
+ROUNDS = 5
+BATCHES = 4  # of each worker in a round
+
+
+def data(args: argparse.Namespace) -> dict[str, Any]:
+    """Images per second of the input pipeline. Raises UserError for a data set that cannot be read."""
+    config = args.config
+    workers = config.data.workers
+    batches = batches_to_train(config, open_dataset(config, config.data.train_split))
+    count = BATCHES * max(workers, 1)
+    take(batches, count)  # also empties what workers have made ahead while the first of them started
+    seconds, busy = [], processor_seconds()
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        take(batches, count)
+        seconds.append(time.perf_counter() - start)
+    busy = processor_seconds() - busy
+    batches.close()
+    images = count * config.batch_size // jax.process_count()
+    rates = rates_of(images, seconds)
+    return {
+        **rates,
+        "per_worker": (rates["images_per_second"] or 0.0) / max(workers, 1),
+        "per_core": ROUNDS * images / busy,
+        **described(config),
+        "images": images,
+        "rounds": ROUNDS,
+    }
+
+
+def feed(args: argparse.Namespace) -> dict[str, Any]:
+    """What training loses to waiting for input. Raises UserError for a data set that cannot be read, and for no steps."""
+    if not args.steps:
+        raise UserError("--steps=0: feeding takes steps to be measured")
+    config = args.config
+    dataset = open_dataset(config, config.data.train_split)
+    training = training_step.start(config)
+    alone = steps_of(training.step, args.steps, training.device).seconds
+    batches = batches_to_train(config, dataset)
+    take(batches, BATCHES * max(config.data.workers, 1))
+    wait, mesh = InputWait(), training.experiment.mesh
+    before, start = None, time.perf_counter()
+    for step in range(WARM_UP + args.steps):
+        if step == WARM_UP:
+            jax.block_until_ready(before)
+            start = time.perf_counter()
+            wait.share(1.0)
+        with wait:
+            batch = next(batches)
+        now = training.step(sharding.put({name: batch[name] for name in training.batch}, mesh))[1]  # training reads no "mask"
+        jax.block_until_ready(before)  # one step runs while the next batch is fetched
+        before = now
+    jax.block_until_ready(before)
+    fed = (time.perf_counter() - start) / args.steps
+    host = wait.share(fed * args.steps)
+    batches.close()
+    step = sum(alone) / len(alone)
+    return {
+        "images_per_second": config.batch_size / fed,
+        "seconds": fed,
+        "step_seconds": step,
+        "device_wait": max(1 - step / fed, 0.0),
+        "host_wait": host,
+        "steps": args.steps,
+        "warm_up": WARM_UP,
+        **described(config),
+        "device": mesh.devices.flat[0].device_kind,
+        "devices": mesh.size,
+    }
+
+
+def take(batches: Batches, count: int) -> None:
+    """Drops so many batches."""
+    for _ in range(count):
+        next(batches)
+
+
+def processor_seconds() -> float:
+    """That this process and its workers have used so far, on all cores."""
+    own = psutil.Process()
+    times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
+    return sum(time.user + time.system for time in times)
+
+
+def described(config: Any) -> dict[str, Any]:
+    """What was measured."""
+    return {
+        "workers": config.data.workers,
+        "cores": os.cpu_count(),
+        "batch_size": config.batch_size,
+        "image_size": list(config.image_size),
+        "tasks": list(config.tasks),
+    }

@@ -1,0 +1,111 @@
+"""The training step alone."""
+
+import argparse
+import dataclasses
+import functools
+import pathlib
+import tempfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from mtlora_jax import architecture as architectures
+from mtlora_jax import parameters, sharding
+from mtlora_jax.accounting import group_of_each
+from mtlora_jax.benchmark import cost, random_batch
+from mtlora_jax.benchmark.timing import Program, compiled, steps_of
+from mtlora_jax.experiment import Experiment, set_up, tasks_of
+from mtlora_jax.memory import estimate, nbytes
+from mtlora_jax.optim import make_optimizer
+from mtlora_jax.step import TrainState, create_state, train_step
+
+
+@dataclasses.dataclass
+class Training:
+    """A training run's compiled step, with random weights.
+
+    Attributes:
+      batch: noise, on the devices.
+    """
+
+    experiment: Experiment
+    program: Program
+    state: TrainState
+    batch: dict[str, jax.Array]
+    key: jax.Array
+
+    @property
+    def device(self) -> Any:
+        """The first of those it runs on."""
+        return self.experiment.mesh.devices.flat[0]
+
+    def step(self, batch: dict[str, jax.Array] | None = None) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One update, by the noise unless there is another batch; (state, metrics), which may still be computed."""
+        self.state, metrics = self.program.run(self.state, self.experiment.frozen, self.batch if batch is None else batch, self.key)
+        return self.state, metrics
+
+
+def start(config: Any) -> Training:
+    """Sets up and compiles what `mtlora_jax.train` would, without data and files. Raises UserError for a config that describes no model."""
+    config.init = ""
+    tasks = tasks_of(config)
+    with tempfile.TemporaryDirectory() as nothing:
+        experiment = set_up(config, tasks, pathlib.Path(nothing))
+    mesh = experiment.mesh
+    everywhere, split = sharding.replicated(mesh), sharding.by_batch(mesh)
+    optimizer = make_optimizer(config.optimizer, optax.constant_schedule(1e-4), frozenset(experiment.trainable))
+    update = jax.jit(
+        functools.partial(
+            train_step,
+            graph=experiment.graph,
+            tasks=tasks,
+            weights={name: task.weight for name, task in tasks.items()},
+            optimizer=optimizer,
+            accumulation=config.accumulation,
+            groups=group_of_each(architectures.build(experiment.architecture)),
+        ),
+        in_shardings=(everywhere, everywhere, split, everywhere),
+        out_shardings=everywhere,
+        donate_argnums=0,
+    )
+    state = jax.device_put(create_state(experiment.trainable, experiment.batch_stats, optimizer), everywhere)
+    batch = sharding.put(random_batch(tasks, config.batch_size // jax.process_count(), tuple(config.image_size)), mesh)
+    key = jax.random.key(config.seed)
+    return Training(experiment, compiled(update, state, experiment.frozen, batch, key), state, batch, key)
+
+
+def train(args: argparse.Namespace) -> dict[str, Any]:
+    """Time, memory and cost of the training step. Raises UserError for a config that describes no model."""
+    config = args.config
+    training = start(config)
+    steps = steps_of(training.step, args.steps, training.device)
+    return {
+        **cost.measured(training.program, steps, config, training.experiment.mesh, least_bytes(config, training)),
+        "accumulation": config.accumulation,
+        "remat": config.remat,
+        "gmacs_forward": forward_products(training.experiment) / 1e9,
+    }
+
+
+def least_bytes(config: Any, training: Training) -> int:
+    """Bytes that no step on one device does without: what goes in is read, the state is written, what is kept between passes does both."""
+    experiment = training.experiment
+    own = config.batch_size // experiment.mesh.size
+    kept = estimate(config, experiment.architecture, experiment.tasks, own)["activations"]
+    state = nbytes(jax.tree.leaves(training.state))
+    return 2 * state + nbytes(experiment.frozen.values()) + nbytes(training.batch.values()) // experiment.mesh.size + 2 * kept
+
+
+def forward_products(experiment: Experiment) -> int:
+    """Multiply-accumulates of the forward pass of one image in training, as the program has them."""
+    values = {**experiment.trainable, **experiment.frozen, **experiment.batch_stats}
+    shapes = {path: jax.ShapeDtypeStruct(value.shape, value.dtype) for path, value in values.items()}
+    image = jax.ShapeDtypeStruct((1, *experiment.architecture["image_size"], 3), jnp.float32)
+
+    def forward(values: parameters.Flat, image: jax.Array) -> dict[str, jax.Array]:
+        return parameters.merge(experiment.graph, values)(image, train=True, rngs=nnx.Rngs(dropout=0))
+
+    return cost.products(jax.make_jaxpr(forward)(shapes, image).jaxpr)
