@@ -145,7 +145,7 @@ def _hidden_low_rank_backward(kept: tuple[jax.Array, ...], g: jax.Array):
 
     count = _bands(base, tasks)
     zeros = jnp.zeros(up.shape, jnp.float32), jnp.zeros(down.shape, jnp.float32)
-    inputs = [_cut(x, count) for x in (base, _side_by_side(low), _side_by_side(g))]
+    inputs = (_cut(base, count), _cut(_side_by_side(low), count), _cut(_side_by_side(g), count))
     (dup, ddown), (dbase, dlow) = jax.lax.scan(band, zeros, inputs)
     db, da = _blocks(dup, tasks).astype(b.dtype), _blocks(ddown, tasks).astype(a.dtype)
     return _whole(dbase, base), _apart(_whole(dlow, base), tasks), db, da

@@ -101,12 +101,10 @@ class Linear(nnx.Module):
 
     Attributes:
       specific: whether the layer has a branch of its own for every task.
-      shares_base: whether its task streams differ by low-rank terms alone (`mtlora_jax.models.lora.SharedBase`).
       reads_shared: whether its outputs depend on the shared stream.
     """
 
     specific = False
-    shares_base = False
     reads_shared = True
 
     def __init__(

@@ -66,7 +66,13 @@ class LoRALinear(Linear):
 
 
 class SharedBase(Linear):
-    """A layer whose task streams are all W x + b of the shared input plus a low-rank term of their own."""
+    """A layer whose task streams are W x + b plus a low-rank term of their own.
+
+    Attributes:
+      shares_base: whether x is the shared input for all of them.
+    """
+
+    shares_base = True
 
     def stacked(self) -> tuple[jax.Array, jax.Array]:
         """Factors A (T, I, R) and B (T, R, O) of all tasks, scales in them, with ranks zero-padded to the largest, R."""
@@ -119,10 +125,7 @@ class TaskLoRALinear(LoRALinear, SharedBase):
         self.task_rank = tuple(task_rank.items())
         self.task_scale = tuple(task_scale[task] for task in task_rank)
         self.ts_base = ts_base
-
-    @property
-    def shares_base(self) -> bool:
-        return self.ts_base == "shared"
+        self.shares_base = ts_base == "shared"
 
     def stacked(self) -> tuple[jax.Array, jax.Array]:
         tasks = [task for task, _ in self.task_rank]
@@ -155,7 +158,6 @@ class SharedBaseLinear(SharedBase):
     """
 
     specific = True
-    shares_base = True
 
     def __init__(self, layer: TaskLoRALinear, shared: bool):
         self.kernel, self.bias = layer.kernel, layer.bias

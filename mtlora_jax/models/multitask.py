@@ -62,6 +62,7 @@ class MultiTaskModel(nnx.Module):
 
     def fuse(self, fused: bool) -> None:
         """Sets, in place, whether products that follow each other are taken together wherever that is faster. See `configure`."""
+        module: Any
         for _, module in nnx.iter_modules(self):
             if hasattr(module, "fused"):
                 module.fused = fused

@@ -11,7 +11,7 @@ from flax import nnx
 from mtlora_jax.errors import UserError
 from mtlora_jax.models.functions import gelu, precise
 from mtlora_jax.models.layers import SWIN_INIT, Conv, LayerNorm, Linear, declare, drop_path
-from mtlora_jax.models.lora import through_hidden
+from mtlora_jax.models.lora import SharedBase, through_hidden
 from mtlora_jax.models.remat import plain, rematerialised
 from mtlora_jax.models.streams import Streams
 from mtlora_jax.models.windows import attention_mask, partition, relative_position_index, unpartition, window_of
@@ -151,9 +151,10 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Streams, rngs: nnx.Rngs | None = None) -> Streams:
         """Streams of (..., C) -> Streams of (..., C)."""
-        if self.fused and self.fc1.shares_base and self.fc2.shares_base:
-            return through_hidden(self.fc1, self.fc2, x, rngs)
-        return self.fc2.streams(self.fc1.streams(x, rngs).map(gelu), rngs)
+        fc1, fc2 = self.fc1, self.fc2
+        if self.fused and isinstance(fc1, SharedBase) and isinstance(fc2, SharedBase) and fc1.shares_base and fc2.shares_base:
+            return through_hidden(fc1, fc2, x, rngs)
+        return fc2.streams(fc1.streams(x, rngs).map(gelu), rngs)
 
 
 class SwinBlock(nnx.Module):

@@ -10,7 +10,7 @@ from mtlora_jax.models.functions import precise
 from mtlora_jax.models.layers import BatchNorm, Conv1x1, biased, product, resize_bilinear
 
 
-def worthwhile(grid: tuple[int, int], coarse: tuple[int, int]) -> bool:
+def worthwhile(grid: Sequence[int], coarse: Sequence[int]) -> bool:
     """Whether a map on the `coarse` grid is better multiplied there. Sides that `jax.export` leaves open say nothing: no."""
     known = all(isinstance(side, int) for side in (*grid, *coarse))
     return known and 16 * coarse[0] * coarse[1] <= grid[0] * grid[1]
@@ -40,14 +40,14 @@ class HRNetHead(nnx.Module):
         fine = [f for f in features if f.shape[1:3] != coarsest]
         if not self.fused or not worthwhile(grid, coarsest):
             return self.fuse(self.gathered(features, grid))
-        kernel = self.fuse.kernel[...]
+        kernel, bias = self.fuse.kernel[...], self.fuse.bias
+        assert bias is not None
         rest = sum(f.shape[-1] for f in fine)
         wide = product(self.gathered(features[len(fine) :], coarsest), kernel[rest:])
-        return biased(
-            precise(product(self.gathered(fine, grid), kernel[:rest])) + resize_bilinear(wide, *grid), self.fuse.bias[...]
-        ).astype(wide.dtype)
+        narrow = product(self.gathered(fine, grid), kernel[:rest])
+        return biased(precise(narrow) + resize_bilinear(wide, *grid), bias[...]).astype(wide.dtype)
 
-    def gathered(self, features: Sequence[jax.Array], grid: tuple[int, int]) -> jax.Array:
+    def gathered(self, features: Sequence[jax.Array], grid: Sequence[int]) -> jax.Array:
         """All maps on one grid, side by side."""
         return jnp.concatenate([resize_bilinear(f, *grid) for f in features], -1)
 
