@@ -53,7 +53,7 @@ peer() { run peer.jsonl "$python" benchmarks/peer.py "${config[@]}" "$@" --batch
 # The files whose numbers come from the device. float32 is to be exact there, as tolerances are those of float32, not of TF32.
 tests() {
     local files=()
-    for name in functions swin mtlora golden_model merge precision step accumulation losses tasks metrics memory benchmark; do
+    for name in functions fused swin mtlora golden_model merge precision step accumulation losses tasks metrics memory benchmark; do
         files+=("tests/test_$name.py")
     done
     run tests.txt env JAX_PLATFORMS="${JAX_PLATFORMS:-cuda}" JAX_DEFAULT_MATMUL_PRECISION=highest \

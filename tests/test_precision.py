@@ -108,26 +108,17 @@ def test_products_are_bfloat16_and_what_is_delicate_is_float32():
         assert found[name] == {"float32"}, name
 
 
-def test_the_fused_form_is_the_plain_one(with_dropout):
-    """Same draws of dropout and stochastic depth, so that losses, logits, statistics and gradients differ by rounding alone."""
-    (loss, (logits, stats)), gradients = with_dropout
-    (other_loss, (other_logits, other_stats)), other_gradients = Setting(key=jax.random.key(1), fused=False).results()
-    np.testing.assert_allclose(other_loss, loss, rtol=1e-6)
-    assert distance(logits, other_logits) < 3e-6
-    assert distance(stats, other_stats) < 1e-6
-    assert distance(gradients, other_gradients) < 3e-6
-
-
 def test_float32_holds_nothing_narrower():
     dtypes = {variable.aval.dtype.name for equation in equations(Setting().program()) for variable in equation.outvars}
     assert "bfloat16" not in dtypes
     assert "float64" not in dtypes
 
 
-@pytest.mark.parametrize("remat", ["block", "stage"])
-def test_recomputation_changes_nothing(remat, with_dropout):
+@pytest.mark.parametrize("options", [{"remat": "block"}, {"remat": "stage"}, {"fused": False}], ids=str)
+def test_how_it_is_executed_changes_nothing(options, with_dropout):
+    """Same draws of dropout and stochastic depth, so that all differ by rounding alone."""
     (loss, (logits, stats)), gradients = with_dropout
-    (other_loss, (other_logits, other_stats)), other_gradients = Setting(key=jax.random.key(1), remat=remat).results()
+    (other_loss, (other_logits, other_stats)), other_gradients = Setting(key=jax.random.key(1), **options).results()
     np.testing.assert_allclose(other_loss, loss, rtol=1e-6)
     assert distance(logits, other_logits) < 3e-6
     assert distance(stats, other_stats) < 1e-6
