@@ -13,6 +13,7 @@ A command is a module of this shape, run as `python -m mtlora_jax.NAME`:
 """
 
 import argparse
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -76,6 +77,7 @@ class Parser(argparse.ArgumentParser):
         overrides = [arg.removeprefix(prefix) for arg in argv if self._takes_config and arg.startswith(prefix)]
         rest = [arg for arg in argv if not (self._takes_config and arg.startswith(prefix))]
         self._check_names(rest)
+        self._check_values(rest)
         args = self.parse_args(rest)
         if self._takes_config:
             args.config = configs.load(args.config, overrides)
@@ -87,6 +89,13 @@ class Parser(argparse.ArgumentParser):
         for name in (arg.partition("=")[0] for arg in argv if arg.startswith("--")):
             if name not in known:
                 raise UserError(f"unknown flag {name}{configs.did_you_mean(name, known)}")
+
+    def _check_values(self, argv: Sequence[str]) -> None:
+        """What must be given must not be empty: as a path, that would be the folder where one happens to be."""
+        required = [name for action in self._actions if action.required for name in action.option_strings]
+        for name in required:
+            if f"{name}=" in argv or (name, "") in itertools.pairwise(argv):
+                raise UserError(f"{name} is given, but empty")
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from mtlora_jax import sharding
 from mtlora_jax.checkpoint import Checkpoints
@@ -32,7 +31,6 @@ class Loop:
     Attributes:
       state: after `step` updates.
       update: (state, frozen, batch, key) -> (state, metrics), compiled; see `mtlora_jax.step.train_step`.
-      schedule: learning rate by step, for the log.
       waiting: steps since the last line of the log: {"step", "metrics", "image_ids"}; their metrics are still on the device.
     """
 
@@ -42,7 +40,6 @@ class Loop:
     steps_per_epoch: int
     state: TrainState
     update: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
-    schedule: optax.Schedule
     batches: Batches
     evaluator: Evaluator
     checkpoints: Checkpoints
@@ -139,7 +136,7 @@ class Loop:
         for past in self.waiting:
             self.skips.count(**past)
         scalars = summary([past["metrics"] for past in self.waiting])
-        scalars |= {"learning_rate": float(np.asarray(self.schedule(self.step - 1)))}
+        scalars |= {"learning_rate": self.waiting[-1]["metrics"]["learning_rate"]}
         self.waiting = []
         share = self.input_wait.share(self.speed.elapsed())
         rate = self.config.batch_size * (self.speed.steps_per_second() or 0.0)

@@ -80,6 +80,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     accumulation: int = 1,
     groups: Mapping[str, str] | None = None,
+    schedule: optax.Schedule | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update; none where the loss, a gradient or a batch statistic is not finite: then only `step` and the counts of skips move.
 
@@ -92,10 +93,11 @@ def train_step(
       accumulation: parts in which the backbone takes the batch, one after the other, for less memory. Losses and BatchNorm see the
         whole batch, so the update is that of one part; only draws of dropout and stochastic depth are others.
       groups: {path: group} of the trained parameters whose gradient norms are told by group.
+      schedule: the optimizer's learning rate by update, to be told. A step that is skipped is no update.
 
     Returns:
       The new state, and float32 scalars: "loss", "loss/TASK", "grad_norm" and "grad_norm/GROUP" (before clipping), "skipped" (1 where
-      this step changed nothing).
+      this step changed nothing), "learning_rate" where there is a schedule.
     """
     images = normalise(batch["image"])
     key = jax.random.fold_in(key, state.step)
@@ -119,6 +121,8 @@ def train_step(
     skipped = 1 - finite.astype(jnp.int32)
     kept = kept._replace(step=state.step + 1, skipped=state.skipped + skipped, skipped_in_row=(state.skipped_in_row + 1) * skipped)
     metrics = {"loss": total, **{f"loss/{name}": loss for name, loss in losses.items()}, **norms, "skipped": skipped.astype(jnp.float32)}
+    if schedule is not None:
+        metrics["learning_rate"] = jnp.asarray(schedule(state.step - state.skipped), jnp.float32)
     return kept, metrics
 
 

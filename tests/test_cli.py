@@ -187,6 +187,8 @@ def test_flags_and_config_in_any_order(file):
         (False, [], "the following arguments are required: --workdir"),
         (True, ["--workdir=x"], "the following arguments are required: --config"),
         (False, ["--workdir"], "--workdir: expected one argument"),
+        (False, ["--workdir="], "--workdir is given, but empty"),
+        (False, ["--workdir", ""], "--workdir is given, but empty"),
         (False, ["--workdir=x", "--steps=abc"], "--steps: invalid int value: 'abc' (see python -m count --help)"),
         (False, ["--workdir=x", "--mode=test"], "invalid choice: 'test'"),
     ],

@@ -165,7 +165,8 @@ def guarded():
     optimizer = make_optimizer(RECIPE, optax.constant_schedule(0.1), frozenset({"channels.a", "channels.b"}))
     graph, trainable, _, stats = parameters.split(Plane({"a": 2, "b": 1}), lambda path, variable: True)
     options = {"graph": graph, "tasks": {"a": Probe(), "b": Probe()}, "weights": {"a": 1.0, "b": 2.0}, "optimizer": optimizer}
-    step = micro.jit(functools.partial(train_step, groups={"channels.a": "first", "channels.b": "second"}, **options))
+    groups = {"channels.a": "first", "channels.b": "second"}
+    step = micro.jit(functools.partial(train_step, groups=groups, schedule=lambda update: 10.0 * update, **options))
     state = jax.device_put(create_state(trainable, stats, optimizer))
 
     def run(state, kind):
@@ -194,10 +195,12 @@ def test_a_step_with_a_number_that_is_not_finite_changes_nothing_but_counts(guar
 def test_training_goes_on_after_steps_that_were_skipped(guarded):
     run, first, step = guarded
     state, plain = first, first
-    counts = []
+    counts, told = [], []
     for kind in (SOUND, BAD_LOSS, BAD_GRADIENT, SOUND, BAD_LOSS, SOUND):
-        _, state, _ = run(state, kind)
+        _, state, metrics = run(state, kind)
         counts.append((int(state.step), int(state.skipped), int(state.skipped_in_row)))
+        told.append(float(metrics["learning_rate"]))
+    assert told == [0, 10, 10, 10, 20, 20]  # of the update that is made, or would have been
     assert counts == [(1, 0, 0), (2, 1, 1), (3, 2, 2), (4, 2, 0), (5, 3, 1), (6, 3, 0)]
     for _ in range(3):
         _, plain, _ = run(plain, SOUND)

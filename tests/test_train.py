@@ -29,7 +29,7 @@ def base(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def finished(base) -> tuple[pathlib.Path, str]:
     """(workdir, what it printed) of a run that nobody disturbed."""
-    return base / "whole", run(base, "whole")
+    return base / "whole", run(base, "whole", environment={"JAX_LOG_COMPILES": "1"})
 
 
 def test_a_run_leaves_its_records(finished):
@@ -44,6 +44,13 @@ def test_a_run_leaves_its_records(finished):
     assert list((workdir / "tensorboard").iterdir())
     for told in ("ta_lora", "ts_lora", "position_tables", "trainable, unused", f"Scores after {STEPS} steps", "ETA", "images/s"):
         assert told in printed
+
+
+def test_nothing_is_compiled_after_the_first_step(finished):
+    before, _, after = finished[1].partition("first step after")
+    assert "Compiling jit(train_step)" in before
+    assert f"step {STEPS}/{STEPS}" in after
+    assert [line for line in after.splitlines() if "Compiling" in line] == []
 
 
 def test_it_learns(finished):

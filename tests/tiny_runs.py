@@ -63,10 +63,11 @@ def command(base: pathlib.Path, workdir: str | pathlib.Path, *more: str) -> list
     return [sys.executable, "-m", "mtlora_jax.main", f"--config={base / 'micro.py'}", f"--workdir={base / workdir}", *more]
 
 
-def run(base: pathlib.Path, workdir: str | pathlib.Path, *more: str) -> str:
-    """Runs to the end and returns what was printed."""
-    done = subprocess.run(command(base, workdir, *more), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def run(base: pathlib.Path, workdir: str | pathlib.Path, *more: str, environment: dict[str, str] | None = None) -> str:
+    """Runs to the end and returns what was printed, errors and warnings of the libraries among it."""
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = subprocess.run(command(base, workdir, *more), **pipe, env=os.environ | {"PYTHONUNBUFFERED": "1"} | (environment or {}))
+    assert done.returncode == 0, done.stdout
     return done.stdout
 
 
