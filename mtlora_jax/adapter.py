@@ -171,14 +171,18 @@ def add_task(
     return Model(config, module)
 
 
+def computing(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that say what a trained model computes, alike for all tasks. Merging computes the same trained and frozen."""
+    kept = {key: value for key, value in options.items() if key not in (*PER_TASK, *TRAINING)}
+    return kept | ({"merging": "train"} if kept.get("merging") == "freeze" else {})
+
+
 def refuse_other_weights(model: Model, source: Model, name: str) -> None:
     """Raises UserError unless the source has the task, and the model's weights wherever tasks share them."""
     if name not in source.tasks:
         raise UserError(f"the source has no task {name}; it has {', '.join(source.tasks)}")
     for part in ("backbone", "decoder", "method"):
-        here, there = (
-            {key: value for key, value in m.architecture[part].items() if key not in (*PER_TASK, *TRAINING)} for m in (model, source)
-        )
+        here, there = (computing(m.architecture[part]) for m in (model, source))
         if here != there:
             raise UserError(f"the source has another {part}: {there}, where the model has {here}")
     here, there = (parameters.arrays(m.module) for m in (model, source))

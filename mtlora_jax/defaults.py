@@ -21,7 +21,7 @@ METHODS = {
         "locations": ("qkv", "proj", "fc1", "fc2"),
         "ts_base": "shared",  # what the frozen weight of a task stream acts on: shared (reference) or task
         "merging": "train",  # patch merging: train (MTLoRA), freeze, lora (MTLoRA+)
-        "freeze": (),  # of patch_embed, norms, position_tables
+        "freeze": (),  # of ta_lora, patch_embed, norms, position_tables
     },
     "full": {"name": "full"},
     "decoders_only": {"name": "decoders_only"},

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Data, two trainings, one table, panels and curves."""
     parser = cli.Parser("mtlora_jax.demo", __doc__)
     parser.add_argument("--workdir", default="demo", help="folder for data, runs and pictures (default: demo)")
-    parser.add_argument("--train", type=int, default=1600, help="scenes to train on (default: 1600)")
+    parser.add_argument("--train", type=int, default=2000, help="scenes to train on (default: 2000)")
     parser.add_argument("--val", type=int, default=160, help="scenes to evaluate on (default: 160)")
     parser.add_argument("--epochs", type=int, default=0, help="epochs of each run (default: as the config says)")
     args = parser.parse(argv)

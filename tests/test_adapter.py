@@ -9,6 +9,7 @@ import micro
 import numpy as np
 import pytest
 import safetensors.numpy
+import tiny_runs
 from checkpoints import run_command
 
 import mtlora_jax
@@ -184,6 +185,23 @@ def test_a_task_of_another_model(model, arrays):
     scaled = {**ARCHITECTURE, "method": {**ARCHITECTURE["method"], "scale": 2.0}}
     with pytest.raises(UserError, match=r"the source has another method: .*2\.0"):
         mtlora_jax.add_task(smaller, "sal", source=folder.filled({}, scaled, arrays, "x"))
+
+
+def test_a_further_task_is_trained_beside_the_others(tmp_path):
+    """As docs/models.md says: with what tasks share frozen, by the command, and brought back."""
+    tiny_runs.prepare(tmp_path, tasks=("semseg",), epochs=1)
+    tiny_runs.run(tmp_path, "first")
+    first = mtlora_jax.load(tmp_path / "first" / "best")
+    mtlora_jax.drop_task(mtlora_jax.add_task(first, "sal"), "semseg").save(tmp_path / "sal")
+    only_sal = ("--config.tasks=('sal',)", f"--config.init={tmp_path / 'sal'}")
+    beside = ("--config.method.merging=freeze", "--config.method.freeze=('ta_lora','patch_embed','norms','position_tables')")
+    tiny_runs.run(tmp_path, "second", *only_sal, *beside)
+    second = mtlora_jax.load(tmp_path / "second" / "best")
+    both = mtlora_jax.add_task(first, "sal", source=second)
+    image = micro.random_images(1)
+    assert_same_bits(both(image), {**first(image), **second(image)}, ["semseg", "sal"])
+    fresh = mtlora_jax.load(tmp_path / "sal")(image)["sal"]
+    assert not np.array_equal(fresh, second(image)["sal"])
 
 
 def test_tasks_that_cannot_be(model):

@@ -335,7 +335,7 @@ def test_multiply_accumulates():
         (R64, ("method.merging=frozen",), "method.merging = 'frozen' is not one of train, freeze, lora"),
         (R64, ("method.ts_base=both",), "method.ts_base = 'both' is not one of shared, task"),
         (R64, ("method.locations=qkv,fc3",), "method.locations = 'fc3' is not one of qkv, proj, fc1, fc2"),
-        (R64, ("method.freeze=merging",), "method.freeze = 'merging' is not one of patch_embed, norms, position_tables"),
+        (R64, ("method.freeze=merging",), "method.freeze = 'merging' is not one of ta_lora, patch_embed, norms, position_tables"),
         (R64, ("method.rank=0",), "method ranks must be at least 1"),
         (R64, ("method.task_rank=-1",), "method ranks must be at least 1"),
         (R64, ("method.dropout=1.0",), "method.dropout = 1.0 must be at least 0 and below 1"),

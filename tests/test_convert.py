@@ -104,7 +104,9 @@ def test_golden_checkpoints_come_back(name, tmp_path):
         assert found[key].shape == tensor.shape, key
         assert found[key].numpy().tobytes() == tensor.numpy().tobytes(), key
     again = convert(tmp_path / "back.pth")
-    assert again.architecture == convert(source).architecture
+    whole = convert(source).architecture
+    assert again.architecture == whole
+    assert list(again.architecture["tasks"]) == list(whole["tasks"])  # their order too
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back.pth", "ours"]
 
 

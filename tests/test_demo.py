@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -12,7 +13,8 @@ from mtlora_jax import demo as command
 from mtlora_jax import experiment, folder
 from mtlora_jax.data import demo
 from mtlora_jax.data.prepared import PascalContext
-from mtlora_jax.data.scenes import parallel, render
+from mtlora_jax.data.scenes import EVENING, parallel, render
+from mtlora_jax.errors import UserError
 from tfds_pascal_context.build import build
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -44,7 +46,7 @@ def test_labels_arrive_as_they_were_rendered(data_dir, split):
     assert len(dataset) == COUNTS[split]
     for index in range(len(dataset)):
         example = dataset[index]
-        scene = render(int(example["image_id"].removeprefix("scene_")), SIZE)
+        scene = render(int(example["image_id"].removeprefix("scene_")), SIZE, EVENING)
         assert np.mean(np.abs(example["image"].astype(int) - scene.image)) < 6  # JPEG
         np.testing.assert_array_equal(example["semseg"], scene.semseg)
         np.testing.assert_array_equal(example["sal"], scene.sal)
@@ -72,6 +74,15 @@ def test_scenes_rendered_by_workers_are_those_rendered_here():
 
 def rendered(seed, size):
     return render(seed, size).image
+
+
+def test_a_worker_that_dies_is_one_line():
+    with pytest.raises(UserError, match=r"^drawing: a worker process died"):
+        list(parallel.on_all_cores(die, [1, 2], "drawing"))
+
+
+def die(_):
+    os._exit(1)
 
 
 def test_written_again_nothing_changes(tmp_path):

@@ -9,6 +9,7 @@ from flax import nnx
 
 from mtlora_jax import architecture as architectures
 from mtlora_jax import parameters
+from mtlora_jax.methods.mtlora import FREEZABLE
 from mtlora_jax.models.decoders import Decoder
 from mtlora_jax.models.layers import BatchNorm, Linear, drop_channels, drop_path, dropout
 from mtlora_jax.models.lora import LoRALinear, SharedLoRA, TaskLoRA, TaskLoRALinear
@@ -300,6 +301,11 @@ def test_freeze_groups(freeze, pattern):
     left, _ = trainable_paths(freeze=freeze)
     assert left < everything
     assert everything - left == {path for path in everything if pattern(path)}
+
+
+def test_all_that_tasks_share_can_be_frozen():
+    left, own = trainable_paths(freeze=FREEZABLE, merging="freeze")
+    assert left == {path for path, v in own.items() if path.startswith("decoders.") and isinstance(v, nnx.Param) or isinstance(v, TaskLoRA)}
 
 
 def is_norm(path):

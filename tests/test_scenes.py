@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 
-from mtlora_jax.data.scenes import Scene, render
+from mtlora_jax.data.scenes import EVENING, Scene, render
 from mtlora_jax.data.scenes.camera import Camera, look_at
 from mtlora_jax.data.scenes.compose import MAKERS, compose
 from mtlora_jax.data.scenes.lighting import Light
@@ -185,6 +185,15 @@ def test_a_seed_always_gives_the_same_bytes():
     for name in ("image", "instance", "semseg", "context", "normals", "sal", "depth"):
         assert getattr(first, name).tobytes() == getattr(second, name).tobytes(), name
     assert not np.array_equal(first.image, render(4, (48, 64)).image)
+
+
+@pytest.mark.parametrize("seed", [1, 5])  # one in a room, one under the sky
+def test_the_hour_changes_the_picture_and_nothing_else(seed):
+    day, evening = render(seed, (48, 64)), render(seed, (48, 64), EVENING)
+    for name in ("instance", "semseg", "context", "normals", "sal", "depth"):
+        np.testing.assert_array_equal(getattr(day, name), getattr(evening, name), err_msg=name)
+    red, _, blue = (evening.image.mean((0, 1)) / day.image.mean((0, 1))).tolist()
+    assert blue < red < 0.9  # darker, and what light there is is warm
 
 
 @pytest.mark.parametrize("size", [(48, 64), (64, 64), (61, 43)])

@@ -49,7 +49,10 @@ def state_of(architecture: Mapping[str, Any], arrays: Arrays) -> dict[str, np.nd
     def rows_for(path: str) -> Sequence[Row]:
         return LORA if any(path.startswith(layer) for layer in adapted) else plain
 
-    state = unapply(rows_for, arrays)
+    # A checkpoint tells the order of its tasks by that of its decoders; files of arrays are sorted by name.
+    decoders = {f"decoders.{task}.": number for number, task in enumerate(architecture["tasks"], 1)}
+    ordered = sorted(arrays, key=lambda path: next((number for start, number in decoders.items() if path.startswith(start)), 0))
+    state = unapply(rows_for, {path: arrays[path] for path in ordered})
     counts = {key.replace("running_mean", "num_batches_tracked"): np.zeros((), np.int64) for key in state if key.endswith("running_mean")}
     return {**state, **counts, **window_buffers(architecture)}
 

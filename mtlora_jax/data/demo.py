@@ -1,4 +1,7 @@
-"""The demo data set: rendered scenes in the layout of PASCAL_MT, so that its builder and everything after it work on them."""
+"""The demo data set: rendered scenes in the layout of PASCAL_MT, so that its builder and everything after it work on them.
+
+They are scenes of an evening: the pre-trained Swin has seen days only, so that there is something to adapt it to.
+"""
 
 import functools
 import pathlib
@@ -27,10 +30,10 @@ def write(root: pathlib.Path, counts: dict[str, int], size: tuple[int, int] = (1
 
 def write_scene(image_id: str, root: pathlib.Path, size: tuple[int, int]) -> None:
     """Renders one scene, whose seed is the number in its id, and writes its files."""
-    from mtlora_jax.data.scenes import render
+    from mtlora_jax.data.scenes import EVENING, render
     from tfds_pascal_context import layout
 
-    scene = render(int(image_id.rpartition("_")[2]), size)
+    scene = render(int(image_id.rpartition("_")[2]), size, EVENING)
     layout.write_raw(
         root,
         image_id,

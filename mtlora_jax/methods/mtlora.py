@@ -12,7 +12,7 @@ from mtlora_jax.models.lora import LoRALinear, TaskLoRALinear
 from mtlora_jax.models.multitask import MultiTaskModel
 
 LOCATIONS = {"qkv": ("attn", "qkv"), "proj": ("attn", "proj"), "fc1": ("mlp", "fc1"), "fc2": ("mlp", "fc2")}
-FREEZABLE = ("patch_embed", "norms", "position_tables")
+FREEZABLE = ("ta_lora", "patch_embed", "norms", "position_tables")
 TS_BASES = ("shared", "task")
 MERGING = ("train", "freeze", "lora")
 
@@ -51,7 +51,8 @@ class MTLoRA:
       locations: which linear layers of a block are adapted, of qkv, proj, fc1, fc2.
       ts_base: what the frozen weight of a task stream acts on, "shared" input (reference) or "task" input (Eq. 2 read literally).
       merging: patch merging is trained (MTLoRA), frozen, or frozen with a task-agnostic branch ("lora": MTLoRA+).
-      freeze: groups that are not trained, of patch_embed, norms, position_tables.
+      freeze: groups that are not trained, of ta_lora, patch_embed, norms, position_tables. With all four, and merging frozen, what
+        tasks share stays as it was: a further task is trained beside those that a model has.
     """
 
     rank: int | Sequence[int] = 64
@@ -111,7 +112,7 @@ class MTLoRA:
 
     def trainable(self, path: str, variable: nnx.Variable) -> bool:
         """Low-rank factors, decoders and, unless frozen, patch embedding, norms, position tables and merging."""
-        trained = {"ta_lora", "ts_lora", "decoders", *FREEZABLE} - set(self.freeze)
+        trained = {"ts_lora", "decoders", *FREEZABLE} - set(self.freeze)
         if self.merging == "train":
             trained.add("merging")
         return not trained.isdisjoint(groups_of(path, variable))

@@ -3,6 +3,7 @@
 `render(seed)` casts rays at analytic solids, so that normals, depth, parts and outlines are those of the surface at each pixel's centre.
 """
 
+from mtlora_jax.data.scenes.hours import DAY, EVENING, Hour
 from mtlora_jax.data.scenes.render import Scene, render
 
-__all__ = ["Scene", "render"]
+__all__ = ["DAY", "EVENING", "Hour", "Scene", "render"]

@@ -8,6 +8,7 @@ import numpy as np
 from mtlora_jax.data.scenes import animals, furniture, people, vehicles
 from mtlora_jax.data.scenes.backdrops import Bounds, outdoors, room
 from mtlora_jax.data.scenes.camera import Camera, look_at
+from mtlora_jax.data.scenes.hours import DAY, Hour
 from mtlora_jax.data.scenes.lighting import Light
 from mtlora_jax.data.scenes.palette import Rng
 from mtlora_jax.data.scenes.solids import Thing
@@ -58,7 +59,7 @@ class View:
         return across * self.right + deep * self.away
 
 
-def compose(rng: Rng, size: tuple[int, int]) -> tuple[list[Thing], Camera, Light]:
+def compose(rng: Rng, size: tuple[int, int], hour: Hour = DAY) -> tuple[list[Thing], Camera, Light]:
     """The backdrop and at least one thing, a camera for pictures of `size` = (H, W), and the light. The camera is on the first thing."""
     star = _star(rng)
     inside = star in INDOORS and (star not in OUTDOORS or rng.random() < 0.6)
@@ -82,7 +83,7 @@ def compose(rng: Rng, size: tuple[int, int]) -> tuple[list[Thing], Camera, Light
         back=low[2] - margin[2],
     )
     backdrop = room(rng, bounds) if inside else outdoors(rng, bounds)
-    return [backdrop, *things], camera, _light(rng, view, inside)
+    return [backdrop, *things], camera, _light(rng, view, inside, hour)
 
 
 def _star(rng: Rng) -> str:
@@ -149,8 +150,8 @@ def _free_spot(rng: Rng, thing: Thing, others: list[Thing], view: View) -> np.nd
     return None
 
 
-def _light(rng: Rng, view: View, inside: bool) -> Light:
-    side, rise = rng.uniform(-1.2, 1.2), rng.uniform(0.55, 1.15)
+def _light(rng: Rng, view: View, inside: bool, hour: Hour) -> Light:
+    side, rise = rng.uniform(-1.2, 1.2), hour.rise * rng.uniform(0.55, 1.15)
     level = -np.cos(side) * view.away + np.sin(side) * view.right
     direction = np.cos(rise) * level + np.array([0, np.sin(rise), 0])
     warmth = rng.uniform(-0.12, 0.28)
@@ -158,10 +159,11 @@ def _light(rng: Rng, view: View, inside: bool) -> Light:
     strength, around = (rng.uniform(0.5, 0.85), rng.uniform(0.5, 0.75)) if inside else (rng.uniform(0.7, 1.3), rng.uniform(0.4, 0.6))
     cool = np.array([1 - 0.4 * warmth, 1.0, 1 + 0.4 * warmth])
     sky = Material(
-        hsv(rng.uniform(0.54, 0.62), rng.uniform(0.3, 0.75), rng.uniform(0.75, 1.0)),
-        (0.85, 0.87, 0.9),
+        hsv(rng.uniform(*hour.hues), rng.uniform(0.3, 0.75), rng.uniform(0.75, 1.0)),
+        hour.clouds,
         "clouds",
         np.diag([2.2, 3.5, 2.2]),
         rng.uniform(0, 40, 3),
     )
-    return Light(direction, strength * tint, around * cool, 0.55 * around * tint, rng.uniform(0.004, 0.02), sky)
+    above, below = around * cool * hour.around, 0.55 * around * tint * hour.around
+    return Light(direction, strength * tint * hour.lamp, above, below, rng.uniform(0.004, 0.02), sky, hour)

@@ -3,14 +3,26 @@
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from rich.progress import track
 
+from mtlora_jax.errors import UserError
+
 
 def on_all_cores(function: Callable[[Any], Any], items: Sequence[Any], title: str) -> Iterator[Any]:
-    """function(item) for each item, in order, by one process per core, with a progress bar. `function` must be importable."""
+    """function(item) for each item, in order, by one process per core, with a progress bar. `function` must be importable.
+
+    Raises what the function raises, and UserError if a process dies.
+    """
     # Read when a process loads its linear algebra: threads for 3x3 matrices only get in each other's way.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with multiprocessing.get_context("spawn").Pool() as pool:
-        yield from track(pool.imap(function, items, chunksize=4), title, len(items))
+    pool = ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))
+    try:
+        yield from track(pool.map(function, items, chunksize=4), title, len(items))
+    except BrokenProcessPool as error:
+        raise UserError(f"{title}: a worker process died, perhaps killed for want of memory; start again") from error
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -8,6 +8,7 @@ import numpy as np
 from mtlora_jax.data.scenes.camera import Camera
 from mtlora_jax.data.scenes.casting import Hits, Stage, Surfaces, cast, lit, surfaces
 from mtlora_jax.data.scenes.compose import compose
+from mtlora_jax.data.scenes.hours import DAY, Hour
 from mtlora_jax.data.scenes.lighting import Light, backdrop_occlusion, develop, shade, soften
 from mtlora_jax.data.scenes.names import CONTEXT, VOC
 from mtlora_jax.data.scenes.solids import Thing
@@ -31,10 +32,10 @@ class Scene:
     depth: np.ndarray  # (H, W) float32, metres along the optical axis; 0 for the sky
 
 
-def render(seed: int, size: tuple[int, int] = (240, 320)) -> Scene:
-    """The scene of a seed (a natural number) at `size` = (H, W) pixels: always the same for the same two."""
+def render(seed: int, size: tuple[int, int] = (240, 320), hour: Hour = DAY) -> Scene:
+    """The scene of a seed (a natural number) at `size` = (H, W) pixels: always the same for the same three."""
     rng = np.random.default_rng(seed)
-    things, camera, light = compose(rng, size)
+    things, camera, light = compose(rng, size, hour)
     return photograph(things, camera, light, rng)
 
 
@@ -59,7 +60,7 @@ def photograph(things: list[Thing], camera: Camera, light: Light, rng: np.random
     normals[:, unseen] = np.array([[0.0], [0.0], [1.0]])
     categories = np.array([VOC.get(thing.category, 0) for thing in things], np.uint8)
     return Scene(
-        image=develop(colour, rng),
+        image=develop(colour, light.hour, rng),
         instance=instance,
         semseg=np.where(_borders(instance), VOID, categories[instance]).astype(np.uint8),
         context=_context(stage)[owner],
