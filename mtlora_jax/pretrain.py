@@ -1,4 +1,4 @@
-"""Pre-trains the small Swin that the demo adapts, on rendered scenes that the demo never sees.
+"""Pre-trains the small Swin that the demo adapts, on rendered scenes by day that the demo never sees.
 
     python -m mtlora_jax.pretrain --output=weights/swin_micro
 
