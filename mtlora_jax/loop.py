@@ -79,6 +79,7 @@ class Loop:
                     jax.block_until_ready(metrics)
                     console.print(f"first step after {self.speed.elapsed():.1f} s, compilation included")
                     self.input_wait.share(self.speed.elapsed())
+                    self.records.open()
                     self.speed.start()
                 else:
                     self.speed.step()

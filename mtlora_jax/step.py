@@ -36,7 +36,8 @@ class TrainState(NamedTuple):
 def create_state(trainable: Flat, batch_stats: Flat, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step."""
     zeros = [jnp.zeros((), jnp.int32) for _ in range(3)]  # three buffers, for a donated one must not appear twice
-    return TrainState(zeros[0], trainable, batch_stats, optimizer.init(trainable), *zeros[1:])
+    opt_state = jax.jit(optimizer.init)(trainable)  # one program, where array by array it would be hundreds
+    return TrainState(zeros[0], trainable, batch_stats, opt_state, *zeros[1:])
 
 
 def check_accumulation(parts: int, batch_size: int, devices: int) -> None:

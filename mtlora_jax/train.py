@@ -59,7 +59,6 @@ def train(config: Config, workdir: pathlib.Path, profile: bool = False, override
         batches = experiments.batches_to_train(config, train_data)
         closing.callback(batches.close)
         model = architectures.build(experiment.architecture)
-        print_parameters(summarise(model, experiment.method, tuple(config.image_size)))
 
         if not sharding.agreed((workdir / "initial").exists(), experiments.not_shared(workdir)):
             experiment.save(workdir / "initial", experiment.trainable, experiment.batch_stats, {})
@@ -77,7 +76,8 @@ def train(config: Config, workdir: pathlib.Path, profile: bool = False, override
             state, position, remembered = restored
             batches.set_state(position)
             progress.read(workdir / "log.jsonl", until=int(state.step))
-        batches.start_prefetch()
+        batches.start_prefetch()  # the workers take seconds to start, so all that can wait comes after this
+        print_parameters(summarise(model, experiment.method, tuple(config.image_size)))
 
         update = jax.jit(
             functools.partial(

@@ -1,5 +1,6 @@
 """Scalars and pictures of one run by step, in WORKDIR/log.jsonl, WORKDIR/tensorboard and, on request, Weights & Biases."""
 
+import functools
 import json
 import math
 import os
@@ -8,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
-import tensorboardX
 
 from mtlora_jax.records.weights_and_biases import WeightsAndBiases
 
@@ -33,9 +33,19 @@ class Records:
         path = workdir / "log.jsonl"
         forget_after(path, start_step)
         self._log = path.open("a", buffering=1)  # a line is with the system as soon as it ends, so a kill loses none
-        purge_step = start_step + 1 if start_step else 0
-        self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=purge_step, flush_secs=EVENTS_LOST)
+        self._folder, self._purge_step = workdir / "tensorboard", start_step + 1 if start_step else 0
         self._wandb = WeightsAndBiases(workdir, **wandb) if wandb and wandb["project"] else None
+
+    @functools.cached_property
+    def _events(self):
+        import tensorboardX  # which imports PyTorch where that is installed, and that takes seconds
+
+        return tensorboardX.SummaryWriter(str(self._folder), purge_step=self._purge_step, flush_secs=EVENTS_LOST)
+
+    def open(self) -> None:
+        """Opens what else the first line would open, and wait for."""
+        if self._active:
+            _ = self._events
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Appends one line and the TensorBoard scalars of a step. What is not finite is null in the line, so that it is strict JSON."""
@@ -62,7 +72,8 @@ class Records:
         if not self._active:
             return
         self._log.close()
-        self._events.close()
+        if "_events" in vars(self):
+            self._events.close()
         if self._wandb:
             self._wandb.close()
 
