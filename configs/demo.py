@@ -1,4 +1,4 @@
-"""The demo: a small Swin, pre-trained on rendered scenes of other seeds, fine-tuned to four tasks on a CPU in minutes.
+"""The demo: a small Swin, pre-trained on rendered scenes by day, fine-tuned to four tasks of an evening on a CPU in minutes.
 
     make demo
     python -m mtlora_jax.main --config=configs/demo.py:mtlora --workdir=demo/mtlora --config.data.root=demo/data     # one run of it

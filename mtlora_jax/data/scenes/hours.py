@@ -9,7 +9,7 @@ import numpy as np
 class Hour:
     """How light and camera differ from those of a clear day. Colours are linear RGB (3,)."""
 
-    rise: float  # of sun or lamp: its height at noon is multiplied by this
+    rise: float  # the angle of sun or lamp over the horizon is multiplied by this
     lamp: np.ndarray  # the colour of sun or lamp is multiplied by this
     around: np.ndarray  # and that of the light from everywhere by this
     hues: tuple[float, float]  # of the sky, in turns
