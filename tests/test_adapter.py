@@ -14,7 +14,8 @@ from checkpoints import run_command
 
 import mtlora_jax
 from mtlora_jax import adapter, folder, parameters
-from mtlora_jax.architecture import build
+from mtlora_jax import config as configs
+from mtlora_jax.architecture import build, from_config
 from mtlora_jax.errors import UserError
 from mtlora_jax.retask import keep_tasks, one_more, only
 
@@ -189,13 +190,13 @@ def test_a_task_of_another_model(model, arrays):
 
 def test_a_further_task_is_trained_beside_the_others(tmp_path):
     """As docs/models.md says: with what tasks share frozen, by the command, and brought back."""
-    tiny_runs.prepare(tmp_path, tasks=("semseg",), epochs=2, eval_first=False)
-    tiny_runs.run(tmp_path, "first")
-    first = mtlora_jax.load(tmp_path / "first" / "best")
+    tiny_runs.prepare(tmp_path, tasks=("sal",), epochs=2, eval_first=False)
+    config = configs.load(str(tmp_path / "micro.py"))
+    architecture = from_config(config, {"semseg": 4})
+    first = folder.filled({}, architecture, micro.random_arrays(architecture), "first")
     mtlora_jax.drop_task(mtlora_jax.add_task(first, "sal"), "semseg").save(tmp_path / "sal")
-    only_sal = ("--config.tasks=('sal',)", f"--config.init={tmp_path / 'sal'}")
     beside = ("--config.method.merging=freeze", "--config.method.freeze=('ta_lora','patch_embed','norms','position_tables')")
-    tiny_runs.run(tmp_path, "second", *only_sal, *beside)
+    tiny_runs.run(tmp_path, "second", f"--config.init={tmp_path / 'sal'}", *beside)
     second = mtlora_jax.load(tmp_path / "second" / "best")
     both = mtlora_jax.add_task(first, "sal", source=second)
     image = micro.random_images(1)
