@@ -3,9 +3,12 @@
 import contextlib
 import copy
 import errno
+import functools
 import json
+import logging
 import pathlib
 import shutil
+import sys
 import time
 import zlib
 from collections.abc import Iterator, Mapping
@@ -52,6 +55,7 @@ class Checkpoints:
 
     def __init__(self, workdir: pathlib.Path, keep: int, writing: bool = False):
         self._folder = (workdir / "checkpoints").absolute()
+        leave_faults_to_the_caller()
         told = absl.logging.get_verbosity()
         absl.logging.set_verbosity(absl.logging.ERROR)  # where nothing is written orbax warns that nothing will be
         options = ocp.CheckpointManagerOptions(
@@ -207,6 +211,21 @@ def clear_when_full(workdir: pathlib.Path) -> Iterator[None]:
         raise UserError(
             f"{workdir}: no space left on the disk; free some, and the same command goes on from the last checkpoint"
         ) from error
+
+
+@functools.cache  # once per process
+def leave_faults_to_the_caller() -> None:
+    """Keeps orbax and tensorstore from printing the faults that they raise.
+
+    Orbax logs one again for each thread that it hits, asyncio those that are left over, and tensorstore prints what its own threads
+    stumble over when the others have given up: hundreds of lines, and in the middle of one of them that of our error.
+    """
+    for logger in (absl.logging.get_absl_logger(), logging.getLogger("asyncio")):
+        logger.addFilter(
+            lambda record: record.levelno < logging.ERROR or not {"orbax", "asyncio"} & set(pathlib.Path(record.pathname).parts)
+        )
+    others = sys.unraisablehook
+    sys.unraisablehook = lambda told: None if str(told.exc_value) == "Event loop is closed" else others(told)
 
 
 def reason_of(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 import sys
 import threading
 import time
@@ -34,6 +35,19 @@ def test_lines_and_events(tmp_path):
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 2.5)]
     image = events.Images("semseg/cat")[0]
     assert (image.step, image.height, image.width) == (1, 8, 12)
+
+
+def test_what_tensorboard_cannot_write_is_an_error_of_the_caller(tmp_path):
+    records = Records(tmp_path, 0, True)
+    records.open()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            records.images(1, {f"picture {number}": np.zeros((8, 8, 3), np.uint8) for number in range(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "log.jsonl").read_text() == ""
 
 
 def test_a_resumed_run_forgets_what_it_will_write_again(tmp_path):

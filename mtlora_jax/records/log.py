@@ -12,8 +12,6 @@ import numpy as np
 
 from mtlora_jax.records.weights_and_biases import WeightsAndBiases
 
-EVENTS_LOST = 5  # seconds before a kill of which TensorBoard may show nothing; log.jsonl has every line
-
 
 class Records:
     """Does nothing in any process but the first.
@@ -37,24 +35,22 @@ class Records:
         self._wandb = WeightsAndBiases(workdir, **wandb) if wandb and wandb["project"] else None
 
     @functools.cached_property
-    def _events(self):
-        import tensorboardX  # which imports PyTorch where that is installed, and that takes seconds
+    def _tensorboard(self):
+        from mtlora_jax.records.tensorboard import TensorBoard  # takes seconds
 
-        return tensorboardX.SummaryWriter(str(self._folder), purge_step=self._purge_step, flush_secs=EVENTS_LOST)
+        return TensorBoard(self._folder, self._purge_step)
 
     def open(self) -> None:
         """Opens what else the first line would open, and wait for."""
         if self._active:
-            _ = self._events
+            _ = self._tensorboard
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Appends one line and the TensorBoard scalars of a step. What is not finite is null in the line, so that it is strict JSON."""
         if not self._active:
             return
         self._log.write(json.dumps({"step": step, **finite_or_none(scalars)}, allow_nan=False) + "\n")
-        for name, value in scalars.items():
-            if math.isfinite(value):
-                self._events.add_scalar(name, value, step)
+        self._tensorboard.scalars(step, {name: value for name, value in scalars.items() if math.isfinite(value)})
         if self._wandb:
             self._wandb.scalars(step, scalars)
 
@@ -62,8 +58,7 @@ class Records:
         """Shows pictures {tag: RGB uint8 (H, W, 3)} in TensorBoard and Weights & Biases."""
         if not self._active:
             return
-        for tag, picture in pictures.items():
-            self._events.add_image(tag, picture, step, dataformats="HWC")
+        self._tensorboard.images(step, pictures)
         if self._wandb:
             self._wandb.images(step, pictures)
 
@@ -72,8 +67,8 @@ class Records:
         if not self._active:
             return
         self._log.close()
-        if "_events" in vars(self):
-            self._events.close()
+        if "_tensorboard" in vars(self):
+            self._tensorboard.close()
         if self._wandb:
             self._wandb.close()
 
