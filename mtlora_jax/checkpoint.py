@@ -215,17 +215,24 @@ def clear_when_full(workdir: pathlib.Path) -> Iterator[None]:
 
 @functools.cache  # once per process
 def leave_faults_to_the_caller() -> None:
-    """Keeps orbax and tensorstore from printing the faults that they raise.
+    """Keeps orbax, and asyncio on its behalf, from printing the faults that they raise.
 
-    Orbax logs one again for each thread that it hits, asyncio those that are left over, and tensorstore prints what its own threads
-    stumble over when the others have given up: hundreds of lines, and in the middle of one of them that of our error.
+    They log one again for each thread that it hits, and print what is thrown away when the rest of a save or a restore gives up: up to
+    thousands of lines, and in the middle of one of them that of our error.
     """
     for logger in (absl.logging.get_absl_logger(), logging.getLogger("asyncio")):
-        logger.addFilter(
-            lambda record: record.levelno < logging.ERROR or not {"orbax", "asyncio"} & set(pathlib.Path(record.pathname).parts)
-        )
+        logger.addFilter(lambda record: record.levelno < logging.ERROR or not _is_of_orbax(record.pathname))
     others = sys.unraisablehook
-    sys.unraisablehook = lambda told: None if str(told.exc_value) == "Event loop is closed" else others(told)
+
+    def hook(told: Any) -> None:
+        if told.exc_traceback is None or not _is_of_orbax(told.exc_traceback.tb_frame.f_code.co_filename):
+            others(told)
+
+    sys.unraisablehook = hook
+
+
+def _is_of_orbax(path: str) -> bool:
+    return not {"orbax", "asyncio"}.isdisjoint(pathlib.Path(path).parts)
 
 
 def reason_of(error: BaseException) -> str:
