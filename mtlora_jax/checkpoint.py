@@ -10,6 +10,7 @@ import pathlib
 import shutil
 import sys
 import time
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -229,6 +230,7 @@ def leave_faults_to_the_caller() -> None:
             others(told)
 
     sys.unraisablehook = hook
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
 def _is_of_orbax(path: str) -> bool:
