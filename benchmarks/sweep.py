@@ -30,7 +30,7 @@ from sweep_report import tables
 
 from mtlora_jax import cli
 from mtlora_jax.errors import UserError
-from mtlora_jax.folder import write_text
+from mtlora_jax.files import user_path, write_text
 from mtlora_jax.parameters import PRECISIONS
 from mtlora_jax.records import Speed, console
 
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("the plot of a sweep needs matplotlib: pip install 'mtlora_jax[plots]'") from None
     given = [argument for argument in argv if argument.startswith("--config")]
     centre = {name: axis.centre(args.config) for name, axis in AXES.items()}
-    output = pathlib.Path(args.output)
+    output = args.output
     results = read(output / "sweep.json", given, centre)
     done = [entry["setting"] for entry in results["settings"] if entry.get("failed", OUT_OF_MEMORY) == OUT_OF_MEMORY]
     left = [setting for setting in settings(args, centre) if setting not in done]
@@ -126,7 +126,7 @@ def flags(argv: Sequence[str]) -> argparse.Namespace:
     """The command line, checked: `what` and `axes` are lists, and each axis has the list of its values."""
     parser = cli.Parser("sweep", __doc__, config=True)
     parser.prog = "python benchmarks/sweep.py"
-    parser.add_argument("--output", required=True, help="folder of the results")
+    parser.add_argument("--output", required=True, type=user_path, help="folder of the results")
     parser.add_argument("--what", default=",".join(WORK), help=f"of {', '.join(WORK)} (default both)")
     parser.add_argument("--axes", default=",".join(AXES), help=f"of {', '.join(AXES)} (default all)")
     for name, axis in AXES.items():

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from mtlora_jax import architecture as architectures
-from mtlora_jax import folder, parameters
+from mtlora_jax import files, folder, parameters, weights
 from mtlora_jax.architecture import Architecture
 from mtlora_jax.errors import UserError
 from mtlora_jax.folder import Model
@@ -69,11 +69,15 @@ def load_adapter(where: str | pathlib.Path, base: str | pathlib.Path) -> Model:
 
 def read_adapter(where: str | pathlib.Path, base: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(config, {path: array}) of the whole model, as `folder.save` takes them."""
-    config = folder.read_config(where)
-    entry = config.pop("adapter", None)
-    if entry is None:
-        raise UserError(f"{where} is a whole model and needs no base")
-    trained = folder.read_arrays(pathlib.Path(where) / ADAPTER)
+
+    def both() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        config = folder.read_config(where)
+        if "adapter" not in config:
+            raise UserError(f"{where} is a whole model and needs no base")
+        return config, weights.read(pathlib.Path(where) / ADAPTER)
+
+    config, trained = files.undisturbed(pathlib.Path(where), both)
+    entry = config.pop("adapter")
     frozen = frozen_arrays(base, frozen_paths(config["architecture"]))
     found = fingerprint(frozen)
     if found != entry["sha256"]:

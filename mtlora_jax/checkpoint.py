@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import errno
 import functools
 import json
 import logging
@@ -22,11 +21,11 @@ import orbax.checkpoint as ocp
 
 from mtlora_jax import sharding
 from mtlora_jax.errors import UserError
+from mtlora_jax.files import is_full, reason_of
 from mtlora_jax.parameters import Flat, named
 from mtlora_jax.records import console
 from mtlora_jax.step import TrainState
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
 Contents = dict[str, list]  # {name of an array: [shape, dtype, CRC-32 of its bytes]}
 
 
@@ -194,11 +193,6 @@ class Checkpoints:
         return UserError(f"{self._folder}: a checkpoint could not be written ({reason_of(error)}); {kept}")
 
 
-def is_full(error: BaseException) -> bool:
-    """Whether an error says that the disk, or one's share of it, is full; libraries tell it in their own words."""
-    return isinstance(error, OSError) and error.errno in FULL or "No space left on device" in str(error) or "quota exceeded" in str(error)
-
-
 @contextlib.contextmanager
 def clear_when_full(workdir: pathlib.Path) -> Iterator[None]:
     """Makes a UserError of whatever goes wrong inside because the disk is full."""
@@ -235,11 +229,6 @@ def leave_faults_to_the_caller() -> None:
 
 def _is_of_orbax(path: str) -> bool:
     return not {"orbax", "asyncio"}.isdisjoint(pathlib.Path(path).parts)
-
-
-def reason_of(error: BaseException) -> str:
-    """An error in a few words."""
-    return "no space left on the disk" if is_full(error) else " ".join(str(error).split())[:300]
 
 
 def parts_of(state: TrainState) -> dict[str, dict[str, Any]]:

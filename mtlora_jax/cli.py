@@ -4,7 +4,7 @@ A command is a module of this shape, run as `python -m mtlora_jax.NAME`:
 
     def main(argv: Sequence[str] | None = None) -> None:
         parser = cli.Parser("mtlora_jax.NAME", __doc__, config=True)
-        parser.add_argument("--workdir", required=True, help="folder for checkpoints and logs")
+        parser.add_argument("--workdir", required=True, type=user_path, help="folder for checkpoints and logs")
         args = parser.parse(argv)      # args.config is a locked ConfigDict, args.workdir a str
         ...
 
@@ -13,7 +13,9 @@ A command is a module of this shape, run as `python -m mtlora_jax.NAME`:
 """
 
 import argparse
+import io
 import itertools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -21,18 +23,26 @@ from typing import NoReturn
 from absl import flags
 
 from mtlora_jax import config as configs
+from mtlora_jax import files
 from mtlora_jax.errors import UserError
 
 
 def run(main: Callable[[], None], leave: Callable[[int], NoReturn] = sys.exit) -> None:
     """Runs a command. A UserError, or an error that came of one, is printed as one line and exits with 2; Ctrl-C exits with 130.
 
-    `leave` ends the process with such a code once the line is printed; any other error is raised.
+    So is what the system says of a file, wherever that arises. `leave` ends the process with such a code once the line is printed; any
+    other error is raised.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may lack the letters of a class or a file
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
     except KeyboardInterrupt:
         line, code = "interrupted", 130
+    except BrokenPipeError:  # nobody reads what is printed, as under `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        leave(1)
     except Exception as error:
         message = _user_message(error)
         if message is None:
@@ -45,9 +55,15 @@ def run(main: Callable[[], None], leave: Callable[[int], NoReturn] = sys.exit) -
 
 
 def _user_message(error: BaseException | None) -> str | None:
-    """The text, on one line, of the first UserError among `error` and what it came of; None where there is none."""
+    """The text, on one line, of the first UserError among `error` and what it came of, or of an error of the system that names a file.
+
+    None where there is neither.
+    """
+    last = error
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
+    if error is None and isinstance(last, OSError) and last.filename is not None:
+        return f"{os.fsdecode(last.filename) if isinstance(last.filename, bytes | str) else last.filename}: {files.reason_of(last)}"
     return None if error is None else " ".join(str(error).split())
 
 

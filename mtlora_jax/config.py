@@ -18,8 +18,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mtlora_jax.errors import UserError
+from mtlora_jax.files import user_path
 
 FLAG = "--config"
+PATHS = ("init", "data.root", "single_task_files")
 BY_TASK = ("loss_weights", "single_task")  # groups {task: number}, which take tasks that the file does not mention
 
 
@@ -32,6 +34,7 @@ def load(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
     Raises UserError for a missing or unfit file, a missing or superfluous argument, an unknown key, a value of another type.
     """
     name, colon, argument = spec.partition(":")
+    name = str(user_path(name)) if name else name
     get_config = _get_config_of(name)
     arguments = [argument] if colon else []
     try:
@@ -44,6 +47,7 @@ def load(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
         raise UserError(f"get_config of {name} returns {type(config).__name__}, not ml_collections.ConfigDict")
     for override in overrides:
         _set(config, override)
+    _expand_paths(config)
     return config.lock()
 
 
@@ -63,6 +67,15 @@ def _get_config_of(name: str) -> Callable[..., Any]:
     if not callable(getattr(module, "get_config", None)):
         raise UserError(f"configuration file {name} defines no function get_config")
     return module.get_config
+
+
+def _expand_paths(config: ConfigDict) -> None:
+    """Makes `~` what it is in a shell, which leaves it alone in the middle of an argument."""
+    values = _leaves(config)
+    for key in (key for key in PATHS if values.get(key)):
+        value = values[key]
+        expanded = tuple(str(user_path(path)) for path in value) if isinstance(value, tuple) else str(user_path(value))
+        config.update_from_flattened_dict({key: expanded})
 
 
 def _set(config: ConfigDict, override: str) -> None:

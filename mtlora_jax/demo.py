@@ -15,6 +15,7 @@ from mtlora_jax import cli
 from mtlora_jax import config as configs
 from mtlora_jax.defaults import Config
 from mtlora_jax.errors import UserError
+from mtlora_jax.files import user_path
 
 CONFIG = "configs/demo.py"
 METHODS = ("decoders_only", "mtlora")
@@ -24,7 +25,7 @@ PANELS = 6
 def main(argv: Sequence[str] | None = None) -> None:
     """Data, two trainings, one table, panels and curves."""
     parser = cli.Parser("mtlora_jax.demo", __doc__)
-    parser.add_argument("--workdir", default="demo", help="folder for data, runs and pictures (default: demo)")
+    parser.add_argument("--workdir", default="demo", type=user_path, help="folder for data, runs and pictures (default: demo)")
     parser.add_argument("--train", type=int, default=2000, help="scenes to train on (default: 2000)")
     parser.add_argument("--val", type=int, default=160, help="scenes to evaluate on (default: 160)")
     parser.add_argument("--epochs", type=int, default=0, help="epochs of each run (default: as the config says)")
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mtlora_jax.train import train
     from tfds_pascal_context.build import build
 
-    workdir = pathlib.Path(args.workdir)
+    workdir = args.workdir
     overrides = [f"data.root={workdir / 'data'}"] + ([f"epochs={args.epochs}"] if args.epochs else [])
     chosen = {method: configs.load(f"{CONFIG}:{method}", overrides) for method in METHODS}
     counts = {"train": args.train, "val": args.val}

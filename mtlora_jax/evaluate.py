@@ -17,7 +17,7 @@ from mtlora_jax.data.pipeline import Batches, Dataset
 from mtlora_jax.defaults import Config
 from mtlora_jax.errors import UserError
 from mtlora_jax.experiment import Experiment
-from mtlora_jax.folder import write_text
+from mtlora_jax.files import write_text
 from mtlora_jax.guards import BadExamples
 from mtlora_jax.metrics import Totals, add, delta_m
 from mtlora_jax.original_size import OriginalSizeEvaluator

@@ -133,9 +133,9 @@ def set_up(config: Config, tasks: dict[str, Task], workdir: pathlib.Path, comple
     method = architectures.method_of(architecture)
     if sharding.agreed(initial.exists(), not_shared(initial)):
         started, values = folder.read(initial)
-        refuse_differences(started, architecture, f"{workdir} holds a run of another model", "choose another --workdir")
+        refuse_differences(started["architecture"], architecture, f"{workdir} holds a run of another model", "choose another --workdir")
         parameters.assign(model, values, str(initial))
-        origin = folder.read_config(initial).get("started_from")
+        origin = started.get("started_from")
     elif config.init:
         load_init(model, config.init, architecture, complete)
         origin = origin_of(config.init)
@@ -172,6 +172,7 @@ def origin_of(source: str) -> dict[str, str]:
 def load_init(model: nnx.Module, source: str, architecture: Mapping[str, Any], complete: bool) -> None:
     """Assigns the weights of a model folder; low-rank factors and decoders it lacks stay to be initialised, unless it must be complete."""
     there, values = folder.read(source)
+    there = there["architecture"]
     kept = {key: value for key, value in architecture["backbone"].items() if key != "drop_path_rate"}
     refuse_differences({**kept, **there["backbone"]}, kept, f"init = {source} holds another backbone", "see --config.backbone.variant")
 

@@ -1,24 +1,17 @@
 """Model folders: `config.json`, `model.safetensors` and a model card, all that is needed to use a model again."""
 
-import contextlib
-import glob
 import json
-import os
 import pathlib
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import cv2
 import jax
 import numpy as np
-import safetensors
-import safetensors.numpy
 from flax import nnx
 
 from mtlora_jax import architecture as architectures
-from mtlora_jax import parameters
+from mtlora_jax import files, parameters, weights
 from mtlora_jax.card import card
 from mtlora_jax.errors import UserError
 from mtlora_jax.models.backbones.swin import pad_to_multiple
@@ -34,35 +27,6 @@ FITS = ("resize", "pad", "none")
 KINDS = {"backbone": dict, "tasks": dict, "decoder": (dict, type(None)), "method": dict, "image_size": list, "adapter": dict}
 STRIDE = 32  # pixels of an image in one of the coarsest feature map
 BRIGHT = 50.0  # far beyond any normalised pixel
-UNFINISHED = ".unfinished-"  # in the names of folders that are being written
-
-
-@contextlib.contextmanager
-def replacing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary folder beside `folder` that takes its place when the block ends well, and vanishes when it does not.
-
-    What a killed program left half-written there before is removed.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for abandoned in folder.parent.glob(f".{glob.escape(folder.name)}{UNFINISHED}*"):
-        shutil.rmtree(abandoned, ignore_errors=True)
-    temporary = pathlib.Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}{UNFINISHED}"))
-    temporary.chmod(0o755)
-    try:
-        yield temporary
-        if folder.exists():
-            folder.rename(temporary.with_name(f"{temporary.name}.old"))
-        temporary.rename(folder)
-    finally:
-        for done in (temporary, temporary.with_name(f"{temporary.name}.old")):
-            shutil.rmtree(done, ignore_errors=True)
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file, whole or not at all; an existing one is replaced."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def save(
@@ -82,18 +46,16 @@ def save(
 def write(folder: pathlib.Path, config: Mapping[str, Any], arrays: Mapping[str, np.ndarray], name: str) -> None:
     """Writes config.json, `arrays` as the safetensors file `name`, and the card that belongs to them."""
     config = {"format": FORMAT, **config}
-    with replacing(folder) as temporary:
-        contiguous = {path: np.ascontiguousarray(array) for path, array in arrays.items()}
-        safetensors.numpy.save_file(contiguous, temporary / name, {"format": "mtlora_jax"})
-        (temporary / name).chmod(0o644)  # the library makes it private
-        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        (temporary / "README.md").write_text(card(config, arrays))
+    with files.replacing(folder) as temporary:
+        weights.write(temporary / name, arrays)
+        files.write_json(temporary / "config.json", config)
+        files.write_text(temporary / "README.md", card(config, arrays))
 
 
 def is_model_folder(folder: str | pathlib.Path) -> bool:
     """Whether a folder has a config.json of ours, sound or not; other libraries describe their models in files of that name too."""
     path = pathlib.Path(folder) / "config.json"
-    return path.is_file() and '"architecture":' in path.read_text(errors="replace")
+    return path.is_file() and '"architecture":' in files.read_text(path, lossy=True)
 
 
 def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
@@ -101,10 +63,7 @@ def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
     path = pathlib.Path(folder) / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} is not a model folder: it has no config.json (make one with python -m mtlora_jax.convert)")
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
+    config = files.read_json(path)
     if not isinstance(config, dict) or not isinstance(config.get("architecture"), dict):
         raise UserError(f"{path} describes no mtlora_jax model; convert the checkpoint with python -m mtlora_jax.convert {folder} OUT")
     if config.get("format") != FORMAT:
@@ -120,22 +79,21 @@ def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
 
 
 def read(folder: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """(architecture, {path: array}) of a model folder. Raises UserError for missing or damaged files, and for an adapter."""
-    config = read_config(folder)
-    if "adapter" in config:
-        raise UserError(
-            f"{folder} is an adapter of {config['adapter'].get('base')}: open it with --base=BASE or mtlora_jax.load(ADAPTER, base=BASE), "
-            f"or make it a whole model with python -m mtlora_jax.convert {folder} OUT --base=BASE"
-        )
-    return config["architecture"], read_arrays(pathlib.Path(folder) / WEIGHTS)
+    """(config.json, {path: float32 array}) of a model folder, both of one save although the folder may be replaced meanwhile.
 
+    Raises UserError for missing or damaged files, for weights that are not finite floats, and for an adapter.
+    """
 
-def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """{path: array} of a safetensors file. Raises UserError if it cannot be read."""
-    try:
-        return safetensors.numpy.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    def both() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        config = read_config(folder)
+        if "adapter" in config:
+            raise UserError(
+                f"{folder} is an adapter of {config['adapter'].get('base')}: open it with --base=BASE or "
+                f"mtlora_jax.load(ADAPTER, base=BASE), or make it a whole model with python -m mtlora_jax.convert {folder} OUT --base=BASE"
+            )
+        return config, weights.read(pathlib.Path(folder) / WEIGHTS)
+
+    return files.undisturbed(pathlib.Path(folder), both)
 
 
 class Model:
@@ -250,9 +208,9 @@ def as_batch(images: Any) -> tuple[jax.Array | np.ndarray, bool]:
 
 def load(folder: str | pathlib.Path) -> Model:
     """Opens a model folder written by the converter, by training or by `Model.save`."""
-    config = read_config(folder)
-    architecture, arrays = read(folder)
-    return filled(config, architecture, arrays, str(folder))
+    folder = files.user_path(folder)
+    config, arrays = read(folder)
+    return filled(config, config["architecture"], arrays, str(folder))
 
 
 def filled(config: Mapping[str, Any], architecture: Mapping[str, Any], arrays: Mapping[str, np.ndarray], source: str) -> Model:

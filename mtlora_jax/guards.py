@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from mtlora_jax.errors import UserError
-from mtlora_jax.folder import write_text
+from mtlora_jax.files import write_text
 from mtlora_jax.sharding import of_all_processes
 
 

@@ -18,8 +18,9 @@ import pathlib
 from collections.abc import Sequence
 from typing import NoReturn
 
-from mtlora_jax import cli
+from mtlora_jax import cli, files
 from mtlora_jax.errors import UserError
+from mtlora_jax.files import user_path
 
 MODES = ("train", "evaluate")
 
@@ -27,7 +28,7 @@ MODES = ("train", "evaluate")
 def flags() -> cli.Parser:
     """What the command takes."""
     parser = cli.Parser("mtlora_jax.main", __doc__, config=True)
-    parser.add_argument("--workdir", required=True, help="folder of the run: checkpoints, logs, best model")
+    parser.add_argument("--workdir", required=True, type=user_path, help="folder of the run: checkpoints, logs, best model")
     parser.add_argument("--mode", default="train", choices=MODES, help="train (default), or evaluate what is there")
     parser.add_argument("--override_config", action="store_true", help="go on with a run although the configuration is another one")
     parser.add_argument("--profile", action="store_true", help="write a trace of some steps to WORKDIR/trace")
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     keep_compiled(args.compile_cache)
     distributed.start(args.coordinator, args.processes, args.process)
-    workdir = pathlib.Path(args.workdir)
+    workdir = args.workdir
     if args.mode == "train":
         train(args.config, workdir, profile=args.profile, override=args.override_config)
     else:
@@ -68,13 +69,13 @@ def keep_compiled(folder: str | None) -> None:
         jax.config.update("jax_compilation_cache_dir", None)
     if folder == "" or (folder is None and os.environ.get("JAX_COMPILATION_CACHE_DIR")):
         return
-    caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path("~/.cache").expanduser())
-    path = pathlib.Path(folder) if folder else caches / "mtlora_jax" / "compiled"
     try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+        path = user_path(folder or pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "mtlora_jax", "compiled"))
+        files.check_writable(path)
+        files.make_folder(path)
+    except UserError as error:
         if folder:
-            raise UserError(f"--compile_cache={folder} cannot be made: {error.strerror}") from error
+            raise UserError(f"--compile_cache={error}") from error
         return
     jax.config.update("jax_compilation_cache_dir", str(path))
 

@@ -1,6 +1,5 @@
 """Files that a command makes below one folder."""
 
-import contextlib
 import io
 import pathlib
 from collections.abc import Mapping
@@ -8,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import PIL.Image
 
-from mtlora_jax.errors import UserError
+from mtlora_jax import files
 
 
 class Outputs:
@@ -18,23 +17,13 @@ class Outputs:
     """
 
     def __init__(self, folder: pathlib.Path):
-        there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-        if not there.is_dir():
-            raise UserError(f"{folder}: cannot be written ({there} is a file); expected a folder, or a name for a new one")
+        files.check_writable(folder)
         self.folder = folder
 
     def write(self, name: str, data: bytes) -> pathlib.Path:
         """Writes FOLDER/name, in place of an older file; returns its path."""
         path = self.folder / name
-        temporary = path.with_name(f".{path.name}.new")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(data)
-            temporary.replace(path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+        files.write_bytes(path, data)
         return path
 
     def picture(self, name: str, image: PIL.Image.Image) -> None:

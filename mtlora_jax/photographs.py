@@ -1,7 +1,6 @@
 """Photographs as people take them, found in a folder, read upright and in 8 bits per channel; and their labels."""
 
 import collections
-import io
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -10,6 +9,7 @@ import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 
+from mtlora_jax import pictures
 from mtlora_jax.data.decoding import decode_image, read_file
 from mtlora_jax.data.folder import IMAGE_SUFFIXES, FolderDataset
 from mtlora_jax.errors import UserError
@@ -53,15 +53,9 @@ def read(path: pathlib.Path, upright: bool = True) -> np.ndarray:
       upright: turns and mirrors as EXIF says the photograph is to be shown; if False it stays as it is stored, as labels are.
     """
     data, origin = read_file(path)
-    try:
-        with PIL.Image.open(io.BytesIO(data)) as image:
-            pixels = decode_image(data, origin) if image.mode == "RGB" and not image.has_transparency_data else _rgb(image)
-            orientation = image.getexif().get(ORIENTATION, 1)
-    except UserError:
-        raise
-    except Exception as error:  # Pillow's decoders pass on whatever damaged data make them stumble over
-        reason = "no image" if isinstance(error, PIL.UnidentifiedImageError) else error  # whose text would show an address in memory
-        raise UserError(f"{origin}: cannot be read as an image ({reason})") from error
+    with pictures.opened(data, origin, "a photograph") as image:
+        pixels = decode_image(data, origin) if image.mode == "RGB" and not image.has_transparency_data else _rgb(image)
+        orientation = image.getexif().get(ORIENTATION, 1)
     if not upright:
         return pixels
     stored = PIL.Image.fromarray(pixels)

@@ -14,6 +14,7 @@ from typing import Any
 
 from mtlora_jax import cli
 from mtlora_jax.errors import UserError
+from mtlora_jax.files import user_path
 from mtlora_jax.outputs import Outputs
 
 SUFFIXES = (".png", ".pdf", ".svg")
@@ -22,13 +23,13 @@ SUFFIXES = (".png", ".pdf", ".svg")
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes one picture: losses above, in total and of each task, and the scores of the tasks below."""
     parser = cli.Parser("mtlora_jax.plot", __doc__)
-    parser.add_argument("runs", nargs="+", help="workdirs of runs")
-    parser.add_argument("--output", required=True, type=pathlib.Path, help="PNG, PDF or SVG file; an earlier one is replaced")
+    parser.add_argument("runs", nargs="+", type=user_path, help="workdirs of runs")
+    parser.add_argument("--output", required=True, type=user_path, help="PNG, PDF or SVG file; an earlier one is replaced")
     args = parser.parse(argv)
     if args.output.suffix not in SUFFIXES or args.output.is_dir():
         raise UserError(f"--output={args.output}: expected a file whose name ends in {', '.join(SUFFIXES)}")
     outputs = Outputs(args.output.parent)
-    logs = {name: read_log(run) for name, run in named([pathlib.Path(run) for run in args.runs]).items()}
+    logs = {name: read_log(run) for name, run in named(args.runs).items()}
     try:
         import matplotlib
     except ImportError as error:

@@ -29,6 +29,7 @@ from rich.text import Text
 import mtlora_jax
 from mtlora_jax import cli, photographs
 from mtlora_jax.errors import UserError
+from mtlora_jax.files import user_path
 from mtlora_jax.gallery import Gallery
 from mtlora_jax.outputs import Outputs
 from mtlora_jax.postprocessing import chooses_class, postprocess
@@ -42,11 +43,11 @@ LEGENDS = "legends"  # folder that tells outputs of this command; it comes first
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the flags, predicts and writes below OUTPUT."""
     parser = cli.Parser("mtlora_jax.predict", __doc__)
-    parser.add_argument("--model", required=True, help="model folder, merged or not; or an adapter folder, with --base")
-    parser.add_argument("--base", help="the model folder with the frozen weights of an adapter")
-    parser.add_argument("--images", required=True, type=pathlib.Path, help="a JPEG, PNG or WebP image, or a folder of such")
-    parser.add_argument("--output", required=True, type=pathlib.Path, help="folder for what is made; files of the same names are replaced")
-    parser.add_argument("--labels", type=pathlib.Path, help="root of a folder data set with labels of these images, to compare with")
+    parser.add_argument("--model", required=True, type=user_path, help="model folder, merged or not; or an adapter folder, with --base")
+    parser.add_argument("--base", type=user_path, help="the model folder with the frozen weights of an adapter")
+    parser.add_argument("--images", required=True, type=user_path, help="a JPEG, PNG or WebP image, or a folder of such")
+    parser.add_argument("--output", required=True, type=user_path, help="folder for what is made; files of the same names are replaced")
+    parser.add_argument("--labels", type=user_path, help="root of a folder data set with labels of these images, to compare with")
     parser.add_argument("--only", default="", help="ids to predict, separated by commas (default: all)")
     parser.add_argument("--save-raw", action="store_true", help="also write the arrays")
     args = parser.parse(argv)
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_output(args.output, tasks)
     labels = photographs.Labels(args.labels, tasks) if args.labels else None
     predictor = Predictor(model, tasks, labels, outputs, args.save_raw)
-    title = "/".join(pathlib.Path(args.model).resolve().parts[-2:])
+    title = "/".join(args.model.resolve().parts[-2:])
     height, width = model.architecture["image_size"]
     subtitle = f"{model.architecture['method']['name']}, predicts at {width} × {height} pixels"
     predictor.predict(files, Gallery(title, subtitle, list(tasks), len(files), labelled=labels is not None))

@@ -22,6 +22,7 @@ from mtlora_jax import architecture as architectures
 from mtlora_jax import cli, folder, parameters
 from mtlora_jax.data.scenes import render as render_scene
 from mtlora_jax.data.scenes.parallel import on_all_cores
+from mtlora_jax.files import user_path
 from mtlora_jax.models.backbones.swin import VARIANTS
 from mtlora_jax.records import console
 from mtlora_jax.step import normalise
@@ -38,7 +39,7 @@ PARTS = DETAIL**2
 def main(argv: Sequence[str] | None = None) -> None:
     """Renders, trains and writes OUTPUT."""
     parser = cli.Parser("mtlora_jax.pretrain", __doc__)
-    parser.add_argument("--output", required=True, help="model folder to write")
+    parser.add_argument("--output", required=True, type=user_path, help="model folder to write")
     parser.add_argument("--scenes", type=int, default=6000, help="rendered scenes to learn from")
     parser.add_argument("--steps", type=int, default=8000, help="updates")
     parser.add_argument("--batch_size", type=int, default=16)

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from mtlora_jax.defaults import Config
 from mtlora_jax.errors import UserError
-from mtlora_jax.folder import write_text
+from mtlora_jax.files import write_text
 
 ANY_TIME = ("wandb", "evaluation")  # no part of what a training run computes
 

@@ -16,7 +16,7 @@ from mtlora_jax.checkpoint import Checkpoints, clear_when_full
 from mtlora_jax.defaults import Config
 from mtlora_jax.errors import UserError
 from mtlora_jax.evaluate import Evaluator, single_task_scores
-from mtlora_jax.folder import write_text
+from mtlora_jax.files import write_text
 from mtlora_jax.guards import BadExamples, Skips
 from mtlora_jax.loop import Loop
 from mtlora_jax.optim import make_optimizer, make_schedule

@@ -136,8 +136,8 @@ def test_command_writes_a_folder_that_loads(tmp_path, capsys):
         assert words in printed
     found, values = folder.read(out)
     assert_equal(values, arrays)
-    assert found["method"]["scale"] == [2.0] * 4
-    assert folder.read_config(out)["converted_from"] == {"file": "model.safetensors", "format": "mtlora"}
+    assert found["architecture"]["method"]["scale"] == [2.0] * 4
+    assert found["converted_from"] == {"file": "model.safetensors", "format": "mtlora"}
     model = mtlora_jax.load(out)
     shapes = jax.eval_shape(model.module, jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32))
     assert {task: x.shape for task, x in shapes.items()} == {"semseg": (1, 64, 64, 21), "edge": (1, 64, 64, 1)}
@@ -145,7 +145,7 @@ def test_command_writes_a_folder_that_loads(tmp_path, capsys):
     assert run_command([str(source), str(out)]) == 2
     assert "is not empty: choose another folder, or say --overwrite" in capsys.readouterr().err
     assert run_command([str(source), str(out), "--overwrite", "--tasks=edge"]) == 0
-    assert folder.read(out)[0]["tasks"] == {"edge": 1}
+    assert folder.read(out)[0]["architecture"]["tasks"] == {"edge": 1}
 
 
 def test_help_shows_an_example(capsys):

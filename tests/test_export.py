@@ -16,7 +16,7 @@ from jax import export as jax_export
 from jax.extend.core import jaxpr_as_fun
 
 import mtlora_jax
-from mtlora_jax import architecture, cli, export, folder, parameters
+from mtlora_jax import architecture, cli, export, folder, parameters, weights
 from mtlora_jax.errors import UserError
 from mtlora_jax.export import onnx
 from mtlora_jax.export.__main__ import main
@@ -150,7 +150,7 @@ def test_metadata(exported):
 def test_arguments_are_told_in_the_order_of_the_program(exported):
     about = json.loads((exported / "metadata.json").read_text())
     program = jax_export.deserialize(bytearray((exported / "model.jax_export").read_bytes()))
-    shapes = {name: array.shape for name, array in folder.read_arrays(exported / "weights.safetensors").items()}
+    shapes = {name: array.shape for name, array in weights.read(exported / "weights.safetensors").items()}
     arguments = about["stablehlo"]["arguments"]
     assert arguments[-1] == "images"
     assert len(arguments) == len(program.module_kept_var_idx)
@@ -206,7 +206,7 @@ def test_smallest_side(window, depths, side):
         (["--size=448"], "--size=448 is not HEIGHTxWIDTH"),
         (["--size=99999999x99999999"], "--size=99999999x99999999 is not HEIGHTxWIDTH"),
         (["--output={tmp}/file"], "file is a file; expected the name of a folder"),
-        (["--output={tmp}/file/out"], "file/out cannot be written: "),
+        (["--output={tmp}/file/out"], "file/out: cannot be written "),
         (["--output={tmp}/mine"], "mine holds notes.txt (1), which were not exported: choose another folder"),
         (["--model={bare}"], "the model folder holds a bare backbone without tasks: there are no logits to export"),
     ],

@@ -18,7 +18,7 @@ from mtlora_jax.data import FolderDataset
 from mtlora_jax.data.pipeline import TRIES, eval_batches, train_batches
 from mtlora_jax.defaults import of_any_type
 from mtlora_jax.errors import UserError
-from mtlora_jax.folder import UNFINISHED, replacing, write_text
+from mtlora_jax.files import UNFINISHED, replacing, write_text
 from mtlora_jax.guards import BadExamples, Skips
 from mtlora_jax.loop import summary
 from mtlora_jax.progress import Progress
@@ -210,7 +210,7 @@ def test_a_file_and_a_folder_are_replaced_whole_or_not_at_all(tmp_path):
             (folder / "model").write_text("worse")
             raise OSError
 
-    with pytest.raises(OSError):
+    with pytest.raises(UserError):
         fails()
     assert (tmp_path / "best" / "model").read_text() == "new"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "file"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtlora_jax.tasks.images import pixels_of
+from mtlora_jax.pictures import pixels_of
 
 
 @pytest.mark.parametrize(("mode", "kind"), [*((mode, "png") for mode in ("L", "1", "P", "RGB", "I;16")), ("L", "jpeg"), ("RGB", "jpeg")])

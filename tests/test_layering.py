@@ -11,6 +11,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # First to last. A module imports from its own layer and from those before it; a folder is one module here.
 LAYERS = [
     {"errors", "defaults", "registry"},
+    {"files"},
+    {"locks", "pictures", "weights"},
     {"losses", "metrics", "boundaries"},
     {"tasks"},
     {"data"},

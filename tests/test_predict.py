@@ -184,7 +184,7 @@ def test_bad_images_are_left_out(model, tmp_path, capsys):
     (tmp_path / "images" / "bad.jpg").write_text("no image")
     command(tmp_path)
     printed = capsys.readouterr().out
-    assert f"left out: {tmp_path / 'images' / 'bad.jpg'}: cannot be read as an image (no image)" in printed
+    assert f"left out: {tmp_path / 'images' / 'bad.jpg'}: cannot be read (no JPEG/PNG/WEBP image)" in printed
     assert "1 images in" in printed
     assert "1 left out" in printed
     assert (tmp_path / "out" / "semseg" / "good.png").exists()
@@ -221,8 +221,8 @@ def other_classes(base):
 @pytest.mark.parametrize(
     ("prepare", "flags", "told"),
     [
-        (only_bad_images, [], r"none of the 2 images can be read, the last: .*b\.jpg: cannot be read as an image \(no image\)"),
-        (only_bad_images, ["--only=a"], r"^\S*a\.png: cannot be read as an image \(no image\)"),
+        (only_bad_images, [], r"none of the 2 images can be read, the last: .*b\.jpg: cannot be read \(no JPEG/PNG/WEBP image\)"),
+        (only_bad_images, ["--only=a"], r"^\S*a\.png: cannot be read \(no JPEG/PNG/WEBP image\)"),
         (lambda base: (base / "images").mkdir(), [], "images: no image; their names end in"),
         (lambda base: None, [], "images: no such file or folder"),
         (images, ["--only=a,nobody"], "no image nobody; it has a"),
@@ -253,7 +253,7 @@ def test_a_full_disk(model, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(pathlib.Path, "write_bytes", fill)
-    with pytest.raises(UserError, match=r"overlay/a\.png: cannot be written \(No space left on device\)"):
+    with pytest.raises(UserError, match=r"overlay/a\.png: cannot be written \(no space left on the disk\)"):
         command(tmp_path)
     assert not list((tmp_path / "out" / "overlay").iterdir())
     assert not (tmp_path / "out" / "index.html").exists()

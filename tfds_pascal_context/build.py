@@ -18,6 +18,7 @@ from absl import logging
 
 from mtlora_jax import cli
 from mtlora_jax.errors import UserError
+from mtlora_jax.files import user_path
 
 FORMAT = "array_record"  # random access, and read without TensorFlow
 
@@ -105,8 +106,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parses the flags, builds, says what came of it."""
     parser = cli.Parser("tfds_pascal_context.build", __doc__)
     parser.add_argument("--dataset", default="pascal_context", help="pascal_context (default) or nyud")
-    parser.add_argument("--data_dir", default="data", help="where TFDS keeps data sets (default: data)")
-    parser.add_argument("--manual_dir", help="archive, unpacked folder, or folder that holds either (default: download)")
+    parser.add_argument("--data_dir", default="data", type=user_path, help="where TFDS keeps data sets (default: data)")
+    parser.add_argument("--manual_dir", type=user_path, help="archive, unpacked folder, or folder that holds either (default: download)")
     parser.add_argument("--tasks", type=lambda text: text.split(","), help="labels to build, such as semseg,human_parts (default: all)")
     parser.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
     parser.add_argument("--allow_partial", action="store_true", help="take lists that are not as long as the published ones")

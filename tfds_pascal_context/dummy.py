@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 
 from mtlora_jax import cli
+from mtlora_jax.files import user_path
 from tfds_pascal_context import layout
 from tfds_pascal_context.layout import PERSON, Annotated
 
@@ -129,7 +130,7 @@ def _photograph(size: tuple[int, int], seed: int) -> PIL.Image.Image:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the flags and writes."""
     parser = cli.Parser("tfds_pascal_context.dummy", __doc__)
-    parser.add_argument("folder", help="where to write")
+    parser.add_argument("folder", type=user_path, help="where to write")
     write_dummy_data(parser.parse(argv).folder)
 
 

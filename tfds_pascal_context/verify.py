@@ -16,6 +16,7 @@ from typing import Any
 
 from mtlora_jax import cli
 from mtlora_jax.errors import UserError
+from mtlora_jax.files import user_path
 from tfds_pascal_context import checks  # its functions run in workers, which could not find them in a program's main module
 
 
@@ -115,8 +116,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser("tfds_pascal_context.verify", __doc__)
     parser.add_argument("--dataset", default="pascal_context", help="pascal_context (default) or nyud")
     place = parser.add_mutually_exclusive_group(required=True)
-    place.add_argument("--manual_dir", help="raw data: archive, unpacked folder, or folder that holds either")
-    place.add_argument("--data_dir", help="where TFDS keeps the data set that was built")
+    place.add_argument("--manual_dir", type=user_path, help="raw data: archive, unpacked folder, or folder that holds either")
+    place.add_argument("--data_dir", type=user_path, help="where TFDS keeps the data set that was built")
     parser.add_argument("--tasks", type=lambda text: text.split(","), help="labels to look at, such as semseg,human_parts (default: all)")
     parser.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
     parser.add_argument("--allow_partial", action="store_true", help="take lists that are not as long as the published ones")

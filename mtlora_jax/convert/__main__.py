@@ -13,7 +13,6 @@ place, and every parameter a tensor; nothing in a pickle is ever run.
 
 import argparse
 import math
-import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ from mtlora_jax import adapter, cli, folder, parameters
 from mtlora_jax.architecture import build
 from mtlora_jax.convert import FORMATS, convert, to_mtlora
 from mtlora_jax.errors import UserError
+from mtlora_jax.files import user_path
 from mtlora_jax.retask import keep_tasks
 
 OF_CHECKPOINTS = ("scale", "image_size", "window_size")  # flags that mean nothing for a model folder, which knows
@@ -38,10 +38,8 @@ class Source(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> None:
     """Converts, writes and says what was found."""
     parser = cli.Parser("mtlora_jax.convert", __doc__)
-    parser.add_argument(
-        "source", type=pathlib.Path, help="a .safetensors, .pth, .pt or .bin file, or a directory with one; or a model folder"
-    )
-    parser.add_argument("out", type=pathlib.Path, help="the model folder to write; with --to=mtlora a .pth file")
+    parser.add_argument("source", type=user_path, help="a .safetensors, .pth, .pt or .bin file, or a directory with one; or a model folder")
+    parser.add_argument("out", type=user_path, help="the model folder to write; with --to=mtlora a .pth file")
     parser.add_argument(
         "--from", dest="format", default="auto", choices=["auto", *FORMATS], help="format of the source (default: by its names)"
     )
@@ -52,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", help="keep these tasks, in this order, separated by commas (default: all)")
     parser.add_argument("--merge", action="store_true", help="fold the low-rank branches into the weights: faster, no longer trainable")
     parser.add_argument("--adapter", action="store_true", help="write what was trained alone; --base is the rest")
-    parser.add_argument("--base", type=pathlib.Path, help="the model folder with the frozen weights of an adapter")
+    parser.add_argument("--base", type=user_path, help="the model folder with the frozen weights of an adapter")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
     args = parser.parse(argv)
     check(args)
@@ -126,7 +124,7 @@ def read_folder(args: argparse.Namespace, tasks: Sequence[str] | None) -> Source
     if given:
         raise UserError(f"--{given[0]}: {args.source} is a model folder already, whose config.json says that")
     if args.base is None or args.adapter:
-        config, (_, arrays) = folder.read_config(args.source), folder.read(args.source)
+        config, arrays = folder.read(args.source)
     else:
         config, arrays = adapter.read_adapter(args.source, args.base)
     if tasks is not None:

@@ -1,15 +1,13 @@
 """From the encoded files of one example to its arrays."""
 
-import io
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import PIL.Image
 
+from mtlora_jax import files, pictures
 from mtlora_jax.errors import UserError
-from mtlora_jax.tasks.images import pixels_of
 from mtlora_jax.tasks.task import Task
 
 Example = dict[str, Any]  # strings and arrays
@@ -24,10 +22,7 @@ class Encoded(NamedTuple):
 
 def read_file(path: pathlib.Path) -> Encoded:
     """A file as it lies on disk. Raises UserError if it cannot be read."""
-    try:
-        return Encoded(path.read_bytes(), str(path))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    return Encoded(files.read_bytes(path), str(path))
 
 
 def decode_example(image_id: str, image: Encoded, labels: Mapping[str, Encoded], tasks: Mapping[str, Task]) -> Example:
@@ -53,13 +48,7 @@ def decode_image(data: bytes, origin: str) -> np.ndarray:
 
     Raises UserError if it is damaged, cut off or has more than 8 bits per channel.
     """
-    try:
-        with PIL.Image.open(io.BytesIO(data)) as image:
-            if image.mode[0] in "IF":
-                raise UserError(f"{origin}: pixel format {image.mode}; images must have 8 bits per channel")
-            return pixels_of(image, data) if image.mode == "RGB" else np.asarray(image.convert("RGB"))
-    except UserError:
-        raise
-    except Exception as error:  # Pillow's decoders pass on whatever damaged data make them stumble over
-        reason = "no image" if isinstance(error, PIL.UnidentifiedImageError) else error  # whose text would show an address in memory
-        raise UserError(f"{origin}: cannot be read as an image ({reason})") from error
+    with pictures.opened(data, origin, "an image of 8 bits per channel") as image:
+        if image.mode[0] in "IF":
+            raise UserError(f"{origin}: pixel format {image.mode}; images must have 8 bits per channel")
+        return pictures.pixels_of(image, data) if image.mode == "RGB" else np.asarray(image.convert("RGB"))

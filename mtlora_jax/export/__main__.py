@@ -27,7 +27,8 @@ import mtlora_jax
 from mtlora_jax import cli, export, parameters
 from mtlora_jax.errors import UserError
 from mtlora_jax.export import onnx
-from mtlora_jax.folder import Model, replacing
+from mtlora_jax.files import replacing, user_path
+from mtlora_jax.folder import Model
 from mtlora_jax.records import console
 
 FORMATS = ("stablehlo", "onnx")
@@ -99,9 +100,9 @@ def write_onnx(model: Model, size: export.Size, inputs: str, folder: pathlib.Pat
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the flags, exports and writes, whole or not at all."""
     parser = cli.Parser("mtlora_jax.export", __doc__)
-    parser.add_argument("--model", required=True, help="model folder, merged or not; or an adapter folder, with --base")
-    parser.add_argument("--base", help="the model folder with the frozen weights of an adapter")
-    parser.add_argument("--output", required=True, type=pathlib.Path, help="folder to write; an earlier export in it is replaced")
+    parser.add_argument("--model", required=True, type=user_path, help="model folder, merged or not; or an adapter folder, with --base")
+    parser.add_argument("--base", type=user_path, help="the model folder with the frozen weights of an adapter")
+    parser.add_argument("--output", required=True, type=user_path, help="folder to write; an earlier export in it is replaced")
     parser.add_argument("--format", default="stablehlo", help=f"of {', '.join(FORMATS)}, separated by commas (default: stablehlo)")
     parser.add_argument("--platforms", default="cpu,cuda,tpu", help=f"StableHLO: of {', '.join(export.PLATFORMS)} (default: cpu,cuda,tpu)")
     parser.add_argument("--size", default="", metavar="HxW", help="size of the images (default: any; ONNX: the model's)")

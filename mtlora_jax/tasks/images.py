@@ -1,17 +1,14 @@
 """Label images: files decoded for the computer, and colours for people."""
 
-import io
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
+from mtlora_jax import pictures
 from mtlora_jax.errors import UserError
 
 IGNORED_COLOUR = (224, 224, 192)  # the void colour of PASCAL VOC
-ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # of whole files
-FLAGS = {"RGB": cv2.IMREAD_COLOR_RGB, "L": cv2.IMREAD_GRAYSCALE}  # OpenCV's names of Pillow's modes
 
 
 def decode_image(data: bytes, origin: str, modes: Sequence[str], expected: str) -> np.ndarray:
@@ -19,28 +16,11 @@ def decode_image(data: bytes, origin: str, modes: Sequence[str], expected: str) 
 
     Raises UserError naming `origin` and what was `expected` if it cannot be decoded or has another mode.
     """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            mode, pixels = image.mode, pixels_of(image, data)
-    except Exception as error:  # Pillow's decoders pass on whatever damaged data make them stumble over
-        reason = "no image" if isinstance(error, UnidentifiedImageError) else error  # whose text would show an address in memory
-        raise UserError(f"{origin}: cannot be read ({reason}); expected {expected}") from error
+    with pictures.opened(data, origin, expected) as image:
+        mode, pixels = image.mode, pictures.pixels_of(image, data)
     if mode not in modes:
         raise UserError(f"{origin}: is an image of mode {mode}; expected {expected}")
     return pixels
-
-
-def pixels_of(image: Image.Image, data: bytes) -> np.ndarray:
-    """The pixels of an opened image as its file, `data`, stores them: (H, W) or (H, W, channels); an EXIF orientation is not applied.
-
-    Raises whatever damaged data make Pillow stumble over.
-    """
-    # OpenCV takes half the time, but some versions make up the rest of an image that is cut off.
-    if image.mode in FLAGS and data.endswith(ENDS.get(image.format or "", b"?")):
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), FLAGS[image.mode] | cv2.IMREAD_IGNORE_ORIENTATION)
-        if pixels is not None:
-            return pixels
-    return np.array(image)
 
 
 def decode_binary(data: bytes, origin: str) -> np.ndarray:
