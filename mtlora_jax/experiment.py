@@ -14,16 +14,14 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mtlora_jax import architecture as architectures
-from mtlora_jax import folder, parameters, sharding
+from mtlora_jax import folder, initial_weights, parameters, sharding
 from mtlora_jax.data import DATASETS
 from mtlora_jax.data.pipeline import Batches, Dataset, eval_batches, train_batches
 from mtlora_jax.data.transforms import Augmentation
 from mtlora_jax.defaults import Config
 from mtlora_jax.errors import UserError
 from mtlora_jax.methods import Method
-from mtlora_jax.models.lora import SharedLoRA, TaskLoRA
 from mtlora_jax.parameters import Flat
-from mtlora_jax.records import console
 from mtlora_jax.step import check_accumulation
 from mtlora_jax.tasks.task import Task
 
@@ -127,18 +125,20 @@ def set_up(config: Config, tasks: dict[str, Task], workdir: pathlib.Path, comple
     architecture = architectures.from_config(config, {name: task.channels for name, task in tasks.items()})
     initial = workdir / "initial"
     if complete and config.init and not initial.exists():
-        architecture |= merged_method(config.init)
+        architecture |= initial_weights.merged_method(config.init)
     model = architectures.build(architecture)
     architectures.configure(model, compute=config.precision.compute, remat=config.remat, fused=config.fused)
     method = architectures.method_of(architecture)
     if sharding.agreed(initial.exists(), not_shared(initial)):
         started, values = folder.read(initial)
-        refuse_differences(started["architecture"], architecture, f"{workdir} holds a run of another model", "choose another --workdir")
+        initial_weights.refuse_differences(
+            started["architecture"], architecture, f"{workdir} holds a run of another model", "choose another --workdir"
+        )
         parameters.assign(model, values, str(initial))
         origin = started.get("started_from")
     elif config.init:
-        load_init(model, config.init, architecture, complete)
-        origin = origin_of(config.init)
+        initial_weights.load(model, config.init, architecture, complete)
+        origin = initial_weights.origin_of(config.init)
     else:
         origin = None
     parameters.initialise(model, config.seed)
@@ -149,43 +149,8 @@ def set_up(config: Config, tasks: dict[str, Task], workdir: pathlib.Path, comple
     return Experiment(mesh, tasks, architecture, method, graph, trainable, frozen, batch_stats, record)
 
 
-def merged_method(source: str) -> dict[str, Any]:
-    """{"method": ...} of a merged model folder, which no config describes; of any other {}."""
-    method = folder.read_config(source)["architecture"]["method"]
-    return {"method": method} if method["name"] == "merged" else {}
-
-
 def training_of(config: Config) -> dict[str, Any]:
     """The command of this process, where it is one of ours, and the config, JSON-able."""
     ours = any(argument.startswith("mtlora_jax.") for argument in sys.orig_argv)
     command = shlex.join(["python", *sys.orig_argv[1:]]) if ours else ""
     return {"command": command, "config": json.loads(config.to_json_best_effort())}
-
-
-def origin_of(source: str) -> dict[str, str]:
-    """The model folder that training starts from, and which checkpoint it was converted from."""
-    there = folder.read_config(source)
-    known = there.get("converted_from") or there.get("started_from") or {}
-    return {"folder": pathlib.Path(source).resolve().name, **{key: known[key] for key in ("file", "format") if key in known}}
-
-
-def load_init(model: nnx.Module, source: str, architecture: Mapping[str, Any], complete: bool) -> None:
-    """Assigns the weights of a model folder; low-rank factors and decoders it lacks stay to be initialised, unless it must be complete."""
-    there, values = folder.read(source)
-    there = there["architecture"]
-    kept = {key: value for key, value in architecture["backbone"].items() if key != "drop_path_rate"}
-    refuse_differences({**kept, **there["backbone"]}, kept, f"init = {source} holds another backbone", "see --config.backbone.variant")
-
-    def may_miss(path: str, variable: nnx.Variable) -> bool:
-        return not complete and (path.startswith("decoders.") or isinstance(variable, SharedLoRA | TaskLoRA))
-
-    missing = parameters.assign(model, values, source, may_miss)
-    console.print(f"weights of {source}" + (f"; {len(missing)} tensors are new (low-rank factors, decoders)" if missing else ""))
-
-
-def refuse_differences(there: Mapping[str, Any], here: Mapping[str, Any], what: str, advice: str) -> None:
-    """Raises UserError naming the entries of `here` that are another thing `there`."""
-    differing = [key for key in here if there[key] != here[key]]
-    if differing:
-        told = "; ".join(f"{key} {there[key]} there, {here[key]} in the config" for key in differing)
-        raise UserError(f"{what}: {told}; {advice}")

@@ -9,7 +9,8 @@ import pytest
 from mtlora_jax import folder, parameters
 from mtlora_jax.card import card
 from mtlora_jax.defaults import default
-from mtlora_jax.experiment import origin_of, training_of
+from mtlora_jax.experiment import training_of
+from mtlora_jax.initial_weights import origin_of
 
 ARCHITECTURE = micro.architecture(stages=1)
 SCORES = {"semseg/mIoU": 61.234, "semseg/IoU/a": 5.5, "normals/rmse": 27.5, "normals/mean": 18.25, "delta_m": 2.541}
