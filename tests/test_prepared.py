@@ -131,6 +131,20 @@ def test_human_parts_alone_leave_out_images_without_people(data):
         PascalContext(data, "val", ["human_parts"])
 
 
+def test_ids_are_those_of_the_images(copy):
+    def ids(*tasks):
+        dataset = PascalContext(copy, "train", tasks)
+        assert [dataset[index]["image_id"] for index in range(len(dataset))] == names
+        return dataset.ids
+
+    names = [f"train{number}" for number in range(6)]
+    assert ids("human_parts", "sal") == names
+    names = PEOPLE["train"]
+    assert ids("human_parts") == names
+    (_all(copy) / "metadata.json").unlink()
+    assert PascalContext(copy, "train", ["human_parts", "sal"]).ids == list("012345")  # an older builder's: their numbers
+
+
 def test_nyud(tmp_path, folder):
     write(tmp_path, folder, "nyud", ("semseg", "edge", "normals", "depth"))
     dataset = DATASETS["nyud"](tmp_path, "val", ["semseg", "depth"])

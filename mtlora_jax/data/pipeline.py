@@ -38,6 +38,7 @@ class Dataset(Protocol):
     """What `DATASETS` holds; pickled into the workers."""
 
     tasks: dict[str, Task]
+    ids: Sequence[str]  # of the examples, in their order
 
     def __init__(self, root: str, split: str, tasks: Sequence[str]) -> None: ...
 

@@ -29,7 +29,7 @@ class PreparedDataset:
     """Random access to the examples of one split.
 
     `dataset[i]` is what `decode_example` makes of its record, with its errors. `tasks` maps the names asked for, in their order, to
-    tasks that know the class names. Of several configs the smallest that has all tasks is read, and of that the newest version. With
+    tasks that know the class names. `ids` are those of the images, or the numbers of their records where the builder told none. Of several configs the smallest that has all tasks is read, and of that the newest version. With
     human_parts as the only task, images without a person whose parts are labelled are left out, as in the reference.
 
     Raises UserError where nothing is built, or only half, and for a task or a split that is not there.
@@ -49,14 +49,15 @@ class PreparedDataset:
         absent = [str(path) for path in info.filepaths if not path.exists()]
         if absent:
             raise UserError(f"{absent[0]}: no such file, though {self.folder} tells of it; build the data set again")
+        ids, people = ((builder.info.metadata.get(key) or {}).get(split) for key in ("image_ids", "people"))
         self._indices = list(range(info.num_examples))
         if list(self.tasks) == [HumanParts.name]:
-            ids, people = (builder.info.metadata.get(key, {}).get(split) for key in ("image_ids", "people"))
             if ids is None or people is None:
                 raise UserError(f"{self.folder}: metadata.json does not tell which images of {split} have people; build the data set again")
             self._indices = [index for index, chosen in enumerate(np.isin(ids, people)) if chosen]
         if not self._indices:
             raise UserError(f"{self.folder}: split {split!r} has no image with labels of {', '.join(self.tasks)}")
+        self.ids = [ids[index] if ids and len(ids) == info.num_examples else str(index) for index in self._indices]
 
     @classmethod
     def describe(cls, root: str | pathlib.Path, tasks: Sequence[str]) -> dict[str, Task]:
