@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors", "defaults", "registry"},
     {"files"},
-    {"locks", "pictures", "weights"},
+    {"arrays", "locks", "pictures", "weights"},
     {"losses", "metrics", "boundaries"},
     {"tasks"},
     {"data"},
