@@ -12,7 +12,9 @@ import PIL.ImageOps
 from mtlora_jax import pictures
 from mtlora_jax.data.decoding import decode_image, read_file
 from mtlora_jax.data.folder import IMAGE_SUFFIXES, FolderDataset
+from mtlora_jax.data.naming import files_of
 from mtlora_jax.errors import UserError
+from mtlora_jax.files import same_form
 from mtlora_jax.postprocessing import chooses_class
 from mtlora_jax.tasks import Task
 
@@ -37,10 +39,11 @@ def find(path: pathlib.Path, only: Sequence[str] = ()) -> dict[str, pathlib.Path
         raise UserError(f"{path}: no image; their names end in {', '.join(IMAGE_SUFFIXES)}")
     count = collections.Counter(file.stem for file in files)
     named = {file.stem if count[file.stem] == 1 else file.name: file for file in files}
-    missing = [name for name in only if name not in named]
+    written = {same_form(name): name for name in named}
+    missing = [name for name in only if same_form(name) not in written]
     if missing:
         raise UserError(f"{path}: no image {', '.join(missing)}; it has {_some(list(named))}")
-    return {name: named[name] for name in only or named}
+    return {name: named[name] for name in ([written[same_form(name)] for name in only] or named)}
 
 
 def read(path: pathlib.Path, upright: bool = True) -> np.ndarray:
@@ -80,12 +83,12 @@ class Labels:
     """
 
     def __init__(self, root: pathlib.Path, tasks: Mapping[str, Task]):
-        self._folders = {name: root / name for name in tasks if (root / name).is_dir()}
-        if not self._folders:
+        self._files = {name: files_of(root / name, task.suffixes) for name, task in tasks.items() if (root / name).is_dir()}
+        if not self._files:
             raise UserError(f"--labels={root}: no labels; expected a folder for at least one of {', '.join(tasks)}")
-        self._tasks = tasks
+        self._root, self._tasks = root, tasks
         if (root / "classes.json").exists():
-            for name, task in FolderDataset.describe(root, list(self._folders)).items():
+            for name, task in FolderDataset.describe(root, list(self._files)).items():
                 if chooses_class(task) and task.classes != tasks[name].classes:
                     raise UserError(
                         f"{root / 'classes.json'}: {name} has the {len(task.classes)} classes {_some(task.classes)}; "
@@ -97,12 +100,11 @@ class Labels:
 
         Raises UserError if there is no such label, or it is bad.
         """
-        if task not in self._folders:
+        if task not in self._files:
             return None
-        wanted = [self._folders[task] / (image.stem + suffix) for suffix in self._tasks[task].suffixes]
-        path = next((path for path in wanted if path.exists()), None)
+        path = self._files[task].get(same_form(image.stem))
         if path is None:
-            raise UserError(f"{wanted[0]}: no such label")
+            raise UserError(f"{self._root / task / (image.stem + self._tasks[task].suffixes[0])}: no such label")
         label = self._tasks[task].decode(*read_file(path))
         if label.shape[:2] != size:
             raise UserError(f"{path}: {label.shape[1]}x{label.shape[0]} pixels, but its image has {size[1]}x{size[0]}")

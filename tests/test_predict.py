@@ -4,6 +4,7 @@ import errno
 import json
 import pathlib
 import re
+import unicodedata
 
 import cv2
 import jax
@@ -201,6 +202,16 @@ def test_bad_labels_are_told(model, tmp_path, capsys):
     assert f"without label: {tmp_path / 'data' / 'semseg' / 'b.png'}: 30x20 pixels, but its image has 60x40" in printed
     assert f"without label: {tmp_path / 'data' / 'semseg' / 'c.png'}: no such label" in printed
     assert "3 images in" in printed
+
+
+def test_labels_are_found_as_training_finds_them(model, tmp_path, capsys):
+    """The suffix in any case, and an accented letter as one character or as two, as macOS stores it."""
+    one, two = (unicodedata.normalize(form, "\u00e9t\u00e9") for form in ("NFC", "NFD"))
+    write_photograph(tmp_path / "images" / f"{one}.png")
+    write_labels(tmp_path / "data", two)
+    (tmp_path / "data" / "semseg" / f"{two}.png").rename(tmp_path / "data" / "semseg" / f"{two}.PNG")
+    command(tmp_path, f"--labels={tmp_path / 'data'}", f"--only={two}")
+    assert "without label" not in capsys.readouterr().out
 
 
 def images(base):

@@ -5,7 +5,9 @@ import pathlib
 from collections.abc import Sequence
 
 from mtlora_jax.data.decoding import Example, decode_example, read_file
+from mtlora_jax.data.naming import files_of
 from mtlora_jax.errors import UserError
+from mtlora_jax.files import same_form
 from mtlora_jax.tasks import TASKS, Task, make_tasks
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -63,28 +65,23 @@ class FolderDataset:
         ids = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         if not ids:
             raise UserError(f"{path}: empty; it must list one id per line")
-        if len(set(ids)) < len(ids):
-            seen = set()
-            twice = [id_ for id_ in ids if id_ in seen or seen.add(id_)]
+        seen = set()
+        twice = [id_ for id_ in ids if same_form(id_) in seen or seen.add(same_form(id_))]
+        if twice:
             raise UserError(f"{path}: {len(twice)} ids are listed again: {_first(twice)}")
         return ids
 
     def _find(self, folder: str, suffixes: tuple[str, ...]) -> list[str]:
         """Names of the files of `folder` that belong to the ids, in their order."""
-        files = {}
-        for file in sorted((self.root / folder).iterdir()):
-            if file.suffix.lower() in suffixes:
-                if file.stem in files:
-                    raise UserError(f"{file}: a second file for id {file.stem!r}, besides {files[file.stem]}")
-                files[file.stem] = file.name
-        missing = [id_ for id_ in self.ids if id_ not in files]
+        files = files_of(self.root / folder, suffixes)
+        missing = [id_ for id_ in self.ids if same_form(id_) not in files]
         if missing:
             wanted = " or ".join("ID" + suffix for suffix in suffixes)
             raise UserError(
                 f"{self.root / folder}: no file ({wanted}) for {len(missing)} of the {len(self.ids)} ids of splits/{self.split}.txt: "
                 f"{_first(missing)}"
             )
-        return [files[id_] for id_ in self.ids]
+        return [files[same_form(id_)].name for id_ in self.ids]
 
 
 def _read_classes(path: pathlib.Path) -> dict[str, list[str]] | None:
