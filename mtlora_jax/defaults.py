@@ -84,6 +84,7 @@ def default(method: str = "mtlora") -> Config:
             "guards": {
                 "max_skipped_in_row": 10,  # steps whose loss or gradient is not finite change nothing; so many in a row end the run
                 "max_bad_examples": 10,  # images or labels that cannot be read are left out; more of them end the run
+                "max_bad_share": 0.05,  # of the examples of a split, rounded up; the smaller of the two limits counts
                 "grace_seconds": 20.0,  # from SIGTERM to the end of the process, unless a step ends and is saved before
             },
             "evaluation": {  # of --mode=evaluate

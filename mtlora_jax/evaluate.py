@@ -168,7 +168,7 @@ def evaluate_only(config: Config, workdir: pathlib.Path) -> dict[str, float]:
     evaluators: dict[str, Evaluator | OriginalSizeEvaluator] = {f"at {height}x{width}": Evaluator(config, experiment, data)}
     if config.evaluation.original_size or config.evaluation.boundaries:
         evaluators["at original size"] = OriginalSizeEvaluator(config, experiment, data)
-    bad = BadExamples(config.guards.max_bad_examples)
+    bad = BadExamples(config.guards.max_bad_examples, share=config.guards.max_bad_share, sizes={"evaluation": len(data)})
     columns, seconds = {}, 0.0
     for heading, evaluator in evaluators.items():
         scores, own_seconds = evaluator(trainable, batch_stats, functools.partial(bad.watch, 0))

@@ -76,44 +76,66 @@ class Skips:
 
 
 class BadExamples:
-    """Counts the examples that could not be read, each once, in WORKDIR/bad_examples.jsonl; more than `limit` end the run.
+    """Counts the examples that could not be read, each once, in WORKDIR/bad_examples.jsonl; too many of them end the run.
+
+    Too many are more than `limit` in all, or more than `share` of the examples of a split: where the data set is small, a few are much of
+    it. One of a split is never a too large share.
 
     Attributes:
       known: {what is wrong, with the file or the record: step at which it was met}.
     """
 
-    def __init__(self, limit: int, path: pathlib.Path | None = None, known: Mapping[str, int] | None = None):
+    def __init__(
+        self,
+        limit: int,
+        path: pathlib.Path | None = None,
+        known: Mapping[str, int] | None = None,
+        share: float = 1.0,
+        sizes: Mapping[str, int] | None = None,
+    ):
+        """`sizes`: how many examples there are for "training" and for "evaluation"; what has no size there has no share."""
         self.known = dict(known or {})
         self._limit = limit
         self._path = path
-        self._new: dict[str, int] = {}
+        self._share = share
+        self._sizes = sizes or {}
+        self._met: dict[str, str] = {}  # {what is wrong: which split it is of}; after a resume, of what was met again
+        self._new: dict[str, tuple[int, str]] = {}
 
-    def look(self, step: int, batch: Mapping[str, np.ndarray]) -> None:
+    def look(self, step: int, batch: Mapping[str, np.ndarray], purpose: str = "training") -> None:
         """Takes note of what a batch of this process lacks."""
         for message in batch["bad"]:
-            if message and message not in self.known:
-                self._new.setdefault(str(message), step)
+            if message and message not in self._met:
+                self._new.setdefault(str(message), (step, purpose))
 
     def watch(self, step: int, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Mapping[str, np.ndarray]]:
-        """The batches, looked at as they pass."""
+        """The batches of an evaluation, looked at as they pass."""
         for batch in batches:
-            self.look(step, batch)
+            self.look(step, batch, "evaluation")
             yield batch
 
     def settle(self) -> list[str]:
-        """Brings together what the processes met since the last call, writes it down and returns it; all processes must take part.
+        """Brings together what the processes met since the last call, writes down what was not known, and returns it.
 
-        Raises UserError above the limit.
+        All processes must take part. Raises UserError if it is too much.
         """
-        met = {message: step for part in of_all_processes(self._new) for message, step in part.items() if message not in self.known}
+        told = {message: tuple(place) for part in of_all_processes(self._new) for message, place in part.items()}
         self._new = {}
+        self._met |= {message: purpose for message, (_, purpose) in told.items()}
+        met = {message: step for message, (step, _) in told.items() if message not in self.known}
         self.known |= met
         if met and self._path is not None and jax.process_index() == 0:
             write_text(self._path, "".join(json.dumps({"step": step, "error": message}) + "\n" for message, step in self.known.items()))
+        where = f"{self._path} lists them; the last" if self._path else "the last"
+        for purpose, size in self._sizes.items():
+            bad = [message for message, of in self._met.items() if of == purpose]
+            if len(bad) > math.ceil(self._share * size):
+                share = f"more than guards.max_bad_share = {self._share:g} of them"
+                raise UserError(f"{len(bad)} of the {size} examples for {purpose} cannot be read, {share}; {where}: {bad[-1]}")
         if len(self.known) > self._limit:
-            where = f"{self._path} lists them; the last" if self._path else "the last"
+            examples = f"examples of {sum(self._sizes.values())}" if self._sizes else "examples"
             raise UserError(
-                f"{len(self.known)} examples cannot be read, more than guards.max_bad_examples = {self._limit}; "
+                f"{len(self.known)} {examples} cannot be read, more than guards.max_bad_examples = {self._limit}; "
                 f"{where}: {list(self.known)[-1]}"
             )
         return list(met)

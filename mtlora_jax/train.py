@@ -116,7 +116,13 @@ def train(config: Config, workdir: pathlib.Path, profile: bool = False, override
             speed=Speed(evaluation_steps=len(eval_data) / config.batch_size / 3),
             shutdown=shutdown,
             skips=Skips(config.guards.max_skipped_in_row, workdir, remembered["skipped_in_row"]),
-            bad=BadExamples(config.guards.max_bad_examples, workdir / "bad_examples.jsonl", remembered["bad_examples"]),
+            bad=BadExamples(
+                config.guards.max_bad_examples,
+                workdir / "bad_examples.jsonl",
+                remembered["bad_examples"],
+                config.guards.max_bad_share,
+                {"training": len(train_data), "evaluation": len(eval_data)},
+            ),
             waiting=remembered["waiting"],
         ).run()
     print_scores(progress.scores, f"Scores after {steps} steps")
@@ -134,6 +140,8 @@ def check_numbers(config: Config) -> None:
     for key, least in {"max_skipped_in_row": 1, "max_bad_examples": 0, "grace_seconds": 0}.items():
         if config.guards[key] < least:
             raise UserError(f"guards.{key} = {config.guards[key]} must be at least {least}")
+    if not 0 <= config.guards.max_bad_share <= 1:
+        raise UserError(f"guards.max_bad_share = {config.guards.max_bad_share} must be between 0 and 1")
     for name in config.loss_weights:
         if name not in config.tasks:
             raise UserError(f"loss_weights.{name}: the config trains {', '.join(config.tasks)}")

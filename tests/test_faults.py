@@ -111,6 +111,25 @@ def test_bad_examples_are_counted_once_each_and_limited(tmp_path):
         bad.settle()
 
 
+@pytest.mark.parametrize(("of", "size", "allowed"), [("training", 10, 1), ("evaluation", 10, 1), ("training", 60, 3), ("training", 10**6, 10)])
+def test_the_limit_is_a_share_where_there_are_few_examples(of, size, allowed):
+    def met(count, known=None):
+        bad = BadExamples(10, None, known, share=0.05, sizes={"training": 10**6, "evaluation": 10**6} | {of: size})
+        batch = messages("", *(f"{number}.png: broken" for number in range(count)))
+        bad.look(7, batch) if of == "training" else list(bad.watch(7, [batch]))
+        return bad
+
+    assert len(met(allowed).settle()) == allowed
+    assert met(allowed, dict(met(allowed).known)).settle()
+    expected = rf"^{allowed + 1} of the {size} examples for {of} cannot be read, more than guards.max_bad_share = 0.05 .*{allowed}.png: broken$"
+    if allowed == 10:
+        expected = r"^11 examples of 2000000 cannot be read, more than guards.max_bad_examples = 10; the last: 10.png"
+    with pytest.raises(UserError, match=expected):
+        met(allowed + 1).settle()
+    with pytest.raises(UserError, match="cannot be read, more than"):  # also where a run goes on that knew some of them
+        met(allowed + 1, {"0.png: broken": 3}).settle()
+
+
 def step(skipped: bool, **metrics: float) -> dict[str, float]:
     return {"loss": 1.0, "loss/sal": 1.0, "loss/semseg": 1.0, "grad_norm": 1.0, "skipped": float(skipped)} | metrics
 
