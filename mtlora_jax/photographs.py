@@ -10,7 +10,7 @@ import PIL.Image
 import PIL.ImageOps
 
 from mtlora_jax import pictures
-from mtlora_jax.data.decoding import decode_image, read_file
+from mtlora_jax.data.decoding import decode_image, decode_label, read_file
 from mtlora_jax.data.folder import IMAGE_SUFFIXES, FolderDataset
 from mtlora_jax.data.naming import files_of
 from mtlora_jax.errors import UserError
@@ -105,7 +105,7 @@ class Labels:
         path = self._files[task].get(same_form(image.stem))
         if path is None:
             raise UserError(f"{self._root / task / (image.stem + self._tasks[task].suffixes[0])}: no such label")
-        label = self._tasks[task].decode(*read_file(path))
+        label = decode_label(self._tasks[task], read_file(path))
         if label.shape[:2] != size:
             raise UserError(f"{path}: {label.shape[1]}x{label.shape[0]} pixels, but its image has {size[1]}x{size[0]}")
         return label

@@ -111,7 +111,9 @@ def test_bad_examples_are_counted_once_each_and_limited(tmp_path):
         bad.settle()
 
 
-@pytest.mark.parametrize(("of", "size", "allowed"), [("training", 10, 1), ("evaluation", 10, 1), ("training", 60, 3), ("training", 10**6, 10)])
+@pytest.mark.parametrize(
+    ("of", "size", "allowed"), [("training", 10, 1), ("evaluation", 10, 1), ("training", 60, 3), ("training", 10**6, 10)]
+)
 def test_the_limit_is_a_share_where_there_are_few_examples(of, size, allowed):
     def met(count, known=None):
         bad = BadExamples(10, None, known, share=0.05, sizes={"training": 10**6, "evaluation": 10**6} | {of: size})
@@ -121,7 +123,9 @@ def test_the_limit_is_a_share_where_there_are_few_examples(of, size, allowed):
 
     assert len(met(allowed).settle()) == allowed
     assert met(allowed, dict(met(allowed).known)).settle()
-    expected = rf"^{allowed + 1} of the {size} examples for {of} cannot be read, more than guards.max_bad_share = 0.05 .*{allowed}.png: broken$"
+    expected = (
+        rf"^{allowed + 1} of the {size} examples for {of} cannot be read, more than guards.max_bad_share = 0.05 .*{allowed}.png: broken$"
+    )
     if allowed == 10:
         expected = r"^11 examples of 2000000 cannot be read, more than guards.max_bad_examples = 10; the last: 10.png"
     with pytest.raises(UserError, match=expected):

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import pickle
@@ -9,7 +10,9 @@ import tiny_data
 
 from mtlora_jax.data import DATASETS, FolderDataset
 from mtlora_jax.data.decoding import decode_image
+from mtlora_jax.data.pipeline import eval_batches
 from mtlora_jax.errors import UserError
+from mtlora_jax.tasks.depth import Depth
 
 
 @pytest.fixture
@@ -156,6 +159,38 @@ def test_damaged_label_is_named(root):
     (root / "semseg" / "val000.png").write_bytes(b"no PNG")
     with pytest.raises(UserError, match="semseg/val000.png"):
         FolderDataset(root, "val", ["semseg"])[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stumbling(Depth):
+    fault: Exception = MemoryError()
+
+    def decode(self, data, origin):
+        raise self.fault
+
+
+@pytest.mark.parametrize("fault", [MemoryError(), OverflowError("too large"), IndexError("0"), RecursionError("deep")])
+def test_whatever_decoding_stumbles_over_is_one_bad_example(root, fault):
+    dataset = FolderDataset(root, "val", ["depth"])
+    dataset.tasks["depth"] = Stumbling(fault=fault)
+    with pytest.raises(UserError, match=r"depth/val000.png: cannot be decoded \(.+\)$"):
+        dataset[0]
+
+
+def test_a_header_that_lies_is_one_bad_example(root):
+    path = root / "depth" / "val000.npy"
+    np.save(path, np.ones((40, 56)))
+    (root / "depth" / "val000.png").unlink()
+    dataset = FolderDataset(root, "val", ["depth"])
+    assert np.all(dataset[0]["depth"] == 1)
+    path.write_bytes(path.read_bytes().replace(b"(40, 56)", b"(4" + 12 * b"0" + b",5)"))
+    with pytest.raises(UserError, match="depth/val000.npy: cannot be read"):
+        dataset[0]
+    for workers in (0, 1):
+        batches = eval_batches(dataset, image_size=(32, 48), batch_size=5, workers=workers)
+        batch = next(batches)
+        batches.close()
+        assert [bool(message) for message in batch["bad"]] == [True] + 4 * [False]
 
 
 def test_label_of_an_unknown_class_is_named(root):

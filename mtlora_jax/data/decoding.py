@@ -1,7 +1,8 @@
 """From the encoded files of one example to its arrays."""
 
+import contextlib
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,9 @@ from mtlora_jax.tasks.task import Task
 Example = dict[str, Any]  # strings and arrays
 
 
+LARGEST = 2**31  # bytes of an image or a label; a file that has more is something else
+
+
 class Encoded(NamedTuple):
     """The contents of a file, and what messages call it."""
 
@@ -22,7 +26,8 @@ class Encoded(NamedTuple):
 
 def read_file(path: pathlib.Path) -> Encoded:
     """A file as it lies on disk. Raises UserError if it cannot be read."""
-    return Encoded(files.read_bytes(path), str(path))
+    with _one_bad_file(str(path)):
+        return Encoded(files.read_bytes(path, LARGEST), str(path))
 
 
 def decode_example(image_id: str, image: Encoded, labels: Mapping[str, Encoded], tasks: Mapping[str, Task]) -> Example:
@@ -30,10 +35,11 @@ def decode_example(image_id: str, image: Encoded, labels: Mapping[str, Encoded],
 
     Raises UserError for what cannot be decoded, and for a label whose size is not the image's.
     """
-    example: Example = {"image_id": image_id, "image": decode_image(*image)}
+    with _one_bad_file(image.origin):
+        example: Example = {"image_id": image_id, "image": decode_image(*image)}
     height, width = example["image"].shape[:2]
     for name, task in tasks.items():
-        label = task.decode(*labels[name])
+        label = decode_label(task, labels[name])
         if label.shape[:2] != (height, width):
             raise UserError(
                 f"{labels[name].origin}: {label.shape[1]}x{label.shape[0]} pixels, but {image.origin} is stored with {width}x{height}; "
@@ -41,6 +47,12 @@ def decode_example(image_id: str, image: Encoded, labels: Mapping[str, Encoded],
             )
         example[name] = label
     return example
+
+
+def decode_label(task: Task, label: Encoded) -> np.ndarray:
+    """A label (H, W) or (H, W, D) as `Task.decode` gives it. Raises UserError, whatever a damaged file makes the task stumble over."""
+    with _one_bad_file(label.origin):
+        return task.decode(*label)
 
 
 def decode_image(data: bytes, origin: str) -> np.ndarray:
@@ -52,3 +64,14 @@ def decode_image(data: bytes, origin: str) -> np.ndarray:
         if image.mode[0] in "IF":
             raise UserError(f"{origin}: pixel format {image.mode}; images must have 8 bits per channel")
         return pictures.pixels_of(image, data) if image.mode == "RGB" else np.asarray(image.convert("RGB"))
+
+
+@contextlib.contextmanager
+def _one_bad_file(origin: str) -> Iterator[None]:
+    """Makes a UserError of what is raised, want of memory included, so that a run counts one bad example and goes on."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{origin}: cannot be decoded ({files.reason_of(error)})") from error

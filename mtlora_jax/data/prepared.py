@@ -29,8 +29,9 @@ class PreparedDataset:
     """Random access to the examples of one split.
 
     `dataset[i]` is what `decode_example` makes of its record, with its errors. `tasks` maps the names asked for, in their order, to
-    tasks that know the class names. `ids` are those of the images, or the numbers of their records where the builder told none. Of several configs the smallest that has all tasks is read, and of that the newest version. With
-    human_parts as the only task, images without a person whose parts are labelled are left out, as in the reference.
+    tasks that know the class names. `ids` are those of the images, or the numbers of their records where the builder told none. Of
+    several configs the smallest that has all tasks is read, and of that the newest version. With human_parts as the only task, images
+    without a person whose parts are labelled are left out, as in the reference.
 
     Raises UserError where nothing is built, or only half, and for a task or a split that is not there.
     """

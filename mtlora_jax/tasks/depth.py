@@ -1,13 +1,13 @@
 """Depth: the distance to the surface at each pixel."""
 
 import dataclasses
-import io
 from typing import ClassVar
 
 import jax
 import numpy as np
 
 from mtlora_jax import losses, metrics
+from mtlora_jax.arrays import read_npy
 from mtlora_jax.errors import UserError
 from mtlora_jax.tasks.images import decode_image, heat_picture
 from mtlora_jax.tasks.legend import STEPS, Legend, colours, ignored
@@ -73,10 +73,7 @@ def _millimetres(data: bytes, origin: str) -> np.ndarray:
 
 def _metres(data: bytes, origin: str) -> np.ndarray:
     expected = "a NumPy array (H, W) of floats, metres"
-    try:
-        metres = np.load(io.BytesIO(data), allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{origin}: cannot be read ({error}); expected {expected}") from error
+    metres = read_npy(data, origin, expected)
     if metres.ndim != 2 or metres.dtype.kind != "f":
         raise UserError(f"{origin}: holds {metres.dtype} of shape {metres.shape}; expected {expected}")
     return metres
