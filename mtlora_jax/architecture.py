@@ -19,10 +19,15 @@ from mtlora_jax.models.decoders import HEADS, Decoder
 from mtlora_jax.models.multitask import MultiTaskModel
 from mtlora_jax.parameters import PRECISIONS
 from mtlora_jax.registry import choose
+from mtlora_jax.schema import list_of, mapping, shown, text, whole
 
 Architecture = Mapping[str, Any]
 PARTS = ("backbone", "tasks", "decoder", "method", "image_size")
 REMAT = ("none", "block", "stage")
+MOST_TASKS = 64
+MOST_OUTPUTS = 4096
+SIDES = (32, 8192)  # pixels of an image: one pixel of the coarsest feature map, and more than memory takes
+TASK_NAME = text(64, "[A-Za-z][A-Za-z0-9_]*", "a name of letters, digits and underscores")
 
 
 def method_of(architecture: Architecture) -> Method:
@@ -33,8 +38,9 @@ def method_of(architecture: Architecture) -> Method:
 def build(architecture: Architecture) -> MultiTaskModel:
     """The model, its parameters declared but not yet filled (see `mtlora_jax.parameters`).
 
-    Raises UserError for names and options that do not exist or do not fit.
+    Raises UserError for names and options that do not exist or do not fit, and for sizes that are out of bounds.
     """
+    check_tasks(architecture["tasks"])
     backbone_class, options = choose(BACKBONES, "backbone", architecture["backbone"])
     check_image_size(architecture["image_size"])
     backbone = backbone_class(**options)
@@ -109,6 +115,14 @@ def plain(options: Any) -> Any:
 
 
 def check_image_size(size: Any) -> None:
-    """Raises UserError unless `size` is two integers of at least 32, one pixel of the coarsest feature map."""
-    if len(size) != 2 or not all(isinstance(side, int) and side >= 32 for side in size):
-        raise UserError(f"image_size = {size!r} must be (height, width), integers of at least 32 pixels")
+    """Raises UserError unless `size` is two integers within `SIDES`."""
+    if not list_of(whole(*SIDES), 2, 2).holds(size):
+        raise UserError(f"image_size = {shown(size)} must be (height, width), integers from {SIDES[0]} to {SIDES[1]} pixels")
+
+
+def check_tasks(tasks: Any) -> None:
+    """Raises UserError unless `tasks` is {name: outputs}, with names that can be part of a parameter's path, and bounded."""
+    mapping(whole(1, MOST_OUTPUTS), TASK_NAME, MOST_TASKS)(tasks, "tasks")
+    for name in tasks:
+        if hasattr(dict, name):
+            raise UserError(f"tasks: {name!r} cannot be the name of a task; choose another word")

@@ -1,6 +1,5 @@
 """The model card, README.md of a model folder: what it predicts, how well, how large it is, where it comes from, how to use it."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,6 +8,7 @@ import jinja2
 import numpy as np
 
 from mtlora_jax import architecture as architectures
+from mtlora_jax import markdown
 from mtlora_jax.accounting import count_parameters
 from mtlora_jax.models.backbones.swin import VARIANTS
 from mtlora_jax.tasks import TASKS
@@ -36,21 +36,30 @@ def card(config: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
     """
     architecture = config["architecture"]
     tasks = list(architecture["tasks"])
-    loader = jinja2.PackageLoader("mtlora_jax")
-    environment = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    absent = dict.fromkeys(("step", "training", "started_from", "converted_from", "adapter"))
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mtlora_jax"),
+        finalize=markdown.escaped,  # of every value: config.json may come from a stranger
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"code": markdown.code, "block": markdown.block, "as_json": markdown.as_json}
+    absent = dict.fromkeys(("step", "started_from", "converted_from", "adapter"))
+    training = config.get("training") or {}
     return environment.get_template("card.md").render(
         config={**absent, "scores": {}, "classes": {}, **config},
+        command=training.get("command", ""),
+        training=training.get("config", {}),
+        data={"name": "", "eval_split": "", **training.get("config", {}).get("data", {})},
         title=title(architecture),
         pipeline=next((PIPELINES[task] for task in tasks if task in PIPELINES), "image-to-image" if tasks else "image-feature-extraction"),
         tags=["mtlora", "multi-task-learning", "jax", "flax", "swin", *(task.replace("_", "-") for task in tasks)],
-        base_model=base_model(config),
+        base_model=markdown.one_line(base_model(config)),
         method=architecture["method"],
         scores=list(table(tasks, config.get("scores") or {})),
         delta_m=(config.get("scores") or {}).get("delta_m"),
         groups=count_parameters(architectures.build(architecture), architectures.method_of(architecture)),
         stored=sum(array.size for array in arrays.values()),
-        json=json.dumps,
     )
 
 

@@ -88,17 +88,18 @@ def read_bytes(path: pathlib.Path, largest: int | None = None) -> bytes:
         raise UserError(f"{path}: cannot be read ({reason_of(error)})") from error
 
 
-def read_text(path: pathlib.Path, lossy: bool = False) -> str:
+def read_text(path: pathlib.Path, lossy: bool = False, largest: int = LARGEST_TEXT) -> str:
     """A text file in UTF-8, or in UTF-16 or UTF-32 as Windows writes them; a byte order mark is no part of the text.
 
     Args:
       path: of the file.
       lossy: what is no text becomes a replacement character, as in logs that a kill cut off.
+      largest: bytes that it may have.
 
     Raises:
       UserError: if it cannot be read, or is in another encoding.
     """
-    data = read_bytes(path, LARGEST_TEXT)
+    data = read_bytes(path, largest)
     encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if data.startswith(mark)), None) or _without_mark(data)
     try:
         return data.decode(encoding, "replace" if lossy else "strict")
@@ -117,9 +118,9 @@ def _without_mark(data: bytes) -> str:
     return "utf-8"
 
 
-def read_json(path: pathlib.Path) -> Any:
-    """The value of a JSON file. Raises UserError if it cannot be read or is no JSON."""
-    return parse_json(read_text(path), str(path))
+def read_json(path: pathlib.Path, largest: int = LARGEST_TEXT) -> Any:
+    """The value of a JSON file of at most `largest` bytes. Raises UserError if it cannot be read or is no JSON."""
+    return parse_json(read_text(path, largest=largest), str(path))
 
 
 def parse_json(text: str, origin: str) -> Any:

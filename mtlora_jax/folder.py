@@ -1,6 +1,5 @@
 """Model folders: `config.json`, `model.safetensors` and a model card, all that is needed to use a model again."""
 
-import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from mtlora_jax import architecture as architectures
-from mtlora_jax import files, parameters, weights
+from mtlora_jax import config_schema, files, parameters, weights
 from mtlora_jax.card import card
 from mtlora_jax.errors import UserError
 from mtlora_jax.models.backbones.swin import pad_to_multiple
@@ -19,12 +18,13 @@ from mtlora_jax.models.layers import resize_bilinear
 from mtlora_jax.models.multitask import MultiTaskModel
 from mtlora_jax.parameters import Flat
 from mtlora_jax.retask import only
+from mtlora_jax.schema import shown, whole
 from mtlora_jax.step import normalise
 
 FORMAT = 1
+CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 FITS = ("resize", "pad", "none")
-KINDS = {"backbone": dict, "tasks": dict, "decoder": (dict, type(None)), "method": dict, "image_size": list, "adapter": dict}
 STRIDE = 32  # pixels of an image in one of the coarsest feature map
 BRIGHT = 50.0  # far beyond any normalised pixel
 
@@ -48,34 +48,46 @@ def write(folder: pathlib.Path, config: Mapping[str, Any], arrays: Mapping[str, 
     config = {"format": FORMAT, **config}
     with files.replacing(folder) as temporary:
         weights.write(temporary / name, arrays)
-        files.write_json(temporary / "config.json", config)
+        files.write_json(temporary / CONFIG, config)
         files.write_text(temporary / "README.md", card(config, arrays))
 
 
 def is_model_folder(folder: str | pathlib.Path) -> bool:
     """Whether a folder has a config.json of ours, sound or not; other libraries describe their models in files of that name too."""
-    path = pathlib.Path(folder) / "config.json"
+    path = files.user_path(folder) / CONFIG
     return path.is_file() and '"architecture":' in files.read_text(path, lossy=True)
 
 
 def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
-    """config.json of a model folder. Raises UserError if there is none or it is not ours."""
-    path = pathlib.Path(folder) / "config.json"
+    """config.json of a model folder. Raises UserError if there is none or it is not ours, and for whatever in it could not be used."""
+    folder = files.user_path(folder)
+    path = folder / CONFIG
+    refuse_run(folder)
     if not path.is_file():
-        raise UserError(f"{folder} is not a model folder: it has no config.json (make one with python -m mtlora_jax.convert)")
-    config = files.read_json(path)
+        raise UserError(f"{folder} is not a model folder: it has no {CONFIG} (make one with python -m mtlora_jax.convert)")
+    config = files.read_json(path, config_schema.LARGEST_FILE)
     if not isinstance(config, dict) or not isinstance(config.get("architecture"), dict):
         raise UserError(f"{path} describes no mtlora_jax model; convert the checkpoint with python -m mtlora_jax.convert {folder} OUT")
-    if config.get("format") != FORMAT:
-        raise UserError(f"{path} has format {config.get('format')!r}; this version reads {FORMAT}")
-    missing = [part for part in architectures.PARTS if part not in config["architecture"]]
-    if missing:
-        raise UserError(f"{path}: the architecture lacks {', '.join(missing)}")
-    parts = {**config["architecture"], "adapter": config.get("adapter", {})}
-    odd = [part for part, kinds in KINDS.items() if not isinstance(parts[part], kinds)]
-    if odd:
-        raise UserError(f"{path}: {odd[0]} = {json.dumps(parts[odd[0]])} is not what this package writes")
+    if not whole(FORMAT, FORMAT).holds(config.get("format")):
+        raise UserError(f"{path} has format {shown(config.get('format'))}; this version reads {FORMAT}")
+    try:
+        config_schema.check(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     return config
+
+
+def refuse_run(folder: pathlib.Path) -> None:
+    """Raises UserError, naming the model folder in it, for the workdir of a run, and for what lies in its checkpoints."""
+    if is_model_folder(folder):
+        return
+    outside = () if folder.name in ("best", "initial") else folder.absolute().parents[:2]
+    for run in (folder, *outside):
+        if (run / "checkpoints").is_dir() or is_model_folder(run / "best") or is_model_folder(run / "initial"):
+            what = "is a run" if run == folder else f"is part of the run {run}"
+            best = run / "best"
+            told = f"its best model is {best}" if is_model_folder(best) else "it has no best model yet, for it was not evaluated so far"
+            raise UserError(f"{folder} {what}; {told}")
 
 
 def read(folder: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -83,6 +95,7 @@ def read(folder: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarr
 
     Raises UserError for missing or damaged files, for weights that are not finite floats, and for an adapter.
     """
+    folder = files.user_path(folder)
 
     def both() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         config = read_config(folder)
@@ -91,9 +104,9 @@ def read(folder: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarr
                 f"{folder} is an adapter of {config['adapter'].get('base')}: open it with --base=BASE or "
                 f"mtlora_jax.load(ADAPTER, base=BASE), or make it a whole model with python -m mtlora_jax.convert {folder} OUT --base=BASE"
             )
-        return config, weights.read(pathlib.Path(folder) / WEIGHTS)
+        return config, weights.read(folder / WEIGHTS)
 
-    return files.undisturbed(pathlib.Path(folder), both)
+    return files.undisturbed(folder, both)
 
 
 class Model:
@@ -208,7 +221,6 @@ def as_batch(images: Any) -> tuple[jax.Array | np.ndarray, bool]:
 
 def load(folder: str | pathlib.Path) -> Model:
     """Opens a model folder written by the converter, by training or by `Model.save`."""
-    folder = files.user_path(folder)
     config, arrays = read(folder)
     return filled(config, config["architecture"], arrays, str(folder))
 

@@ -5,17 +5,20 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from mtlora_jax import schema
 from mtlora_jax.errors import UserError
 
 
 def choose(registry: Mapping[str, Any], part: str, options: Mapping[str, Any], given: tuple[str, ...] = ("self",)) -> tuple[Any, dict]:
     """Looks `options["name"]` up and checks the other options against what the entry accepts.
 
-    Returns the entry and its options. Raises UserError for an unknown name or option, or a missing one.
+    Its constructor has their names. Its `OPTIONS`, {option: check}, says what each may be; what is not there must be plain and bounded.
+    Returns the entry and its options. Raises UserError for an unknown name or option, a missing one, and a value that is out of bounds.
     """
+    schema.record({})(options, part)
     options = dict(options)
     name = options.pop("name", None)
-    if name not in registry:
+    if not isinstance(name, str) or name not in registry:
         raise UserError(f"{part}.name = {name!r} is not one of {', '.join(registry)}")
     accepted = {key: p for key, p in inspect.signature(registry[name].__init__).parameters.items() if key not in given}
     for key in options:
@@ -26,4 +29,7 @@ def choose(registry: Mapping[str, Any], part: str, options: Mapping[str, Any], g
     missing = [key for key, p in accepted.items() if p.default is p.empty and key not in options]
     if missing:
         raise UserError(f"{part} {name!r} needs {', '.join(missing)}")
+    checks = getattr(registry[name], "OPTIONS", {})
+    for key, value in options.items():
+        checks.get(key, schema.plain)(value, f"{part}.{key}")
     return registry[name], options

@@ -1,5 +1,7 @@
 """The model card says what config.json knows, in words the Hugging Face Hub reads."""
 
+import copy
+import re
 import sys
 
 import micro
@@ -121,3 +123,74 @@ def test_training_leaves_what_the_card_tells(tmp_path, monkeypatch):
     assert told["config"]["method"]["rank"] == 64
     monkeypatch.setattr(sys, "orig_argv", ["python", "notebook.py"])
     assert training_of(default())["command"] == ""
+
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "a | b | c",
+    "a\n| b | c | d |\n\n# heading\n\n---\nlicense: mit\n---\n",
+    "``` ` `` `x` <!-- ",
+    "\n```\n<script>alert(1)</script>\n```\n",
+    "[here](javascript:alert(1)) ![x](https://a.example/x.png) <https://a.example> https://a.example www.a.example",
+    "**bold** _stressed_ __init__ ~~gone~~ $x$ \\",
+    "</code></pre></details><b>&lt;b&gt;",
+    'x": y\nlicense: "mit',
+    "{{ 7 * 7 }} {% raw %}",
+    "\u2028\x85\x00\x1b[31m\u202e\udcff",
+)
+
+
+def tokens_of(text: str) -> list:
+    """Everything Markdown makes of a card, without its metadata."""
+    parser = pytest.importorskip("markdown_it").MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    parsed = parser.parse(text.split("---\n", 2)[2])
+    return [part for token in parsed for part in (token, *(token.children or ()))]
+
+
+def shape_of(text: str) -> list[str]:
+    """The kinds of what Markdown makes of a card, without code and text inside of lines, of which there may be more or less."""
+    inside = ("text", "softbreak", "code_inline", "html_inline", "fence", "code_block", "html_block")
+    return [token.type for token in tokens_of(text) if token.type not in inside]
+
+
+def html_of(text: str) -> set[str]:
+    """All names of elements in a card."""
+    raw = [token.content for token in tokens_of(text) if token.type in ("html_inline", "html_block")]
+    return set(re.findall(r"<\s*/?\s*([a-zA-Z!]+)", " ".join(raw)))
+
+
+def with_text(text: str, scores: dict) -> dict:
+    """A config.json that has a text in every place that holds one."""
+    architecture = copy.deepcopy(ARCHITECTURE)
+    architecture["method"]["task_rank"][text[:100].replace("\udcff", "")] = 1
+    return {
+        "architecture": architecture,
+        "classes": {"semseg": ["a", text, "c"], "normals": [text]},
+        "step": 300,
+        "scores": scores,
+        "training": {"command": text, "config": {"data": {"name": text, "eval_split": text}, text: text}},
+        "started_from": {"folder": text, "file": text, "format": text},
+        "converted_from": {"file": text, "format": text},
+        "base_model": text,
+        "adapter": {"base": text, "sha256": text},
+    }
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_texts_of_strangers_are_no_markup(text, evaluated):
+    name = text.replace("/", "")  # with one, it is the score of a class, which the card leaves out
+    told, plain = (card(with_text(t, {f"semseg/{n}": 1.0} if evaluated else {}), {}) for t, n in ((text, name), ("x", "x")))
+    assert "<script" not in told
+    assert html_of(told) <= {"details", "summary", "code", "pre"}
+    assert shape_of(told) == shape_of(plain)
+    assert metadata(told).keys() == metadata(plain).keys()
+    told.encode()
+
+
+def test_texts_show_as_they_are():
+    classes = {"semseg": ["a|b", "<c>", "d_e *f*"]}
+    told = card({**FULL, "classes": classes}, {"a": np.zeros(4)})
+    cells = [token.content for token in tokens_of(told) if token.type == "text"]
+    assert "".join(cells).count("a|b, <c>, d_e *f*") == 1

@@ -337,7 +337,7 @@ def test_multiply_accumulates():
         (R64, ("method.locations=qkv,fc3",), "method.locations = 'fc3' is not one of qkv, proj, fc1, fc2"),
         (R64, ("method.freeze=merging",), "method.freeze = 'merging' is not one of ta_lora, patch_embed, norms, position_tables"),
         (R64, ("method.rank=0",), "method ranks must be at least 1"),
-        (R64, ("method.task_rank=-1",), "method ranks must be at least 1"),
+        (R64, ("method.task_rank=-1",), "method.task_rank = -1 must be a whole number from 0 to 4096"),
         (R64, ("method.dropout=1.0",), "method.dropout = 1.0 must be at least 0 and below 1"),
         ("full_tiny_448.py", ("method.rank=8",), "method.rank is unknown"),
         ("single_task_tiny_448.py:sal", ("tasks=sal,semseg",), "single_task trains one task at a time; the config has 2: sal, semseg"),

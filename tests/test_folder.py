@@ -1,5 +1,6 @@
 """Model folders: what is written comes back, and what is broken is named."""
 
+import json
 import pathlib
 import re
 import shutil
@@ -190,6 +191,7 @@ def test_functions_of_the_package_hide_behind_no_module():
 
 
 CONFIG = '{"format": 1, "architecture": {"backbone": %s, "tasks": %s, "decoder": null, "method": {}, "image_size": []}, "adapter": %s}'
+ADAPTER = json.dumps({"base": "swin", "sha256": "0" * 64})
 
 
 @pytest.mark.parametrize(
@@ -202,10 +204,13 @@ CONFIG = '{"format": 1, "architecture": {"backbone": %s, "tasks": %s, "decoder":
         ('{"model_type": "swin"}', r"config\.json describes no mtlora_jax model"),
         ('{"format": 1, "architecture": "swin"}', r"config\.json describes no mtlora_jax model"),
         ('{"format": 2, "architecture": {}}', r"config\.json has format 2; this version reads 1"),
-        ('{"format": 1, "architecture": {"backbone": {}, "image_size": [32, 32]}}', r"config\.json: .* lacks tasks, decoder, method"),
-        (CONFIG % ('"swin"', "{}", "{}"), r'config\.json: backbone = "swin" is not what this package writes'),
-        (CONFIG % ("{}", '["sal"]', "{}"), r'config\.json: tasks = \["sal"\] is not what this package writes'),
-        (CONFIG % ("{}", "{}", '"swin"'), r'config\.json: adapter = "swin" is not what this package writes'),
+        (
+            '{"format": 1, "architecture": {"backbone": {}, "image_size": [32, 32]}}',
+            r"config\.json: architecture = .* must be .* with backbone, tasks, decoder, method",
+        ),
+        (CONFIG % ('"swin"', "{}", ADAPTER), r'config\.json: architecture: backbone = "swin" must be an object'),
+        (CONFIG % ("{}", '["sal"]', ADAPTER), r'config\.json: architecture: tasks = \["sal"\] must be an object'),
+        (CONFIG % ("{}", "{}", '"swin"'), r'config\.json: adapter = "swin" must be an object with base, sha256'),
     ],
 )
 def test_damaged_config(copy, text, message):

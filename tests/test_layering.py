@@ -10,7 +10,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # First to last. A module imports from its own layer and from those before it; a folder is one module here.
 LAYERS = [
-    {"errors", "defaults", "registry"},
+    {"errors", "defaults", "markdown", "schema", "registry"},
     {"files"},
     {"arrays", "locks", "pictures", "weights"},
     {"losses", "metrics", "boundaries"},
@@ -20,7 +20,7 @@ LAYERS = [
     {"methods"},
     {"parameters", "macs", "accounting"},
     {"architecture"},
-    {"card", "retask", "step"},
+    {"card", "config_schema", "meanings", "retask", "step"},
     {"folder"},
     {"adapter", "merging", "postprocessing"},
     {"__init__"},

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import nnx
 
@@ -10,6 +10,7 @@ from mtlora_jax.errors import UserError
 from mtlora_jax.methods.groups import groups_of
 from mtlora_jax.models.lora import LoRALinear, TaskLoRALinear
 from mtlora_jax.models.multitask import MultiTaskModel
+from mtlora_jax.schema import Check, either, list_of, mapping, number, text, whole
 
 LOCATIONS = {"qkv": ("attn", "qkv"), "proj": ("attn", "proj"), "fc1": ("mlp", "fc1"), "fc2": ("mlp", "fc2")}
 FREEZABLE = ("ta_lora", "patch_embed", "norms", "position_tables")
@@ -39,6 +40,17 @@ def per_task(value: Any, tasks: Sequence[str], stages: int, name: str) -> list[d
     return [{task: table[task][i] for task in tasks} for i in range(stages)]
 
 
+def of_each_stage(check: Check) -> Check:
+    """A value for all stages, or a list of one for each."""
+    return either(check, list_of(check, 1, 8), expected=f"{check.expected}, or a list of one per stage")
+
+
+def of_each_task(check: Check) -> Check:
+    """As `of_each_stage`, or {task: that}."""
+    stages = of_each_stage(check)
+    return either(stages, mapping(stages, text(100)), expected=f"{stages.expected}, or {{task: either of them}}")
+
+
 @dataclasses.dataclass(frozen=True)
 class MTLoRA:
     """Options of the method.
@@ -54,6 +66,18 @@ class MTLoRA:
       freeze: groups that are not trained, of ta_lora, patch_embed, norms, position_tables. With all four, and merging frozen, what
         tasks share stays as it was: a further task is trained beside those that a model has.
     """
+
+    OPTIONS: ClassVar = {
+        "rank": of_each_stage(whole(0, 4096)),
+        "task_rank": of_each_task(whole(0, 4096)),
+        "scale": of_each_stage(number()),
+        "task_scale": of_each_task(number()),
+        "dropout": of_each_stage(number()),
+        "locations": list_of(text(100)),
+        "ts_base": text(100),
+        "merging": text(100),
+        "freeze": list_of(text(100)),
+    }
 
     rank: int | Sequence[int] = 64
     task_rank: int | Sequence[int] | Mapping[str, Any] = 4

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from mtlora_jax.models.lora import SharedBase, through_hidden
 from mtlora_jax.models.remat import plain, rematerialised
 from mtlora_jax.models.streams import Streams
 from mtlora_jax.models.windows import attention_mask, partition, relative_position_index, unpartition, window_of
+from mtlora_jax.schema import list_of, number, whole
 
 VARIANTS = {
     "micro": {"embed_dim": 32, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8)},  # of the demo; not in the paper
@@ -23,6 +25,9 @@ VARIANTS = {
     "base": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
     "large": {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)},
 }
+
+
+DEEPEST = 128  # blocks in all
 
 
 def pad_to_multiple(x: jax.Array, height: int, width: int) -> jax.Array:
@@ -236,6 +241,16 @@ class Stage(nnx.Module):
 class Swin(nnx.Module):
     """Swin without classifier and final norm. Any image size; what does not fit patches or windows is padded."""
 
+    OPTIONS: ClassVar = {
+        "embed_dim": whole(1, 4096),
+        "depths": list_of(whole(1, DEEPEST), 1, 8),
+        "num_heads": list_of(whole(1, 1024), 1, 8),
+        "window_size": whole(1, 256),
+        "patch_size": whole(1, 64),
+        "mlp_ratio": number(0.01, 64),
+        "drop_path_rate": number(),
+    }
+
     def __init__(
         self,
         *,
@@ -252,6 +267,8 @@ class Swin(nnx.Module):
                 f"backbone: num_heads {list(num_heads)} must have one entry for each of the depths {list(depths)} and divide the widths "
                 f"{[embed_dim * 2**i for i in range(len(depths))]}"
             )
+        if sum(depths) > DEEPEST:
+            raise UserError(f"backbone.depths = {list(depths)} are {sum(depths)} blocks; expected at most {DEEPEST}")
         if not 0.0 <= drop_path_rate < 1.0:
             raise UserError(f"backbone.drop_path_rate = {drop_path_rate} must be at least 0 and below 1")
         self.patch_embed = PatchEmbed(patch_size, embed_dim)

@@ -1,12 +1,14 @@
 """Atrous spatial pyramid pooling, the head of DeepLabV3 (Chen et al., 2017)."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from mtlora_jax.models.layers import BatchNorm, Conv, Conv1x1, dropout, resize_bilinear
+from mtlora_jax.schema import list_of, number, whole
 
 
 def conv3x3(in_features: int, out_features: int, dilation: int) -> Conv:
@@ -19,6 +21,13 @@ class ASPPHead(nnx.Module):
 
     In training the pooled branch normalises B values per channel, so it needs a batch of at least two images.
     """
+
+    OPTIONS: ClassVar = {
+        "channels": list_of(whole(1, 8192), 1, 8),
+        "width": whole(1, 8192),
+        "dilations": list_of(whole(1, 256), 1, 16),
+        "dropout": number(0, 0.999),
+    }
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """The head of HRNet (Wang et al., 2020), the default of MTLoRA."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ from flax import nnx
 
 from mtlora_jax.models.functions import precise
 from mtlora_jax.models.layers import BatchNorm, Conv1x1, biased, product, resize_bilinear
+from mtlora_jax.schema import list_of, whole
 
 
 def worthwhile(grid: Sequence[int], coarse: Sequence[int]) -> bool:
@@ -18,6 +20,8 @@ def worthwhile(grid: Sequence[int], coarse: Sequence[int]) -> bool:
 
 class HRNetHead(nnx.Module):
     """Everything to the finest grid, concatenated, one hidden 1x1 layer four times as wide."""
+
+    OPTIONS: ClassVar = {"channels": list_of(whole(1, 8192), 1, 8)}
 
     def __init__(self, channels: Sequence[int], outputs: int):
         total = sum(channels)

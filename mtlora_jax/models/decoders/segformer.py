@@ -1,12 +1,14 @@
 """The all-MLP head of SegFormer (Xie et al., 2021)."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from mtlora_jax.models.layers import BatchNorm, Conv1x1, drop_channels, resize_bilinear
+from mtlora_jax.schema import flag, list_of, number, whole
 
 
 class SegFormerHead(nnx.Module):
@@ -15,6 +17,13 @@ class SegFormerHead(nnx.Module):
     `dead_classifier` keeps the 1x1 classifier that the reference inherits and never calls: it is in its checkpoints and in the
     paper's parameter count (Table 5).
     """
+
+    OPTIONS: ClassVar = {
+        "channels": list_of(whole(1, 8192), 1, 8),
+        "width": whole(1, 8192),
+        "dropout": number(0, 0.999),
+        "dead_classifier": flag,
+    }
 
     def __init__(self, channels: Sequence[int], outputs: int, *, width: int = 256, dropout: float = 0.1, dead_classifier: bool = True):
         self.linear = nnx.List([Conv1x1(channel, width) for channel in channels])

@@ -1,0 +1,129 @@
+"""config.json of strangers: whatever stands in it, it opens or is refused in one line, and at once."""
+
+import copy
+import json
+import pathlib
+import random
+import shutil
+import time
+from typing import Any
+
+import micro
+import PIL.Image
+import pytest
+
+import mtlora_jax
+from mtlora_jax import folder
+from mtlora_jax.convert.__main__ import main as convert
+from mtlora_jax.errors import UserError
+from mtlora_jax.predict import main as predict
+
+ARCHITECTURE = micro.architecture(stages=1)
+EXTRA = {
+    "classes": {"semseg": ["a", "b", "c"], "sal": ["background", "salient"]},
+    "step": 300,
+    "scores": {"semseg/mIoU": 61.2, "sal/mIoU": None, "delta_m": 2.5},
+    "training": {"command": "python -m mtlora_jax.main", "config": {"data": {"name": "folder", "eval_split": "val"}, "epochs": 3}},
+    "started_from": {"folder": "swin", "file": "swin.pth", "format": "swin"},
+    "converted_from": {"file": "r64.pth", "format": "mtlora"},
+    "base_model": "someone/swin",
+}
+ODD = (
+    *(0, -1, 1, 2, 3, 7, 10**3, 10**6, 10**9, 10**18, 2**63, 10**400, -(10**9), 0.0, 0.5, -0.5, 1e-300, 1e300),
+    *(float("nan"), float("inf"), -float("inf"), True, False, None, "", "x", "../x", "a.b", "a/b", "\ud800", "\udc80", "\0", "x" * 10**5),
+    *("<script>alert(1)</script>", "a|b`c\nd", "swin", "merged", "__class__", [], [[]], [1], [1, 2], [10**9], [0] * 10**4),
+    *({}, {"name": "swin"}, {"name": "merged", "of": {"name": "merged", "of": {}}}, {"a": {"b": {"c": 1}}}, {"": 1}, {"semseg": 10**9}),
+)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> pathlib.Path:
+    where = tmp_path_factory.mktemp("models") / "model"
+    folder.save(where, ARCHITECTURE, micro.random_arrays(ARCHITECTURE), EXTRA)
+    return where
+
+
+@pytest.fixture
+def broken(saved, tmp_path) -> pathlib.Path:
+    """A model folder to break."""
+    return pathlib.Path(shutil.copytree(saved, tmp_path / "broken"))
+
+
+def places(value: Any, path: tuple = ()) -> list[tuple]:
+    """Paths of all values in a JSON value."""
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path] * bool(path) + [place for key, part in parts for place in places(part, (*path, key))]
+
+
+def mutated(config: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    """The config with one to three values replaced, dropped, added, repeated or nested."""
+    config = copy.deepcopy(config)
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+        *path, key = rng.choice(places(config))
+        owner = config
+        for name in path:
+            owner = owner[name]
+        odd = copy.deepcopy(rng.choice(ODD))
+        way = rng.choice(("replace", "replace", "replace", "drop", "add", "nest", "repeat"))
+        if way == "drop":
+            del owner[key]
+        elif way == "nest":
+            for _ in range(rng.choice((1, 10, 30))):
+                owner[key] = rng.choice(([owner[key]], {"of": owner[key]}))
+        elif way == "repeat" and isinstance(owner[key], list):
+            owner[key] = owner[key] * rng.choice((2, 10**4))
+        elif way == "add" and isinstance(owner[key], dict):
+            owner[key] |= {rng.choice(("more", "depths", "", "a b", "<b>|\n", "x" * 300, *map(str, owner[key]))): odd}
+        elif way == "add" and isinstance(owner[key], list):
+            owner[key].append(odd)
+        else:
+            owner[key] = odd
+    return config
+
+
+def outcome(call, *arguments: Any) -> str:
+    """What became of a call: nothing, or one line."""
+    start = time.monotonic()
+    try:
+        call(*arguments)
+        told = ""
+    except UserError as error:
+        told = str(error)
+        assert len(told) < 3000
+    assert time.monotonic() - start < 20  # on a machine that is busy; it takes a fraction of a second
+    return told
+
+
+def write(where: pathlib.Path, config: Any) -> None:
+    (where / "config.json").write_text(json.dumps(config))
+
+
+def mutations(where: pathlib.Path, calls: dict[str, Any], seeds: range) -> dict[str, int]:
+    """How many of the mutated configs each call refused."""
+    genuine = json.loads((where / "config.json").read_text())
+    refused = dict.fromkeys(calls, 0)
+    for seed in seeds:
+        write(where, mutated(genuine, random.Random(seed)))
+        for name, call in calls.items():
+            refused[name] += bool(outcome(call, where))
+    return refused
+
+
+def converted(where: pathlib.Path) -> None:
+    convert([str(where), str(where.parent / "out"), "--overwrite"])
+
+
+def predicted(where: pathlib.Path) -> None:
+    image = where.parent / "image.png"
+    PIL.Image.fromarray(micro.random_batch(1)["image"][0]).save(image)
+    predict([f"--model={where}", f"--images={image}", f"--output={where.parent / 'predictions'}"])
+
+
+def test_mutations(broken):
+    refused = mutations(broken, {"read": folder.read_config}, range(400))
+    assert 200 < refused["read"] < 400
+
+
+@pytest.mark.slow
+def test_mutations_through_every_door(broken):
+    mutations(broken, {"read": folder.read_config, "load": mtlora_jax.load, "convert": converted, "predict": predicted}, range(1000, 2000))
