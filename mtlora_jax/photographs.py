@@ -11,7 +11,7 @@ import PIL.ImageOps
 
 from mtlora_jax import pictures
 from mtlora_jax.data.decoding import decode_image, decode_label, read_file
-from mtlora_jax.data.folder import IMAGE_SUFFIXES, FolderDataset
+from mtlora_jax.data.folder import IMAGE_SUFFIXES, FolderDataset, with_meanings
 from mtlora_jax.data.naming import files_of
 from mtlora_jax.errors import UserError
 from mtlora_jax.files import same_form
@@ -86,7 +86,7 @@ class Labels:
         self._files = {name: files_of(root / name, task.suffixes) for name, task in tasks.items() if (root / name).is_dir()}
         if not self._files:
             raise UserError(f"--labels={root}: no labels; expected a folder for at least one of {', '.join(tasks)}")
-        self._root, self._tasks = root, tasks
+        self._root, self._tasks = root, with_meanings(root, {name: tasks[name] for name in self._files})
         if (root / "classes.json").exists():
             for name, task in FolderDataset.describe(root, list(self._files)).items():
                 if chooses_class(task) and task.classes != tasks[name].classes:

@@ -42,11 +42,22 @@ def opened(data: bytes, origin: str, expected: str, formats: Sequence[str] = FOR
 def pixels_of(image: PIL.Image.Image, data: bytes) -> np.ndarray:
     """The pixels of an opened image as its file, `data`, stores them: (H, W) or (H, W, channels); an EXIF orientation is not applied.
 
-    Raises whatever damaged data make Pillow stumble over.
+    So grey pixels of 2 or 4 bits stay 0 to 3 or 15, which both libraries would stretch to 255. Raises whatever damaged data make Pillow
+    stumble over.
     """
     # OpenCV takes half the time, but some versions make up the rest of an image that is cut off.
     if image.mode in FLAGS and data.endswith(ENDS.get(image.format or "", b"?")):
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), FLAGS[image.mode] | cv2.IMREAD_IGNORE_ORIENTATION)
         if pixels is not None:
-            return pixels
-    return np.array(image)
+            return _unstretched(pixels, image, data)
+    return _unstretched(np.array(image), image, data)
+
+
+def bits_of(image: PIL.Image.Image, data: bytes) -> int:
+    """Bits per channel of a PNG; 8 for other formats."""
+    return data[24] if image.format == "PNG" and data[12:16] == b"IHDR" else 8
+
+
+def _unstretched(pixels: np.ndarray, image: PIL.Image.Image, data: bytes) -> np.ndarray:
+    bits = bits_of(image, data)
+    return pixels // np.uint8(255 // (2**bits - 1)) if image.mode == "L" and bits < 8 else pixels

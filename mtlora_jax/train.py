@@ -13,6 +13,7 @@ from mtlora_jax import experiment as experiments
 from mtlora_jax import saved_config, sharding
 from mtlora_jax.accounting import group_of_each, summarise
 from mtlora_jax.checkpoint import Checkpoints, clear_when_full
+from mtlora_jax.data import survey
 from mtlora_jax.defaults import Config
 from mtlora_jax.errors import UserError
 from mtlora_jax.evaluate import Evaluator, single_task_scores
@@ -48,6 +49,9 @@ def train(config: Config, workdir: pathlib.Path, profile: bool = False, override
     with Shutdown(config.guards.grace_seconds) as shutdown, clear_when_full(workdir), contextlib.ExitStack() as closing:
         train_data = experiments.open_dataset(config, config.data.train_split)
         eval_data = experiments.open_dataset(config, config.data.eval_split)
+        started = (workdir / "initial").exists()  # what labels lack was told then
+        for line in survey.readings(train_data) + ([] if started else survey.lacks(train_data)):
+            console.print(line)
         experiment = experiments.set_up(config, train_data.tasks, workdir)
         if not override:
             saved_config.refuse_other(workdir, config)

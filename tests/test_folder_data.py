@@ -114,7 +114,36 @@ BROKEN = {
         r"sal: no file \(ID.png\) for 1 of the 5 ids of splits/val.txt: val001$",
     ),
     "two images": (lambda root: (root / "images" / "val001.jpg").touch(), r"val001.png: a second file for id 'val001', besides val001.jpg"),
-    "bad JSON": (lambda root: (root / "classes.json").write_text("{"), r"classes.json: not valid JSON"),
+    "bad JSON": (lambda root: (root / "classes.json").write_text("{"), r"classes.json is not valid JSON"),
+    "classes of no task": (
+        lambda root: (root / "classes.json").write_text(json.dumps({"segmentation": ["a", "b"]})),
+        r"classes.json: 'segmentation' is no task; did you mean 'semseg'\?$",
+    ),
+    "classes of one no task": (
+        lambda root: (root / "classes.json").write_text(json.dumps({"semseg": ["a", "b"], "colours": ["a"]})),
+        r"classes.json: 'colours' is no task; expected one of semseg, human_parts",
+    ),
+    "one class": (
+        lambda root: (root / "classes.json").write_text(json.dumps({"semseg": ["thing"]})),
+        r"semseg: 'thing' is the only class; expected at least two",
+    ),
+    "empty name": (lambda root: (root / "classes.json").write_text(json.dumps({"semseg": ["a", " "]})), r"'semseg': name 1 is empty"),
+    "Latin-1": (
+        lambda root: (root / "splits" / "val.txt").write_bytes("val000\nb\xe4r\n".encode("latin-1")),
+        r"val.txt: is not UTF-8 text",
+    ),
+    "Latin-1 classes": (
+        lambda root: (root / "classes.json").write_bytes(b'{"semseg": ["a", "b\xe4r"]}'),
+        r"classes.json: is not UTF-8 text",
+    ),
+    "invisible letter": (
+        lambda root: (root / "splits" / "val.txt").write_text("val000\nval\u200b001\n", encoding="utf-8"),
+        r"images: no file .* for 1 of the 2 ids .*: 'val\\u200b001'; there is 'val001', which is not 'val\\u200b001'$",
+    ),
+    "space at the end of a file name": (
+        lambda root: [(root / folder / "val001.png").rename(root / folder / "val001 .png") for folder in ("images", "sal", "semseg")],
+        r"no file .*: val001; there is 'val001 ', which is not 'val001'$",
+    ),
     "bad classes": (lambda root: (root / "classes.json").write_text(json.dumps({"sal": 2})), r"classes.json: must be"),
 }
 
@@ -126,6 +155,20 @@ def test_what_is_missing_is_named_before_anything_is_read(root, case):
     damage(root)
     with pytest.raises(UserError, match=message):
         FolderDataset(root, "val", ["semseg", "sal"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", " \n"])
+def test_lists_and_classes_in_any_form_of_unicode(root, encoding, end):
+    names = {"val001": "e\u0301tang", "val002": "b\xe4r", "val003": "\u6c34"}
+    for old, new in names.items():
+        for folder in ("images", "semseg"):
+            (root / folder / f"{old}.png").rename(root / folder / f"{new}.png")
+    (root / "splits" / "val.txt").write_bytes((end.join(["val000", "\xe9tang", "ba\u0308r", "\u6c34"]) + end).encode(encoding))
+    (root / "classes.json").write_bytes(json.dumps({"semseg": ["rest", "\xc4rmel", "\u6c34", "x"]}, ensure_ascii=False).encode(encoding))
+    dataset = FolderDataset(root, "val", ["semseg"])
+    assert [dataset[number]["image_id"] for number in range(4)] == dataset.ids == ["val000", "\xe9tang", "ba\u0308r", "\u6c34"]
+    assert dataset.tasks["semseg"].classes == ("rest", "\xc4rmel", "\u6c34", "x")
 
 
 def test_many_missing_files_are_counted_not_listed(tmp_path):

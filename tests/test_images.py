@@ -5,7 +5,9 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_data import png
 
+from mtlora_jax.data.decoding import decode_image
 from mtlora_jax.pictures import pixels_of
 
 
@@ -27,3 +29,13 @@ def test_pixels_are_those_of_pillow(mode, kind):
         found = pixels_of(opened, buffer.getvalue())
     assert found.dtype == expected.dtype
     np.testing.assert_allclose(found.astype(int), expected.astype(int), atol=0 if kind == "png" else 2)  # two decoders of JPEG
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_grey_of_few_bits_is_not_stretched(bits):
+    values = [list(range(2**bits))]
+    data = png(values, bits)
+    for cut in (data, data + b"more"):  # with OpenCV, and with Pillow
+        with Image.open(io.BytesIO(cut)) as opened:
+            assert pixels_of(opened, cut).tolist() == values
+    assert decode_image(data, "a.png").tolist() == np.repeat(np.array(values)[..., None] * 255 // (2**bits - 1), 3, axis=2).tolist()

@@ -82,6 +82,11 @@ def test_make_tasks():
         (["semsek"], None, "unknown task 'semsek'; did you mean 'semseg'"),
         (["zzz"], None, "expected one of semseg, human_parts"),
         (["sal", "sal"], None, "'sal' is given twice"),
+        (["segmentation"], None, "unknown task 'segmentation'; did you mean 'semseg'"),
+        (["Surface Normals"], None, "did you mean 'normals'"),
+        (["semseg"], {"semseg": ["thing"]}, "semseg: 'thing' is the only class; expected at least two"),
+        (["human_parts"], {"human_parts": ["person"]}, "human_parts: 'person' is the only class"),
+        (["semseg"], {"semseg": ["sky", ""]}, "name 1 is empty"),
         (["semseg"], {"semseg": []}, "'semseg': .*at least one name"),
         (["semseg"], {"semseg": "sky"}, "'semseg': 'sky'"),
         (["semseg"], {"semseg": ["sky", 3]}, "'semseg'"),
@@ -105,6 +110,22 @@ def test_class_maps_keep_palette_indices(name, tmp_path):
         label = decode(name, path)
         assert label.dtype == np.uint8
         np.testing.assert_array_equal(label, pixels)
+
+
+@pytest.mark.parametrize("palette", [False, True])
+@pytest.mark.parametrize(("bits", "values"), [(1, [0, 1]), (2, [0, 1, 2, 3]), (4, [0, 6, 1, 15]), (8, [0, 20, 255]), (16, [0, 20, 255])])
+def test_class_maps_are_read_as_they_are_stored(bits, values, palette):
+    if palette and bits == 16:
+        return
+    label = TASKS["semseg"]().decode(tiny_data.png([values], bits, palette), "a.png")
+    assert label.dtype == np.uint8
+    assert label.tolist() == [values]
+
+
+def test_class_maps_of_16_bits_with_a_wrong_value():
+    for value in (21, 254, 256, 277, 65535):  # 256 and 277 would be classes if the upper bits were cut off
+        with pytest.raises(UserError, match=f"^a.png: semseg has the value {value}; expected 0 to 20, or 255"):
+            TASKS["semseg"]().decode(tiny_data.png([[0, value]], 16), "a.png")
 
 
 @pytest.mark.parametrize(("name", "allowed"), [("semseg", 20), ("human_parts", 6)])

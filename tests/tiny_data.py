@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import struct
+import zlib
 from collections.abc import Sequence
 
 import cv2
@@ -60,3 +62,17 @@ def _label(task: str, classes: np.ndarray) -> np.ndarray:
 
 def _save(path: pathlib.Path, pixels: np.ndarray) -> None:
     PIL.Image.fromarray(pixels).save(path)
+
+
+def png(pixels: Sequence[Sequence[int]] | np.ndarray, bits: int, palette: bool = False) -> bytes:
+    """A PNG of so many bits per pixel, 1 to 16, that stores these values, grey or as indices of a palette."""
+    rows = np.asarray(pixels)
+    height, width = rows.shape
+    packed = np.unpackbits(rows.astype(">u2").view(np.uint8).reshape(height, width, 2), axis=2)[..., 16 - bits :]  # (H, W, bits)
+    lines = np.packbits(packed.reshape(height, -1), axis=1)
+    chunks = {b"IHDR": struct.pack(">IIBBBBB", width, height, bits, 3 if palette else 0, 0, 0, 0)}
+    if palette:
+        chunks[b"PLTE"] = np.random.default_rng(0).integers(0, 256, 3 * 2**bits).astype(np.uint8).tobytes()
+    chunks |= {b"IDAT": zlib.compress(b"".join(b"\0" + line.tobytes() for line in lines)), b"IEND": b""}
+    parts = [struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks.items()]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)

@@ -51,6 +51,10 @@ class Dataset(Protocol):
 
     def __getitem__(self, index: int) -> Example: ...
 
+    def label(self, index: int, task: str) -> np.ndarray:
+        """One label of an example, without the rest of it. Raises UserError if it is bad."""
+        ...
+
 
 class Batches(grain.DatasetIterator):
     """Iterator over batches: {"image": uint8 (B, H, W, 3), TASK: (B, H, W[, D]), "mask": bool (B,), "image_id": str (B,), "bad": str (B,)}.

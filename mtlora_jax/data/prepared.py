@@ -4,6 +4,7 @@ A data set lies in ROOT/NAME/CONFIG/VERSION/, as TFDS lays it out, in ArrayRecor
 and labels stay encoded as JPEG and PNG, so that only those asked for are decoded.
 """
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +12,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mtlora_jax.data.decoding import Encoded, Example, decode_example
+from mtlora_jax.data.decoding import Encoded, Example, decode_example, decode_label
 from mtlora_jax.errors import UserError
 from mtlora_jax.tasks import TASKS, Task, make_tasks
+from mtlora_jax.tasks.binary import Binary
 from mtlora_jax.tasks.human_parts import HumanParts
 
 INCOMPLETE = "incomplete."  # so begins the name of a folder that TFDS has not finished
@@ -64,21 +66,29 @@ class PreparedDataset:
     def describe(cls, root: str | pathlib.Path, tasks: Sequence[str]) -> dict[str, Task]:
         """The tasks with the classes of this data set, which need not be at hand."""
         del root
-        return make_tasks(tasks, cls.classes)
+        made = make_tasks(tasks, cls.classes)
+        return {name: dataclasses.replace(task, meaning="0/255") if isinstance(task, Binary) else task for name, task in made.items()}
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def __getitem__(self, index: int) -> Example:
+        image_id, encoded = self._read(index, ("image", *self.tasks))
+        return decode_example(image_id, encoded["image"], encoded, self.tasks)
+
+    def label(self, index: int, task: str) -> np.ndarray:
+        """One label of an example. Raises UserError if it is bad."""
+        return decode_label(self.tasks[task], self._read(index, (task,))[1][task])
+
+    def _read(self, index: int, names: Sequence[str]) -> tuple[str, dict[str, Encoded]]:
+        """The id of an example, and of its record what is asked for."""
         place = f"{self.name}/{self.split}"
         try:
             features = self._parse(self._records[self._indices[index]]).features.feature
             image_id = _content(features["image_id"]).decode()
-            names = ("image", *self.tasks)
-            encoded = {name: Encoded(_content(features[name]), f"{place}: {image_id} ({name})") for name in names}
+            return image_id, {name: Encoded(_content(features[name]), f"{place}: {image_id} ({name})") for name in names}
         except Exception as error:  # whatever a damaged record makes the layers below stumble over
             raise UserError(f"{place}: record {self._indices[index]} cannot be read ({error}); build {self.folder} again") from error
-        return decode_example(image_id, encoded["image"], encoded, self.tasks)
 
     def __getstate__(self) -> dict[str, Any]:
         opened = ("_records", "_parse")  # every process opens the files itself

@@ -24,6 +24,17 @@ TASKS: dict[str, type[Task]] = {
 }
 
 
+# What others call them.
+OTHER_NAMES = {
+    **{name: "semseg" for name in ("segmentation", "semantic_segmentation", "semantic", "seg", "masks", "labels")},
+    **{name: "human_parts" for name in ("parts", "part_segmentation", "body_parts", "person_parts")},
+    **{name: "sal" for name in ("saliency", "salient", "salience")},
+    **{name: "normals" for name in ("surface_normals", "surface_normal", "normal")},
+    **{name: "edge" for name in ("edges", "edge_detection", "boundary", "boundaries")},
+    **{name: "depth" for name in ("depth_estimation", "distance", "disparity")},
+}
+
+
 def make_tasks(names: Iterable[str], classes: Mapping[str, Sequence[str]] | None = None) -> dict[str, Task]:
     """Builds tasks in the order of `names`; `classes` names the classes of a data set, per task, in place of the defaults.
 
@@ -34,18 +45,25 @@ def make_tasks(names: Iterable[str], classes: Mapping[str, Sequence[str]] | None
     tasks = {}
     for name in names:
         if name not in TASKS:
-            close = difflib.get_close_matches(name, TASKS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(TASKS)}"
-            raise UserError(f"unknown task {name!r}; {hint}")
+            raise UserError(f"unknown task {name!r}; {hint(name)}")
         if name in tasks:
             raise UserError(f"task {name!r} is given twice; expected each task once")
         tasks[name] = TASKS[name](**_class_fields(name, classes[name])) if name in classes else TASKS[name]()
     return tasks
 
 
+def hint(name: str) -> str:
+    """What to say of a name that is no task: which one was meant, or which there are."""
+    known = {**OTHER_NAMES, **{task: task for task in TASKS}}
+    close = difflib.get_close_matches(name.lower().replace("-", "_").replace(" ", "_"), known, n=1)
+    return f"did you mean {known[close[0]]!r}?" if close else f"expected one of {', '.join(TASKS)}"
+
+
 def _class_fields(name: str, classes: Sequence[str]) -> dict:
     if isinstance(classes, str) or not classes or not all(isinstance(entry, str) for entry in classes):
         raise UserError(f"classes of task {name!r}: {classes!r}; expected a list of at least one name")
+    if not all(entry.strip() for entry in classes):
+        raise UserError(f"classes of task {name!r}: name {[bool(entry.strip()) for entry in classes].index(False)} is empty")
     if len(set(classes)) < len(classes):
         raise UserError(f"classes of task {name!r}: a name is given twice in {', '.join(classes)}; expected each once")
     fields = {"classes": tuple(classes)}

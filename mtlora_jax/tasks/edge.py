@@ -7,16 +7,17 @@ import jax
 import numpy as np
 
 from mtlora_jax import boundaries, losses, metrics
-from mtlora_jax.tasks.images import decode_binary, grey_picture, sigmoid
+from mtlora_jax.tasks.binary import Binary
+from mtlora_jax.tasks.images import grey_picture, sigmoid
 from mtlora_jax.tasks.legend import STEPS, Legend, colours, ignored
-from mtlora_jax.tasks.task import IGNORE, Task
+from mtlora_jax.tasks.task import IGNORE
 
 POSITIVE_WEIGHT = 0.95  # about the share of pixels that are no edge
 
 
 @dataclasses.dataclass(frozen=True)
-class Edge(Task):
-    """Label (H, W) uint8: 1 on an edge, 0 elsewhere, or `IGNORE`, which no file holds: it comes from outside of a warped image."""
+class Edge(Binary):
+    """Label (H, W) uint8: 1 on an edge, 0 elsewhere, or `IGNORE`."""
 
     name: str = "edge"
     weight: float = 50.0
@@ -24,10 +25,7 @@ class Edge(Task):
     higher_is_better: bool = False
     notes: ClassVar = {"loss": "balanced cross-entropy", "odsF": "what papers print; always at the original size"}
     has_slow_scores: ClassVar = True
-
-    def decode(self, data: bytes, origin: str) -> np.ndarray:
-        """Decodes a grey PNG, bright on edges."""
-        return decode_binary(data, origin)
+    ends: ClassVar = ("no edge", "edge")
 
     def loss(self, logits: jax.Array, label: jax.Array) -> jax.Array:
         return losses.balanced_cross_entropy(logits, label, POSITIVE_WEIGHT)
@@ -54,4 +52,4 @@ class Edge(Task):
         return grey_picture(probability, ignored=probability == IGNORE)
 
     def legend(self, *shown: np.ndarray) -> Legend:
-        return Legend(ignored(shown), bar=colours(self.picture(np.linspace(0, 1, STEPS)[None])), ends=("no edge", "edge"))
+        return Legend(ignored(shown), bar=colours(self.picture(np.linspace(0, 1, STEPS)[None])), ends=self.ends)

@@ -1,27 +1,26 @@
 """Saliency: which pixels catch the eye."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import numpy as np
 
 from mtlora_jax import losses, metrics
-from mtlora_jax.tasks.images import decode_binary, heat_picture, sigmoid
+from mtlora_jax.tasks.binary import Binary
+from mtlora_jax.tasks.images import heat_picture, sigmoid
 from mtlora_jax.tasks.legend import STEPS, Legend, colours, ignored
-from mtlora_jax.tasks.task import IGNORE, Task
+from mtlora_jax.tasks.task import IGNORE
 
 
 @dataclasses.dataclass(frozen=True)
-class Saliency(Task):
-    """Label (H, W) uint8: 1 salient, 0 not, or `IGNORE`, which no file holds: it comes from outside of a warped image."""
+class Saliency(Binary):
+    """Label (H, W) uint8: 1 salient, 0 not, or `IGNORE`."""
 
     name: str = "sal"
     weight: float = 5.0
     primary: str = "mIoU"
-
-    def decode(self, data: bytes, origin: str) -> np.ndarray:
-        """Decodes a grey PNG, bright where salient."""
-        return decode_binary(data, origin)
+    ends: ClassVar = ("not salient", "salient")
 
     def loss(self, logits: jax.Array, label: jax.Array) -> jax.Array:
         return losses.balanced_cross_entropy(logits, label)
@@ -42,4 +41,4 @@ class Saliency(Task):
         return heat_picture(probability, ignored=probability == IGNORE)
 
     def legend(self, *shown: np.ndarray) -> Legend:
-        return Legend(ignored(shown), bar=colours(self.picture(np.linspace(0, 1, STEPS)[None])), ends=("not salient", "salient"))
+        return Legend(ignored(shown), bar=colours(self.picture(np.linspace(0, 1, STEPS)[None])), ends=self.ends)

@@ -1,6 +1,7 @@
 """Semantic segmentation: one class per pixel."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from mtlora_jax.tasks.images import class_palette, decode_image
 from mtlora_jax.tasks.legend import Legend, colours
 from mtlora_jax.tasks.task import IGNORE, Task
 
+MODES = ("P", "L", "1", "I;16", "I;16B", "I")  # of Pillow
 VOC_CLASSES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
@@ -31,14 +33,22 @@ class SemSeg(Task):
         if not len(self.classes) == self.channels <= IGNORE:
             given = f"{len(self.classes)} class names for {self.channels} channels"
             raise UserError(f"{self.name}: {given}; expected one each, at most {IGNORE}")
+        if self.channels < 2:
+            raise UserError(
+                f"{self.name}: {self.classes[0]!r} is the only class; expected at least two, such as background and {self.classes[0]}"
+            )
 
     def decode(self, data: bytes, origin: str) -> np.ndarray:
-        """Decodes a palette or grey PNG whose values are class indices or 255."""
-        label = decode_image(data, origin, ("P", "L"), "a palette or grey PNG of class indices")
-        if (label + np.uint8(1)).max() > self.channels:  # `IGNORE` wraps around to 0
+        """Decodes a palette or grey PNG of 1 to 16 bits whose values, as they are stored, are class indices or 255."""
+        label = decode_image(data, origin, MODES, "a palette or grey PNG of class indices")
+        narrow = label.astype(np.uint8, copy=False)
+        if label.max(initial=0) > IGNORE or (narrow + np.uint8(1)).max(initial=0) > self.channels:  # `IGNORE` wraps around to 0
             wrong = label[(label >= self.channels) & (label != IGNORE)]
             raise UserError(f"{origin}: {self.name} has the value {wrong[0]}; expected 0 to {self.channels - 1}, or {IGNORE} for ignore")
-        return label
+        return narrow
+
+    def values(self) -> Mapping[int, str]:
+        return dict(enumerate(self.classes))
 
     def loss(self, logits: jax.Array, label: jax.Array) -> jax.Array:
         return losses.cross_entropy(logits, label)

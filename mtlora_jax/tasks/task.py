@@ -2,8 +2,8 @@
 
 import abc
 import dataclasses
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Iterable, Mapping
+from typing import ClassVar, Self
 
 import cv2
 import jax
@@ -36,6 +36,19 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def decode(self, data: bytes, origin: str) -> np.ndarray:
         """Decodes the contents of one label file to (H, W) or (H, W, D). Raises UserError naming `origin` and the wrong value."""
+
+    def of_data_set(self, files: Iterable[tuple[bytes, str]]) -> Self:
+        """The task as a data set means it, judged by (contents, origin) of its label files, which come in an order that mixes them."""
+        del files
+        return self
+
+    def reading(self) -> str:
+        """How values of label files are read, for people, where that depends on the data set; empty where not."""
+        return ""
+
+    def values(self) -> Mapping[int, str]:
+        """{value of a decoded label: its name}, all there are but `IGNORE`; empty for labels that are measures."""
+        return {}
 
     def warp(self, label: np.ndarray, motion: Motion, size: tuple[int, int]) -> np.ndarray:
         """Moves the label into an array of `size` = (H, W); what comes from outside is ignored."""
