@@ -13,9 +13,11 @@ A command is a module of this shape, run as `python -m mtlora_jax.NAME`:
 """
 
 import argparse
+import contextlib
 import io
 import itertools
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -26,20 +28,41 @@ from mtlora_jax import config as configs
 from mtlora_jax import files
 from mtlora_jax.errors import UserError
 
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+
+
+class Ended(BaseException):
+    """The system asks the command to end, by the signal `number`."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
+def _end(number: int, frame: object) -> NoReturn:
+    del frame
+    signal.signal(number, signal.SIG_DFL)  # the second one ends the process at once
+    raise Ended(number)
+
 
 def run(main: Callable[[], None], leave: Callable[[int], NoReturn] = sys.exit) -> None:
     """Runs a command. A UserError, or an error that came of one, is printed as one line and exits with 2; Ctrl-C exits with 130.
 
-    So is what the system says of a file, wherever that arises. `leave` ends the process with such a code once the line is printed; any
-    other error is raised.
+    SIGTERM and SIGHUP end it as an error would, so that nothing is left behind, and exit with 143 and 129. One line is also what the
+    system says of a file, wherever that arises. `leave` ends the process with such a code once the line is printed; any other error is
+    raised.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal may lack the letters of a class or a file
             stream.reconfigure(errors="backslashreplace")
+    # What is ignored stays so: nohup has SIGHUP ignored.
+    handlers = {number: signal.signal(number, _end) for number in ENDING if signal.getsignal(number) == signal.SIG_DFL}
     try:
         main()
     except KeyboardInterrupt:
         line, code = "interrupted", 130
+    except Ended as ended:
+        line, code = f"ended by {signal.Signals(ended.number).name}", 128 + ended.number
     except BrokenPipeError:  # nobody reads what is printed, as under `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         leave(1)
@@ -50,7 +73,11 @@ def run(main: Callable[[], None], leave: Callable[[int], NoReturn] = sys.exit) -
         line, code = f"error: {message}", 2
     else:
         return
-    print(line, file=sys.stderr, flush=True)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    with contextlib.suppress(OSError):  # of a terminal that was closed
+        print(line, file=sys.stderr, flush=True)
     leave(code)
 
 

@@ -1,5 +1,6 @@
 """Scores of a model on a whole split."""
 
+import contextlib
 import functools
 import json
 import pathlib
@@ -67,7 +68,8 @@ class Evaluator:
                 start += time.monotonic() - began
             return self._compiled(*arguments)
 
-        scores = evaluate(compute, watched(self._batches()), self._experiment.tasks, self._experiment.mesh)
+        with contextlib.closing(self._batches()) as batches:
+            scores = evaluate(compute, watched(batches), self._experiment.tasks, self._experiment.mesh)
         return scores, time.monotonic() - start
 
 

@@ -57,8 +57,8 @@ class OriginalSizeEvaluator:
         mesh, tasks = self._experiment.mesh, self._experiment.tasks
         totals: Totals = {}
         slow_totals = {name: nothing(task) for name, task in self._slow.items()}
-        with several(self._workers if self._slow else 0) as run:
-            for batch in watched(self._batches()):
+        with several(self._workers if self._slow else 0) as run, contextlib.closing(self._batches()) as batches:
+            for batch in watched(batches):
                 originals, mask = list(batch["originals"]), batch["mask"]
                 sizes = sizes_of(originals)
                 placed = on_canvas(originals, largest_of_all(canvas_for(sizes)))

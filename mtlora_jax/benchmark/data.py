@@ -1,6 +1,7 @@
 """The input pipeline alone, and the training step behind it."""
 
 import argparse
+import contextlib
 import os
 import time
 from typing import Any
@@ -24,16 +25,15 @@ def data(args: argparse.Namespace) -> dict[str, Any]:
     """Images per second of the input pipeline. Raises UserError for a data set that cannot be read."""
     config = args.config
     workers = config.data.workers
-    batches = batches_to_train(config, open_dataset(config, config.data.train_split))
     count = BATCHES * max(workers, 1)
-    take(batches, count)  # also empties what workers have made ahead while the first of them started
-    seconds, busy = [], processor_seconds()
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        take(batches, count)
-        seconds.append(time.perf_counter() - start)
-    busy = processor_seconds() - busy
-    batches.close()
+    with contextlib.closing(batches_to_train(config, open_dataset(config, config.data.train_split))) as batches:
+        take(batches, count)  # also empties what workers have made ahead while the first of them started
+        seconds, busy = [], processor_seconds()
+        for _ in range(ROUNDS):
+            start = time.perf_counter()
+            take(batches, count)
+            seconds.append(time.perf_counter() - start)
+        busy = processor_seconds() - busy
     images = count * config.batch_size // jax.process_count()
     rates = rates_of(images, seconds)
     return {
@@ -54,24 +54,23 @@ def feed(args: argparse.Namespace) -> dict[str, Any]:
     dataset = open_dataset(config, config.data.train_split)
     training = training_step.start(config)
     alone = steps_of(training.step, args.steps, training.device).seconds
-    batches = batches_to_train(config, dataset)
-    take(batches, BATCHES * max(config.data.workers, 1))
     wait, mesh = InputWait(), training.experiment.mesh
-    before, start = None, time.perf_counter()
-    for step in range(WARM_UP + args.steps):
-        if step == WARM_UP:
-            jax.block_until_ready(before)
-            start = time.perf_counter()
-            wait.share(1.0)
-        with wait:
-            batch = next(batches)
-        now = training.step(sharding.put({name: batch[name] for name in training.batch}, mesh))[1]  # training reads no "mask"
-        jax.block_until_ready(before)  # one step runs while the next batch is fetched
-        before = now
-    jax.block_until_ready(before)
-    fed = (time.perf_counter() - start) / args.steps
-    host = wait.share(fed * args.steps)
-    batches.close()
+    with contextlib.closing(batches_to_train(config, dataset)) as batches:
+        take(batches, BATCHES * max(config.data.workers, 1))
+        before, start = None, time.perf_counter()
+        for step in range(WARM_UP + args.steps):
+            if step == WARM_UP:
+                jax.block_until_ready(before)
+                start = time.perf_counter()
+                wait.share(1.0)
+            with wait:
+                batch = next(batches)
+            now = training.step(sharding.put({name: batch[name] for name in training.batch}, mesh))[1]  # training reads no "mask"
+            jax.block_until_ready(before)  # one step runs while the next batch is fetched
+            before = now
+        jax.block_until_ready(before)
+        fed = (time.perf_counter() - start) / args.steps
+        host = wait.share(fed * args.steps)
     step = sum(alone) / len(alone)
     return {
         "images_per_second": config.batch_size / fed,

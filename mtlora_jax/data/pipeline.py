@@ -25,7 +25,7 @@ from absl import flags
 from mtlora_jax.data import parity as reference
 from mtlora_jax.data import transforms
 from mtlora_jax.data.decoding import Example
-from mtlora_jax.data.stacking import stack
+from mtlora_jax.data.stacking import release, stack
 from mtlora_jax.data.transforms import PASCAL, Augmentation
 from mtlora_jax.errors import UserError
 from mtlora_jax.tasks.task import IGNORE, Task
@@ -85,6 +85,7 @@ class Batches(grain.DatasetIterator):
             )
         else:
             self._next_batch += 1
+            release(batch)
             return batch
         # The error itself is dropped with its frames: they hold batches in shared memory.
         self.close()

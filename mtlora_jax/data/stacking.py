@@ -46,3 +46,14 @@ def _stack(rows: Sequence[np.ndarray], shared: bool) -> np.ndarray:
             "make it larger, or take fewer --config.data.workers or smaller batches"
         )
     return batch
+
+
+def release(batch: Mapping[str, Any]) -> None:
+    """Takes the names of a worker's arrays from the system: their memory now goes with the last reference to them, or with this process.
+
+    By default Grain does so when an array is deleted, which at the end of a process comes too late, or never: that memory would be lost.
+    """
+    for array in batch.values():
+        if isinstance(array, SharedMemoryArray) and array.shm is not None:
+            array.shm.unlink()
+            array._unlink_on_del = False

@@ -1,0 +1,61 @@
+"""Whole commands with workers, that end well or ill: no library has anything to say, and no shared memory is left behind."""
+
+import subprocess
+import sys
+
+import pytest
+import tiny_runs
+
+SIZE = {"image_size": (160, 160)}  # images of which go through shared memory
+ENDED = """
+import os, signal
+from mtlora_jax import cli, evaluate, main
+
+if __name__ == "__main__":
+
+    def receive(totals, statistics, add=evaluate.add):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    evaluate.add = receive
+    cli.run(main.main, main.leave)
+"""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A data set, a config and one finished run with two workers."""
+    base = tiny_runs.prepare(tmp_path_factory.mktemp("base"), epochs=2, eval_every=1, data__workers=2, checkpoint_steps=0, **SIZE)
+    assert silent(tiny_runs.command(base, "run"), 0) == ""
+    return base
+
+
+def silent(command, code):
+    """What the command printed besides its results."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    return done.stderr
+
+
+def test_an_evaluation(base):
+    assert silent(tiny_runs.command(base, "run", "--mode=evaluate", "--config.evaluation.original_size=True"), 0) == ""
+
+
+def test_an_evaluation_that_fails(base, tmp_path):
+    broken = tiny_runs.prepare(tmp_path, data__workers=2, guards__max_bad_examples=0, **SIZE)
+    (broken / "data" / "semseg" / "val001.png").write_text("no image")
+    told = silent(tiny_runs.command(broken, base / "run", "--mode=evaluate"), 2)
+    assert told.startswith("error: 1 examples cannot be read")
+    assert told.count("\n") == 1
+
+
+def test_an_evaluation_that_is_ended(base):
+    """While batches wait in the queues of the workers."""
+    script = base / "ended.py"
+    script.write_text(ENDED)
+    arguments = tiny_runs.command(base, "run", "--mode=evaluate", "--config.eval_batch_size=1")[3:]
+    assert silent([sys.executable, script, *arguments], 143) == "ended by SIGTERM\n"
+
+
+def test_a_benchmark(base):
+    command = [sys.executable, "-m", "mtlora_jax.benchmark", f"--config={base / 'micro.py'}", "--what=data"]
+    assert silent(command, 0) == ""
