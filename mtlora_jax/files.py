@@ -100,11 +100,15 @@ def read_text(path: pathlib.Path, lossy: bool = False, largest: int = LARGEST_TE
       UserError: if it cannot be read, or is in another encoding.
     """
     data = read_bytes(path, largest)
-    encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if data.startswith(mark)), None) or _without_mark(data)
     try:
-        return data.decode(encoding, "replace" if lossy else "strict")
+        return data.decode(encoding_of(data), "replace" if lossy else "strict")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not {error.encoding.upper()} text (byte {error.start}: {error.reason}); save it as UTF-8") from error
+
+
+def encoding_of(data: bytes) -> str:
+    """The encoding of a text that begins with `data`: UTF-8, unless a byte order mark or the zeros of UTF-16 say otherwise."""
+    return next((name for mark, name in BYTE_ORDER_MARKS.items() if data.startswith(mark)), None) or _without_mark(data)
 
 
 def _without_mark(data: bytes) -> str:

@@ -7,7 +7,6 @@ Needs matplotlib: pip install mtlora_jax[plots].
 
 import collections
 import io
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from mtlora_jax import cli
 from mtlora_jax.errors import UserError
 from mtlora_jax.files import user_path
 from mtlora_jax.outputs import Outputs
+from mtlora_jax.records.lines import Line, parsed
 
 SUFFIXES = (".png", ".pdf", ".svg")
 
@@ -60,7 +60,7 @@ def named(runs: Sequence[pathlib.Path]) -> dict[str, pathlib.Path]:
     return {run.resolve().name if count[run.resolve().name] == 1 else str(run): run for run in runs}
 
 
-def draw(axis: Any, title: str, key: str, logs: Mapping[str, Sequence[Mapping[str, float]]], marker: str | None, scale: str) -> None:
+def draw(axis: Any, title: str, key: str, logs: Mapping[str, Sequence[Line]], marker: str | None, scale: str) -> None:
     """One curve per run of what its log has under `key`."""
     for run, log in logs.items():
         points = [(line["step"], line[key]) for line in log if key in line]
@@ -73,21 +73,20 @@ def draw(axis: Any, title: str, key: str, logs: Mapping[str, Sequence[Mapping[st
     axis.grid(alpha=0.3, which="both")
 
 
-def read_log(run: pathlib.Path) -> list[dict]:
+def read_log(run: pathlib.Path) -> list[Line]:
     """The lines of WORKDIR/log.jsonl. Raises UserError if there is none, or one that is not as runs write it."""
     path = run / "log.jsonl"
     if not path.is_file():
         raise UserError(f"{run} is no workdir of a run: it has no log.jsonl")
-    log, lines = [], path.read_text(errors="replace").splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            log.append(json.loads(line) | {"step": int(json.loads(line)["step"])})
-        except (KeyError, TypeError, ValueError) as error:
-            if number < len(lines):  # the last line of a killed run may be cut off
-                raise UserError(f"{path}: line {number} is not one that a run writes") from error
-    if not log:
+    log = [line for _, line in parsed(path)]
+    if log and log[-1] is None:  # the last line of a killed run may be cut off
+        log.pop()
+    if None in log:
+        raise UserError(f"{path}: line {log.index(None) + 1} is not one that a run writes")
+    whole = [line for line in log if line is not None]
+    if not whole:
         raise UserError(f"{path} holds no step yet")
-    return log
+    return whole
 
 
 if __name__ == "__main__":

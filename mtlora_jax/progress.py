@@ -1,6 +1,5 @@
 """The evaluations of a run, as its log.jsonl has them."""
 
-import json
 import math
 import pathlib
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ import jax
 
 from mtlora_jax import sharding
 from mtlora_jax.evaluate import primary_scores, with_gain
+from mtlora_jax.records.lines import lines_of
 from mtlora_jax.tasks.task import Task
 
 EVALUATION = "eval/"  # so begin the names of scores in the log
@@ -60,20 +60,10 @@ class Progress:
         """Takes note of the evaluations that a log has up to step `until`, as process 0 sees it: others may see an older one."""
         lines = lines_of(log) if jax.process_index() == 0 else []
         found = [
-            (int(entry["step"]), {name.removeprefix(EVALUATION): value for name, value in entry.items() if name.startswith(EVALUATION)})
+            (entry["step"], {name.removeprefix(EVALUATION): value for name, value in entry.items() if name.startswith(EVALUATION)})
             for entry in lines
         ]
-        evaluations = [(step, scores) for step, scores in found if scores and step <= until]
+        needed = {f"{name}/{task.primary}" for name, task in self._tasks.items()}
+        evaluations = [(step, scores) for step, scores in found if step <= until and needed <= scores.keys()]
         for step, scores in sharding.of_all_processes(evaluations)[0]:
             self.add(step, {name: math.nan if value is None else value for name, value in scores.items()})
-
-
-def lines_of(log: pathlib.Path) -> list[dict[str, float]]:
-    """The whole lines of a log; what a kill cut off is left out."""
-    lines = []
-    for line in log.read_text().splitlines() if log.exists() else ():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            continue
-    return lines

@@ -3,13 +3,16 @@
 import functools
 import json
 import math
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 
+from mtlora_jax import files
+from mtlora_jax.errors import UserError
+from mtlora_jax.records.lines import parsed
+from mtlora_jax.records.tables import console
 from mtlora_jax.records.weights_and_biases import WeightsAndBiases
 
 
@@ -30,7 +33,11 @@ class Records:
             return
         path = workdir / "log.jsonl"
         forget_after(path, start_step)
-        self._log = path.open("a", buffering=1)  # a line is with the system as soon as it ends, so a kill loses none
+        try:
+            # A line is with the system as soon as it ends, so a kill loses none.
+            self._log = path.open("a", buffering=1, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({files.reason_of(error)})") from error
         self._folder, self._purge_step = workdir / "tensorboard", start_step + 1 if start_step else 0
         self._wandb = WeightsAndBiases(workdir, **wandb) if wandb and wandb["project"] else None
 
@@ -82,13 +89,8 @@ def forget_after(path: pathlib.Path, step: int) -> None:
     """Drops the lines of a log that belong to steps after `step`, or all lines if that is 0. A kill leaves the old log or the new one."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines(keepends=True):
-        try:
-            if 0 < step >= json.loads(line)["step"]:
-                kept.append(line)
-        except ValueError:
-            pass  # the last line of a killed run may be cut off
-    new = path.with_suffix(".new")
-    new.write_text("".join(kept))
-    os.replace(new, path)
+    lines = list(parsed(path))
+    odd = sum(line is None for _, line in lines[:-1])  # the last line of a killed run may be cut off
+    if odd:
+        console.print(f"{path}: {odd} lines that no run writes are left out")
+    files.write_text(path, "".join(f"{text}\n" for text, line in lines if line is not None and 0 < step >= line["step"]))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mtlora_jax import files
 from mtlora_jax.records.tables import console
 
 WAITING = 1000  # entries at most that wait to be sent; what comes on top is dropped
@@ -76,5 +77,5 @@ def _warn(reason: str) -> None:
 def _id_of(workdir: pathlib.Path) -> str:
     path = workdir / "wandb_id"
     if not path.exists():
-        path.write_text(uuid.uuid4().hex)
-    return path.read_text()
+        files.write_text(path, uuid.uuid4().hex)
+    return files.read_text(path).strip()
