@@ -47,6 +47,7 @@ def save_adapter(model: Model, where: str | pathlib.Path, base: str | pathlib.Pa
 
 def write_adapter(where: str | pathlib.Path, config: Mapping[str, Any], arrays: Arrays, base: str | pathlib.Path) -> None:
     """`save_adapter` of a model that is not built: config as in config.json, and all of its arrays."""
+    where, base = files.user_path(where), files.user_path(base)
     name = config["architecture"]["method"]["name"]
     frozen = frozen_paths(config["architecture"])
     if not frozen or name == "merged":
@@ -56,9 +57,9 @@ def write_adapter(where: str | pathlib.Path, config: Mapping[str, Any], arrays: 
     differing = [path for path in frozen if not np.array_equal(there[path], np.asarray(arrays[path], np.float32))]
     if differing:
         raise UserError(f"{base} is not the base of this model; other values: {parameters.named(differing)}")
-    entry = {"base": pathlib.Path(base).resolve().name, "sha256": fingerprint(there)}
+    entry = {"base": base.resolve().name, "sha256": fingerprint(there)}
     trained = {path: array for path, array in arrays.items() if path not in there}
-    folder.write(pathlib.Path(where), {**config, "adapter": entry}, trained, ADAPTER)
+    folder.write(where, {**config, "adapter": entry}, trained, ADAPTER)
 
 
 def load_adapter(where: str | pathlib.Path, base: str | pathlib.Path) -> Model:
@@ -69,23 +70,39 @@ def load_adapter(where: str | pathlib.Path, base: str | pathlib.Path) -> Model:
 
 def read_adapter(where: str | pathlib.Path, base: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(config, {path: array}) of the whole model, as `folder.save` takes them."""
+    where, base = files.user_path(where), files.user_path(base)
 
     def both() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         config = folder.read_config(where)
         if "adapter" not in config:
             raise UserError(f"{where} is a whole model and needs no base")
-        return config, weights.read(pathlib.Path(where) / ADAPTER)
+        return config, weights.read(where / ADAPTER)
 
-    config, trained = files.undisturbed(pathlib.Path(where), both)
+    config, trained = files.undisturbed(where, both)
     entry = config.pop("adapter")
-    frozen = frozen_arrays(base, frozen_paths(config["architecture"]))
-    found = fingerprint(frozen)
-    if found != entry["sha256"]:
+    paths = frozen_paths(config["architecture"])
+    refuse_other_tensors(str(where / ADAPTER), config["architecture"], trained, paths)
+    frozen = frozen_arrays(base, paths)
+    found, expected = fingerprint(frozen), str(entry.get("sha256"))
+    if found != expected:
         raise UserError(
-            f"{base} is not the base of {where}: its frozen weights have the SHA-256 {found[:12]}, expected {entry['sha256'][:12]} "
-            f"({entry['base']})"
+            f"{base} is not the base of {where}: its frozen weights have the SHA-256 {found[:12]}, expected {expected[:12]} "
+            f"({entry.get('base')})"
         )
     return config, {**frozen, **trained}
+
+
+def refuse_other_tensors(source: str, architecture: Architecture, arrays: Arrays, frozen: Sequence[str]) -> None:
+    """Raises UserError unless an adapter has just what its method trains and the batch statistics: the rest is the base's, by its hash."""
+    expected = set(parameters.variables(architectures.build(architecture))) - set(frozen)
+    problems = {
+        "of the base": sorted(arrays.keys() & set(frozen)),
+        "left over": sorted(arrays.keys() - expected - set(frozen)),
+        "missing": sorted(expected - arrays.keys()),
+    }
+    told = [f"{what}: {parameters.named(paths)}" for what, paths in problems.items() if paths]
+    if told:
+        raise UserError(f"{source} must hold what was trained and the batch statistics, nothing else; {'; '.join(told)}")
 
 
 def frozen_paths(architecture: Architecture) -> list[str]:

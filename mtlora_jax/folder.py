@@ -53,9 +53,15 @@ def write(folder: pathlib.Path, config: Mapping[str, Any], arrays: Mapping[str, 
 
 
 def is_model_folder(folder: str | pathlib.Path) -> bool:
-    """Whether a folder has a config.json of ours, sound or not; other libraries describe their models in files of that name too."""
+    """Whether a folder has a config.json of ours, sound or not; with timm, `architecture` in a file of that name is a word."""
     path = files.user_path(folder) / CONFIG
-    return path.is_file() and '"architecture":' in files.read_text(path, lossy=True)
+    if not path.is_file():
+        return False
+    try:
+        config = files.read_json(path, config_schema.LARGEST_FILE)
+    except UserError:  # which is for `read_config` to say
+        return True
+    return isinstance(config, dict) and isinstance(config.get("architecture"), dict)
 
 
 def read_config(folder: str | pathlib.Path) -> dict[str, Any]:

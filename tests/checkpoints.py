@@ -143,3 +143,48 @@ def run_command(arguments: list[str]) -> int:
     except SystemExit as done:
         return int(done.code or 0)
     return 0
+
+
+MMSEG = {
+    r"^layers": "stages",
+    r"patch_embed\.proj": "patch_embed.projection",
+    r"attn\.(qkv|proj|relative)": r"attn.w_msa.\1",
+    r"mlp\.fc1": "ffn.layers.0.0",
+    r"mlp\.fc2": "ffn.layers.1",
+    r"^norm": "norm3",
+}
+
+
+def mmseg(arrays):
+    """As an encoder of OpenMMLab, with its own order of the inputs of a merging: that of nn.Unfold, channel by channel."""
+    state = {}
+    for key, x in official(arrays).items():
+        if ".downsample." in key:
+            four = x.reshape(*x.shape[:-1], 2, 2, -1)  # of Swin: two columns, in each two rows, in each all channels
+            x = np.moveaxis(four, -1, -3).swapaxes(-1, -2).reshape(x.shape)
+        for pattern, name in MMSEG.items():
+            key = re.sub(pattern, name, key)
+        state[key] = x
+    return {key: x for key, x in state.items() if not key.startswith("head.")}
+
+
+def torchvision(arrays):
+    state = {}
+    for key, x in official(arrays).items():
+        key = re.sub(r"^layers\.(\d)\.blocks", lambda m: f"features.{2 * int(m[1]) + 1}", key)
+        key = re.sub(r"^layers\.(\d)\.downsample", lambda m: f"features.{2 * int(m[1]) + 2}", key)
+        for pattern, name in {r"^patch_embed\.proj": "features.0.0", r"^patch_embed\.norm": "features.0.2"}.items():
+            key = re.sub(pattern, name, key)
+        state[key.replace("mlp.fc1", "mlp.0").replace("mlp.fc2", "mlp.3")] = x
+    return state
+
+
+def prefixed(state, prefix):
+    return {prefix + key: x for key, x in state.items()}
+
+
+def as_torch(state):
+    """The same tensors of PyTorch."""
+    import torch
+
+    return {key: torch.from_numpy(np.array(x)) for key, x in state.items()}

@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,13 +10,21 @@ import numpy as np
 
 from mtlora_jax import parameters
 from mtlora_jax.architecture import build
-from mtlora_jax.convert import hf, mtlora, reading, swin, timm
+from mtlora_jax.convert import described, hf, mmseg, mtlora, reading, swin, timm, torchvision
 from mtlora_jax.convert.geometry import Settings, architecture_of, resize_tables
-from mtlora_jax.convert.table import apply
+from mtlora_jax.convert.reading import Checkpoint
+from mtlora_jax.convert.table import Table, apply, first_match
 from mtlora_jax.errors import UserError
 from mtlora_jax.models.backbones.swin import VARIANTS
 
-FORMATS = {"swin": swin, "mtlora": mtlora, "timm": timm, "hf": hf}
+FORMATS = {"swin": swin, "mtlora": mtlora, "timm": timm, "hf": hf, "mmseg": mmseg, "torchvision": torchvision}
+# Keys of networks that are taken for a Swin, and of what they are.
+OTHERS = {
+    r"(.*\.)?(attn|attention|w_msa|self)\.(.*\.)?(logit_scale|cpb_mlp\..*|continuous_position_bias_mlp\..*)": (
+        "a Swin V2, which is another network and not supported yet: only the first Swin Transformer is"
+    ),
+    r"(.*\.)?patch_embed\.proj\.kernel": "weights of mtlora_jax whose config.json is missing or damaged: a model folder is both",
+}
 
 DEFAULTS = Settings(image_size=448, drop_path_rate=0.2, scale=4.0, task_scale=4.0, dropout=0.05, freeze=(), merging_frozen=False)
 
@@ -35,24 +44,30 @@ def convert(
     image_size: int | None = None,
     window_size: int | None = None,
     tasks: Sequence[str] | None = None,
+    ema: bool = False,
 ) -> Conversion:
     """Converts the checkpoint `source`.
 
     Args:
-      source: `.safetensors`, `.pth`, `.pt` or `.bin` file, or a directory with `model.safetensors` or `pytorch_model.bin`.
+      source: a file of weights, an index of several, or a directory with one of these (`mtlora_jax.convert.reading`).
       format: key of `FORMATS`, or "auto" to tell it by the names of the tensors.
       scale: of all low-rank branches. None takes it from the checkpoint's configuration, else 4.0.
-      image_size: side of the images in pixels. None takes it from the configuration, else from the attention masks, else 448.
+      image_size: side of the images in pixels. None takes it from the checkpoint's configuration, else from config.json beside it, else
+        from the attention masks, else 448.
       window_size: position tables are resized to it; None keeps that of the checkpoint.
       tasks: which tasks of an MTLoRA checkpoint to keep, in this order; None keeps all.
+      ema: take the weights that were averaged over the training.
 
     Raises:
-      UserError: the file cannot be read, is of no known format, or its tensors are not exactly those of a model we can build.
+      UserError: the file cannot be read, is of no known format, its tensors are not exactly those of a model we can build, or their values
+        are no finite floats.
     """
-    path, state, config = reading.read(source)
+    checkpoint = reading.read(source, format, ema)
+    path, state = checkpoint.path, checkpoint.state
     name, evidence = recognise(path, state, format)
-    report = [f"format     {name} ({evidence})"]
-    converted = apply(FORMATS[name].table(state), state)
+    report = [f"format     {name} ({evidence})", *checkpoint.report]
+    table = FORMATS[name].table(state)
+    converted = apply(table, state, checkpoint.origin)
     arrays = converted.arrays
     if not arrays:
         raise UserError(f"{path}: holds no weights in the {name} format")
@@ -66,7 +81,8 @@ def convert(
     given = {"scale": scale, "task_scale": scale, "image_size": image_size}
     known = {
         "flag": {key: value for key, value in given.items() if value is not None},
-        "checkpoint's configuration": mtlora.settings(config),
+        "checkpoint's configuration": mtlora.settings(checkpoint.config),
+        "config.json": described.settings(checkpoint.described, {} if image_size is None else {"image_size": image_size}),
         "attention masks": masked_image_size(state, arrays),
         "default": DEFAULTS._asdict(),
     }
@@ -76,8 +92,11 @@ def convert(
         architecture["tasks"] = {task: architecture["tasks"][task] for task in tasks}
     parameters.assign(build(architecture), arrays, str(path))
 
-    report += described(architecture, origin)
-    report += [f"dropped    {what} ({number} tensors)" for what, number in converted.dropped.items()]
+    report += lines(architecture, origin)
+    if window_size is None:
+        report += described.differences(checkpoint.described, architecture["backbone"])
+    dropped = converted.dropped + parts_of(checkpoint, table)
+    report += [f"dropped    {what} ({number} tensors)" for what, number in dropped.items()]
     report += [f"resized    {resized}"] if resized else []
     report += [f"tensors    {len(arrays)} with {sum(a.size for a in arrays.values()):,} values"]
     return Conversion(architecture, arrays, report, name)
@@ -85,6 +104,9 @@ def convert(
 
 def recognise(path: pathlib.Path, keys: Collection[str], format: str) -> tuple[str, str]:
     """(format, how it is known)."""
+    for key in keys:
+        if what := first_match(OTHERS, key):
+            raise UserError(f"{path}: is {what} ({key})")
     if format != "auto":
         if format not in FORMATS:
             raise UserError(f"--from={format} is not one of auto, {', '.join(FORMATS)}")
@@ -93,6 +115,11 @@ def recognise(path: pathlib.Path, keys: Collection[str], format: str) -> tuple[s
         if evidence := module.recognise(keys):
             return name, evidence
     raise UserError(f"{path}: no Swin Transformer of a known format ({', '.join(FORMATS)}); its tensors are {parameters.named(list(keys))}")
+
+
+def parts_of(checkpoint: Checkpoint, table: Table) -> Counter[str]:
+    """What lies beside the Swin, such as the decoder of a segmentation network -> how many tensors."""
+    return Counter(first_match(table.dropped, key) or key.partition(".")[0] for key in checkpoint.beside)
 
 
 def keep_tasks(arrays: Mapping[str, np.ndarray], tasks: Sequence[str]) -> dict[str, np.ndarray]:
@@ -107,16 +134,16 @@ def keep_tasks(arrays: Mapping[str, np.ndarray], tasks: Sequence[str]) -> dict[s
     return {path: a for path, a in arrays.items() if not (others & {*path.split(".")[1:2], path.rpartition(".")[2]})}
 
 
-def masked_image_size(state: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
+def masked_image_size(state: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
     """The image size a saved attention mask (windows, N, N) of stage 0 was made for."""
     mask = next((value for key, value in state.items() if key.endswith("layers.0.blocks.1.attn_mask")), None)
     patches = arrays.get("backbone.patch_embed.proj.kernel")
-    if mask is None or patches is None:
+    if mask is None or patches is None or len(mask.shape) != 3:
         return {}
     return {"image_size": math.isqrt(mask.shape[0]) * math.isqrt(mask.shape[1]) * patches.shape[0]}
 
 
-def described(architecture: Mapping[str, Any], origin: Mapping[str, str]) -> list[str]:
+def lines(architecture: Mapping[str, Any], origin: Mapping[str, str]) -> list[str]:
     """What was read off the tensors, and where the rest comes from."""
     backbone, decoder, method = (architecture[part] for part in ("backbone", "decoder", "method"))
     variants = (name for name, sizes in VARIANTS.items() if all(np.array_equal(backbone[key], size) for key, size in sizes.items()))
@@ -124,7 +151,7 @@ def described(architecture: Mapping[str, Any], origin: Mapping[str, str]) -> lis
         f"backbone   Swin {next(variants, 'of its own size')}: embed_dim {backbone['embed_dim']}, depths {backbone['depths']}, "
         f"num_heads {backbone['num_heads']}, window_size {backbone['window_size']}, patch_size {backbone['patch_size']}, "
         f"mlp_ratio {backbone['mlp_ratio']:g}, drop_path_rate {backbone['drop_path_rate']:g} ({origin['drop_path_rate']})",
-        f"image size {architecture['image_size'][0]} ({origin['image_size']})",
+        f"image size {brief(architecture['image_size'])} ({origin['image_size']})",
     ]
     if decoder:
         lines.append(f"tasks      {', '.join(f'{task} {outputs}' for task, outputs in architecture['tasks'].items())} outputs")

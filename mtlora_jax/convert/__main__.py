@@ -7,8 +7,9 @@
     python -m mtlora_jax.convert shipped/adapter weights/whole --base=weights/swin_tiny
     python -m mtlora_jax.convert runs/r64/best mtlora.pth --to=mtlora
 
-Official Swin, Hugging Face, timm and reference MTLoRA checkpoints are told apart by the names of their tensors. Every tensor must find its
-place, and every parameter a tensor; nothing in a pickle is ever run.
+Checkpoints of the official Swin, Hugging Face, timm, torchvision, OpenMMLab and the MTLoRA reference are told apart by the names of their
+tensors, whatever they are wrapped in (docs/convert.md). Every tensor of the Swin must find its place, and every parameter a tensor; what is
+left out is told. Nothing in a pickle is ever run.
 """
 
 import argparse
@@ -18,14 +19,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtlora_jax import adapter, cli, folder, parameters
+from mtlora_jax import adapter, cli, files, folder, locks, parameters, weights
 from mtlora_jax.architecture import build
 from mtlora_jax.convert import FORMATS, convert, to_mtlora
 from mtlora_jax.errors import UserError
 from mtlora_jax.files import user_path
 from mtlora_jax.retask import keep_tasks
 
-OF_CHECKPOINTS = ("scale", "image_size", "window_size")  # flags that mean nothing for a model folder, which knows
+OF_CHECKPOINTS = ("scale", "image_size", "window_size", "ema")  # flags that mean nothing for a model folder, which knows
 LARGEST_WINDOW = 256  # tokens on a side; those of Swin have 7 to 24
 
 
@@ -38,7 +39,7 @@ class Source(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> None:
     """Converts, writes and says what was found."""
     parser = cli.Parser("mtlora_jax.convert", __doc__)
-    parser.add_argument("source", type=user_path, help="a .safetensors, .pth, .pt or .bin file, or a directory with one; or a model folder")
+    parser.add_argument("source", type=user_path, help="a file of weights, or a directory with one (docs/convert.md); or a model folder")
     parser.add_argument("out", type=user_path, help="the model folder to write; with --to=mtlora a .pth file")
     parser.add_argument(
         "--from", dest="format", default="auto", choices=["auto", *FORMATS], help="format of the source (default: by its names)"
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--scale", type=float, help="scale of the low-rank branches (default: the checkpoint's, else 4.0)")
     parser.add_argument("--image_size", type=int, help="side of the images in pixels (default: the checkpoint's, else 448)")
     parser.add_argument("--window_size", type=int, help="resize the position tables to this window (default: the checkpoint's)")
+    parser.add_argument("--ema", action="store_true", default=None, help="take the weights that were averaged over the training")
     parser.add_argument("--tasks", help="keep these tasks, in this order, separated by commas (default: all)")
     parser.add_argument("--merge", action="store_true", help="fold the low-rank branches into the weights: faster, no longer trainable")
     parser.add_argument("--adapter", action="store_true", help="write what was trained alone; --base is the rest")
@@ -54,24 +56,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
     args = parser.parse(argv)
     check(args)
-    try:
-        config, arrays, report = read(args)
-    except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}") from error
+    config, arrays, report = read(args)
     if args.merge:
         from mtlora_jax.merging import merged_arrays
 
-        config["architecture"], arrays = merged_arrays(config["architecture"], arrays)
+        with np.errstate(all="ignore"):
+            config["architecture"], arrays = merged_arrays(config["architecture"], arrays)
+        arrays = weights.check(arrays, f"{args.source}, merged")  # products can be larger than float32 goes
         report = [*report, f"merged     {len(arrays)} tensors with {sum(a.size for a in arrays.values()):,} values"]
-    try:
+    with locks.owned_name(args.out):
+        check(args)  # again: somebody else may have written there meanwhile
         if args.to == "mtlora":
             to_mtlora.save(args.out, config["architecture"], arrays)
         elif args.adapter:
             adapter.write_adapter(args.out, config, arrays, args.base)
         else:
             folder.write(args.out, config, arrays, folder.WEIGHTS)
-    except OSError as error:
-        raise UserError(f"{args.out}: cannot be written ({error.strerror})") from error
     print("\n".join([*report, f"written    {args.out}"]))
 
 
@@ -94,6 +94,7 @@ def check(args: argparse.Namespace) -> None:
             raise UserError(f"{out}: --to=mtlora writes a PyTorch file, whose name ends in .pth or .pt")
         if out.exists() and (out.is_dir() or not args.overwrite):
             raise UserError(f"{out} exists: choose another name" + ("" if out.is_dir() else ", or say --overwrite"))
+        files.check_writable(out.parent if out.exists() else out)
         return
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file, expected the name of a folder")
@@ -102,6 +103,7 @@ def check(args: argparse.Namespace) -> None:
             raise UserError(f"{out} holds the {name} {there}: choose another folder")
     if out.is_dir() and any(out.iterdir()) and not args.overwrite:
         raise UserError(f"{out} is not empty: choose another folder, or say --overwrite")
+    files.check_writable(out)
 
 
 def read(args: argparse.Namespace) -> Source:
@@ -112,7 +114,13 @@ def read(args: argparse.Namespace) -> Source:
     if args.base is not None and not args.adapter:
         raise UserError(f"--base: {args.source} is no adapter folder")
     architecture, arrays, report, format = convert(
-        args.source, args.format, scale=args.scale, image_size=args.image_size, window_size=args.window_size, tasks=tasks
+        args.source,
+        args.format,
+        scale=args.scale,
+        image_size=args.image_size,
+        window_size=args.window_size,
+        tasks=tasks,
+        ema=bool(args.ema),
     )
     config = {"converted_from": {"file": args.source.name, "format": format}, "architecture": architecture}
     return Source(config, arrays, report)

@@ -19,7 +19,7 @@ MARKS = {"hrnet": "fuse.bias", "segformer": "linear.0.kernel", "aspp": "branches
 class Settings(NamedTuple):
     """What tensors do not tell."""
 
-    image_size: int
+    image_size: int | Sequence[int]  # a side, or (height, width)
     drop_path_rate: float
     scale: float | Sequence[float]
     task_scale: float | Sequence[float] | Mapping[str, Any]
@@ -32,12 +32,13 @@ def architecture_of(arrays: Arrays, settings: Settings) -> dict[str, Any]:
     """The architecture whose model these arrays fill. Raises UserError where a tensor it is read off is missing or odd."""
     backbone = backbone_of(arrays)
     tasks = tasks_of(arrays)
+    size = settings.image_size
     return {
         "backbone": backbone | {"drop_path_rate": settings.drop_path_rate},
         "tasks": tasks,
         "decoder": decoder_of(arrays, list(tasks)) if tasks else None,
         "method": method_of(arrays, list(tasks), len(backbone["depths"]), settings),
-        "image_size": [settings.image_size, settings.image_size],
+        "image_size": [*size] if isinstance(size, Sequence) else [size, size],
     }
 
 

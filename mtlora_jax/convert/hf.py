@@ -1,4 +1,4 @@
-"""Swin checkpoints of Hugging Face transformers, with or without the prefix `swin.`.
+"""Swin checkpoints of Hugging Face transformers, and the Swin inside of its segmentation networks.
 
 Files carry `attention.self.query`, `attention.output.dense`, `intermediate.dense` and `output.dense`; models of transformers 5
 name the same tensors `attention.q_proj`, `attention.o_proj`, `mlp.fc1` and `mlp.fc2` in memory.
@@ -9,10 +9,12 @@ from collections.abc import Collection
 from mtlora_jax.convert import swin
 from mtlora_jax.convert.table import Row, Table, conv, linear, matrix, vector
 
-EMBEDDINGS = "{swin.}embeddings."
-BLOCK = "{swin.}encoder.layers.{stage}.blocks.{block}."
+ANCHOR = "embeddings.patch_embeddings.projection.weight"
+
+EMBEDDINGS = "embeddings."
+BLOCK = "encoder.layers.{stage}.blocks.{block}."
 OUR_BLOCK = "backbone.layers.{stage}.blocks.{block}."
-MERGING = "{swin.}encoder.layers.{stage}.downsample."
+MERGING = "encoder.layers.{stage}.downsample."
 OUR_MERGING = "backbone.layers.{stage}.downsample."
 TABLE = "attn.relative_position_bias_table"
 
@@ -43,13 +45,17 @@ ROWS = [
     Row(MERGING + "reduction.weight", OUR_MERGING + "reduction.kernel", linear),
 ]
 
-DROPPED = {r"classifier\.(weight|bias)": "classifier head", r"(?:swin\.)?layernorm\.(weight|bias)": "final norm"} | swin.BUFFERS
+DROPPED = {
+    r"classifier\.(weight|bias)": "classifier head",
+    r"(?:swin\.)?layernorm\.(weight|bias)": "final norm",
+    r"hidden_states_norms\..*": "output norms",
+    r"embeddings\.mask_token": "mask token",
+} | swin.BUFFERS
 
 
 def recognise(keys: Collection[str]) -> str | None:
     """What shows that `keys` are of this format, or None."""
-    names = ("swin.embeddings.patch_embeddings.projection.weight", "embeddings.patch_embeddings.projection.weight")
-    return next((name for name in names if name in keys), None)
+    return ANCHOR if ANCHOR in keys else None
 
 
 def table(keys: Collection[str]) -> Table:

@@ -1,6 +1,6 @@
 """Checkpoints of the MTLoRA reference: its adapted Swin, and the plain multi-task Swin of the same code, each with decoders."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from mtlora_jax.convert import swin
@@ -72,6 +72,11 @@ REFUSED = {
 }
 
 
+def belongs(keys: Iterable[str]) -> bool:
+    """Whether keys are those of a multi-task model of the reference, and not of another network around a Swin."""
+    return any(key.startswith(("decoders.decoders.", "downsampler.")) or ".lora_" in key for key in keys)
+
+
 def recognise(keys: Collection[str]) -> str | None:
     """What shows that `keys` are of this format, or None."""
     if "backbone.patch_embed.proj.weight" not in keys:
@@ -103,8 +108,8 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "dropout": entry(config, "MODEL.MTLORA.DROPOUT"),
     }
     if train := entry(config, "TRAIN"):
-        found["freeze"] = [ours for theirs, ours in FREEZE.items() if train.get(theirs)]
-        found["merging_frozen"] = bool(train.get("FREEZE_DOWNSAMPLE_REDUCTION"))
+        found["freeze"] = [ours for theirs, ours in FREEZE.items() if entry(train, theirs)]
+        found["merging_frozen"] = bool(entry(train, "FREEZE_DOWNSAMPLE_REDUCTION"))
     return {name: value for name, value in found.items() if value is not None}
 
 

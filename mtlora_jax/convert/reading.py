@@ -1,134 +1,119 @@
-"""Reads tensors off files of strangers without running anything that is in them."""
+"""Reads tensors off files of strangers, without running anything in them: one file, several with an index, or a folder with those."""
 
 import pathlib
-import pickle
-import re
-import warnings
-import zipfile
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-import safetensors
-import safetensors.numpy
-
+from mtlora_jax import files, weights
+from mtlora_jax.convert import containers, torchfile
 from mtlora_jax.errors import UserError
+from mtlora_jax.parameters import named
 
-IN_DIRECTORY = ("model.safetensors", "pytorch_model.bin")  # looked for in this order
-WRAPPERS = ("model", "state_dict")  # entries of a training checkpoint that hold the state dict
+READERS: dict[str, Callable[[pathlib.Path], Mapping[Any, Any]]] = {
+    ".safetensors": weights.read_tensors,
+    **dict.fromkeys((".pth", ".pt", ".bin", ".ckpt", ".tar", ".th"), torchfile.read),
+}
+INDEX = ".index.json"  # ends the name of the file that tells which tensor is in which file
+IN_DIRECTORY = tuple(name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", INDEX))  # looked for in this order
 
 
 class Checkpoint(NamedTuple):
     path: pathlib.Path  # the file
-    state: dict[str, np.ndarray]  # key -> tensor; floating point as float32
+    state: dict[str, Any]  # key, without prefixes -> tensor of numpy or PyTorch, as it was saved
+    origin: dict[str, str]  # key -> file and whole key, for messages
+    beside: list[str]  # keys of what is not behind the prefix, such as other parts of a network
     config: Mapping[str, Any]  # what a training checkpoint says of itself; empty otherwise
+    described: Mapping[str, Any]  # config.json of the folder; empty otherwise
+    report: list[str]  # lines for people
 
 
-def read(source: str | pathlib.Path) -> Checkpoint:
-    """Reads `source`, a `.safetensors`, `.pth`, `.pt` or `.bin` file or a directory with one.
+def read(source: str | pathlib.Path, format: str = "auto", ema: bool = False) -> Checkpoint:
+    """Reads a file, or a directory with one.
 
-    Raises UserError for what is not there, not a checkpoint, damaged, empty, or asks to run code.
+    Args:
+      source: a file of `READERS`, an index of several, or a directory with one of these.
+      format: as told; see `mtlora_jax.convert.FORMATS`.
+      ema: take weights that were averaged over the training.
+
+    Raises:
+      UserError: for what is not there, not a checkpoint, damaged, empty, or asks to run code.
     """
-    path = locate(pathlib.Path(source))
-    reader = READERS.get(path.suffix)
-    if reader is None:
-        raise UserError(f"{path}: unknown kind of file, expected one of {', '.join(READERS)}")
-    state, config = reader(path)
+    path = locate(files.user_path(source))
+    content, file_of = read_shards(path) if path.name.endswith(INDEX) else (reader_of(path)(path), {})
+    found, report = containers.choose(str(path), content, ema)
+    prefix, entries = containers.without_multitask(found, format)[1:]
+    keys = [key for key in entries if isinstance(key, str) and torchfile.is_tensor(entries[key])]
+    others = [key for key in entries if not (isinstance(key, str) and torchfile.is_tensor(entries[key]))]
+    state = {key.removeprefix(prefix): entries[key] for key in keys if key.startswith(prefix)}
     if not state:
-        raise UserError(f"{path}: holds no tensors")
-    if all(key.startswith("module.") for key in state):  # saved from inside DistributedDataParallel
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    return Checkpoint(path, state, config)
+        what = (
+            f"{others[0]} is a {type(entries[others[0]]).__name__}, not a tensor; expected a state dict" if others else "holds no tensors"
+        )
+        raise UserError(f"{path}: {what}")
+    if others:
+        report = [*report, f"dropped    {named([str(key) for key in others])}: no named tensors"]
+    origin = {key: f"{file_of.get(prefix + key, path)}: {prefix}{key}" for key in state}
+    beside = [containers.beside(key, prefix) for key in keys if not key.startswith(prefix)]
+    config = containers.get(content, "config")
+    described = description(path) if files.user_path(source).is_dir() or path.name in IN_DIRECTORY else {}
+    return Checkpoint(path, state, origin, beside, config if isinstance(config, Mapping) else {}, described, report)
 
 
 def locate(source: pathlib.Path) -> pathlib.Path:
+    """The file to read. Raises UserError where there is none, or several."""
     if source.is_file():
         return source
     if not source.is_dir():
         raise UserError(f"{source}: no such file or directory")
-    found = next((source / name for name in IN_DIRECTORY if (source / name).is_file()), None)
-    if found is None:
-        raise UserError(f"{source}: the directory holds neither {' nor '.join(IN_DIRECTORY)}")
-    return found
+    usual = [source / name for name in IN_DIRECTORY if (source / name).is_file()]
+    found = usual[:1] or sorted(path for path in source.iterdir() if path.suffix in READERS and path.is_file())
+    if not found:
+        raise UserError(f"{source}: the directory holds neither model.safetensors nor pytorch_model.bin, nor another file of weights")
+    if len(found) > 1:
+        raise UserError(f"{source}: the directory holds {named([path.name for path in found])}; name the file you mean")
+    return found[0]
 
 
-def read_safetensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
-    import ml_dtypes  # noqa: F401  (teaches numpy bfloat16, which safetensors then returns)
-
-    try:
-        arrays = safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({first_line(error)})") from None
-    return {key: as_float32(value) for key, value in arrays.items()}, {}
+def reader_of(path: pathlib.Path) -> Callable[[pathlib.Path], Mapping[Any, Any]]:
+    if path.suffix not in READERS:
+        raise UserError(f"{path}: unknown kind of file, expected one of {', '.join(READERS)}, *{INDEX}; {torchfile.SAVE_ALONE}")
+    return READERS[path.suffix]
 
 
-def as_float32(x: np.ndarray) -> np.ndarray:
-    """Integers stay as they are; numpy does not count bfloat16 among its floats."""
-    return x if x.dtype.kind in "iub" else x.astype(np.float32, copy=False)
+def read_shards(index: pathlib.Path) -> tuple[dict[str, Any], dict[str, pathlib.Path]]:
+    """({key: tensor} of all files of an index, {key: its file}).
+
+    Raises UserError for an index that is none, files outside of its folder, and unless each key is in its file and nowhere else.
+    """
+    content = files.read_json(index)
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise UserError(f"{index}: expected an object with weight_map, the names of tensors and of their files")
+    outside = [name for name in places.values() if name != pathlib.PurePath(name).name or "\\" in name or "\0" in name]
+    if outside:
+        raise UserError(f"{index}: {outside[0]!r} is no name of a file in its folder")
+    state, file_of = {}, {}
+    for name in dict.fromkeys(places.values()):
+        path = index.with_name(name)
+        if not path.is_file():
+            raise UserError(f"{path}: no such file, but {index.name} names it")
+        shard = reader_of(path)(path)
+        twice = [key for key in shard if key in state]
+        if twice:
+            raise UserError(f"{path}: {named(twice)} is in {file_of[twice[0]].name} already")
+        state |= {key: shard[key] for key in shard}
+        file_of |= dict.fromkeys(shard, path)
+    missing = [key for key, name in places.items() if key not in file_of or file_of[key].name != name]
+    if missing:
+        raise UserError(f"{index}: {named(missing)} is not in the file that it names")
+    unknown = [str(key) for key in state if key not in places]
+    if unknown:
+        raise UserError(f"{index}: names no file for {named(unknown)}, which is in {file_of[unknown[0]].name}")
+    return state, file_of
 
 
-class ConfigNode:
-    """Stands in for `yacs.config.CfgNode`: the unpickler of PyTorch fills plain dictionaries only, so creating one gives that."""
-
-    def __new__(cls) -> OrderedDict:
-        return OrderedDict()
-
-
-def harmless() -> list:
-    """What a training checkpoint of the reference holds besides tensors: its configuration, and scores as numpy numbers."""
-    from numpy._core.multiarray import scalar
-
-    return [
-        (ConfigNode, "yacs.config.CfgNode"),
-        (scalar, "numpy.core.multiarray.scalar"),
-        (scalar, "numpy._core.multiarray.scalar"),
-        np.dtype,
-        *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")),
-    ]
-
-
-def read_torch(path: pathlib.Path) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
-    try:
-        import torch
-    except ImportError:
-        raise UserError(f"{path}: reading this needs PyTorch, install it with: pip install 'mtlora_jax[convert]'") from None
-    try:
-        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(harmless()):
-            # Only the tensors that are wanted are read where the format allows it; the optimizer is twice as large as the model.
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a damaged or hostile pickle can raise anything
-        if not isinstance(error, pickle.UnpicklingError):
-            raise UserError(f"{path}: damaged, or not a PyTorch checkpoint ({type(error).__name__}: {first_line(error)})") from None
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))  # the rest of this message advises to load the file without protection
-        what = f"asks to load {named[1]}" if named else "is not a pickle as PyTorch writes it"
-        raise UserError(f"{path}: refused, for it {what}, and only tensors and plain values are loaded") from None
-    state, config = unwrap(path, content)
-    return {key: from_torch(path, key, value) for key, value in state.items()}, config
-
-
-def unwrap(path: pathlib.Path, content: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """The state dict and the configuration of a training checkpoint or of a bare state dict."""
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path}: holds a {type(content).__name__}, expected a state dict or a training checkpoint with one")
-    state = next((content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)), content)
-    config = content.get("config")
-    return state, config if isinstance(config, Mapping) else {}
-
-
-def from_torch(path: pathlib.Path, key: str, value: Any) -> np.ndarray:
-    import torch
-
-    if not isinstance(value, torch.Tensor):
-        raise UserError(f"{path}: {key} is a {type(value).__name__}, not a tensor; expected a state dict")
-    try:
-        return (value.detach().float() if value.is_floating_point() else value.detach()).numpy()
-    except (RuntimeError, TypeError) as error:
-        raise UserError(f"{path}: {key} cannot be read as an array ({first_line(error)})") from None
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
-
-
-READERS = {".safetensors": read_safetensors, ".pth": read_torch, ".pt": read_torch, ".bin": read_torch}
+def description(path: pathlib.Path) -> Mapping[str, Any]:
+    """What config.json says of the model, in folders of the Hub."""
+    config = path.with_name("config.json")
+    value = files.read_json(config) if config.is_file() else {}
+    return value if isinstance(value, dict) else {}

@@ -5,10 +5,11 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from mtlora_jax.convert.torchfile import as_float32
 from mtlora_jax.errors import UserError
 from mtlora_jax.parameters import named
 
@@ -41,7 +42,6 @@ FIELDS = {  # what may stand in the place of a {field} of a key
     "task": r"\w+",
     "scale": r"\d",
     "branch": "[123]",
-    "swin.": r"(?:swin\.)?",
 }
 
 
@@ -88,8 +88,17 @@ class Converted(NamedTuple):
     dropped: Counter[str]  # what was left out -> how many tensors
 
 
-def apply(table: Table, state: Mapping[str, np.ndarray]) -> Converted:
-    """Converts every tensor of `state`. Raises UserError for a key that is refused, of no row, of a wrong rank or assigned twice."""
+def apply(table: Table, state: Mapping[str, Any], origin: Mapping[str, str]) -> Converted:
+    """Converts every tensor of `state`.
+
+    Args:
+      table: of its format.
+      state: key -> tensor of numpy or PyTorch. What is dropped may be anything.
+      origin: key -> file and name in it, for messages.
+
+    Raises:
+      UserError: for a key that is refused, of no row, of a wrong rank or assigned twice, and for values that are no finite floats.
+    """
     parts: dict[str, dict[int, tuple[str, np.ndarray]]] = {}
     dropped: Counter[str] = Counter()
     left_over = []
@@ -107,6 +116,7 @@ def apply(table: Table, state: Mapping[str, np.ndarray]) -> Converted:
         joined = parts.setdefault(path, {})
         if row.part in joined:
             raise UserError(f"{key} and {joined[row.part][0]} are the same tensor {path}: the checkpoint must hold one of them")
+        value = as_float32(value, origin[key])
         try:
             joined[row.part] = key, row.change.there(value)
         except ValueError:

@@ -24,7 +24,7 @@ def merges_first(keys: Collection[str]) -> bool:
 
 def recognise(keys: Collection[str]) -> str | None:
     """What shows that `keys` are of this format, or None."""
-    if "patch_embed.proj.weight" not in keys:
+    if swin.ANCHOR not in keys:
         return None
     if merges_first(keys):
         return "patch_embed at the root, downsample at the start of stages 1 and up"

@@ -1,12 +1,13 @@
 """From our models to checkpoints that the MTLoRA reference loads, by the tables of `convert.mtlora` read backwards."""
 
-import os
+import io
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from mtlora_jax import files, weights
 from mtlora_jax.convert.mtlora import BACKBONE, FREEZE, HEADS, LORA, PROJECTIONS
 from mtlora_jax.convert.table import Row, unapply
 from mtlora_jax.errors import UserError
@@ -22,22 +23,18 @@ STRIDES = (1, 2, 4, 8)  # of the stages, in patches
 def save(out: pathlib.Path, architecture: Mapping[str, Any], arrays: Arrays) -> None:
     """Writes a PyTorch file {"model": state dict, "config": what tensors do not tell}, whole or not at all.
 
-    Raises UserError for a model that the reference has no format for, and without PyTorch.
+    Raises UserError for a model that the reference has no format for, for values that are not finite, where `out` cannot be written, and
+    without PyTorch.
     """
-    state = state_of(architecture, arrays)
+    state = state_of(architecture, weights.check(arrays, str(out)))
     try:
         import torch
     except ImportError:
         raise UserError(f"{out}: writing this needs PyTorch, install it with: pip install 'mtlora_jax[convert]'") from None
     tensors = {key: torch.from_numpy(np.array(value)) for key, value in state.items()}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.new")
-    try:
-        with temporary.open("wb") as file:  # whose errors are those of the system; PyTorch opens files with messages of its own
-            torch.save({"model": tensors, "config": config_of(architecture)}, file)
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = io.BytesIO()
+    torch.save({"model": tensors, "config": config_of(architecture)}, content)
+    files.write_bytes(out, content.getbuffer())
 
 
 def state_of(architecture: Mapping[str, Any], arrays: Arrays) -> dict[str, np.ndarray]:

@@ -1,0 +1,197 @@
+"""Reads what PyTorch saved, without running anything that is in it: the one place that opens pickles of others."""
+
+import pathlib
+import pickle
+import re
+import warnings
+import zipfile
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from mtlora_jax import files, weights
+from mtlora_jax.errors import UserError
+
+SAVE_ALONE = 'where its model can be built, save the weights alone: torch.save(model.state_dict(), "weights.pth")'
+DEEPEST = 6  # containers in containers
+
+
+class Options:
+    """Stands in for classes that hold options: the unpickler of PyTorch fills plain dictionaries only, so creating one gives that."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> OrderedDict:
+        return OrderedDict()
+
+
+class Ignored:
+    """Stands in for whatever has nothing to do with weights: takes anything and does nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+# What training checkpoints hold besides tensors and plain values. These names in a pickle become our own classes; nothing is imported.
+STAND_INS: dict[type, tuple[str, ...]] = {
+    Options: (
+        "yacs.config.CfgNode",  # the reference, official Swin
+        "argparse.Namespace",  # timm, DINO
+        "types.SimpleNamespace",
+        "collections.defaultdict",
+        "addict.addict.Dict",
+        "easydict.EasyDict",
+        "mmcv.utils.config.ConfigDict",
+        "mmengine.config.config.ConfigDict",
+        "omegaconf.dictconfig.DictConfig",
+        "pytorch_lightning.utilities.parsing.AttributeDict",
+        "lightning.pytorch.utilities.parsing.AttributeDict",
+        "lightning_fabric.utilities.data.AttributeDict",
+        "lightning.fabric.utilities.data.AttributeDict",
+    ),
+    Ignored: (
+        "numpy.dtype",  # scores
+        "numpy.ndarray",
+        *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+        "builtins.getattr",  # by which mmengine refers to the statistics of its logs
+        "mmengine.logging.history_buffer.HistoryBuffer",
+        "typing.Any",
+        "omegaconf.listconfig.ListConfig",
+        "omegaconf.base.ContainerMetadata",
+        "omegaconf.base.Metadata",
+        *(f"omegaconf.nodes.{kind}Node" for kind in ("Any", "Boolean", "Float", "Integer", "String", "Path")),
+        *(f"{package}.{name}" for package in ("pathlib", "pathlib._local") for name in ("PosixPath", "PurePosixPath", "WindowsPath")),
+        "datetime.datetime",
+        "datetime.timedelta",
+        "functools.partial",
+        *(f"torch.optim.{name}" for name in ("adam.Adam", "adamw.AdamW", "sgd.SGD", "lr_scheduler.ReduceLROnPlateau")),
+        *(
+            f"{package}.callbacks.{name}"
+            for package in ("pytorch_lightning", "lightning.pytorch")
+            for name in ("model_checkpoint.ModelCheckpoint", "early_stopping.EarlyStopping")
+        ),
+    ),
+}
+
+
+def read(path: pathlib.Path) -> Mapping[Any, Any]:
+    """The dictionary in a file of `torch.save`; tensors are read from the disk when they are used, where the format allows it.
+
+    Raises UserError for a file that is damaged, asks to load anything but tensors, plain values and `STAND_INS`, or holds no dictionary.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise UserError(f"{path}: reading this needs PyTorch, install it with: pip install 'mtlora_jax[convert]'") from None
+    zipped = zipfile.is_zipfile(path)
+    records = records_of(path) if zipped else None
+    allowed: list[Callable | tuple[Callable, str]] = [(ours, name) for ours, names in STAND_INS.items() for name in names]
+    try:
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(allowed):
+            # Only the tensors that are wanted are read where the format allows it; the optimizer is twice as large as the model.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except Exception as error:  # a damaged or hostile pickle can raise anything
+        raise UserError(f"{path}: {refusal(error)}") from None
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path}: holds a {type(content).__name__}, expected a state dict or a training checkpoint with one; {SAVE_ALONE}")
+    if records is not None:
+        check_storages(path, content, records)
+    return content
+
+
+def refusal(error: Exception) -> str:
+    """What is wrong with a file that PyTorch does not load, and what would help."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return f"damaged, or not a PyTorch checkpoint ({type(error).__name__}: {first_line(error)})"
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))  # the rest of this message advises to load the file without protection
+    what = f"asks to load {named[1]}" if named else "is not a pickle as PyTorch writes it"
+    return f"refused, for it {what}, and only tensors and plain values are loaded; {SAVE_ALONE}"
+
+
+def records_of(path: pathlib.Path) -> Counter[int]:
+    """Sizes of the records in a zip file, in bytes. Raises UserError unless they are stored uncompressed, with the right checksums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            if any("/code/" in entry.filename for entry in entries):
+                raise UserError(
+                    f'{path}: is a TorchScript program; save its weights: torch.save(torch.jit.load("FILE").state_dict(), "weights.pth")'
+                )
+            odd = next((entry for entry in entries if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1), None)
+            if odd is not None:
+                how = "encrypted" if odd.flag_bits & 1 else "compressed"
+                raise UserError(
+                    f"{path}: {odd.filename} is {how}, which PyTorch does not write; unpack it, and pack it again with zip -0 -r"
+                )
+            if len({entry.filename for entry in entries}) != len(entries):
+                raise UserError(f"{path}: damaged (two records have one name)")
+            if sum(entry.file_size for entry in entries) > path.stat().st_size:
+                raise UserError(f"{path}: damaged (its records are larger than the file)")
+            if wrong := archive.testzip():
+                raise UserError(f"{path}: damaged (the checksum of {wrong} is wrong)")
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, NotImplementedError, EOFError) as error:
+        raise UserError(f"{path}: damaged, or not a PyTorch checkpoint ({files.reason_of(error)})") from None
+    return Counter(entry.file_size for entry in entries)
+
+
+def check_storages(path: pathlib.Path, content: Mapping[Any, Any], records: Counter[int]) -> None:
+    """Raises UserError where tensors take more or less than a record has: PyTorch believes what the pickle says of their size."""
+    storages = {(s := tensor.untyped_storage()).data_ptr(): s.nbytes() for tensor in tensors_of(content) if tensor.device.type == "cpu"}
+    odd = Counter(size for size in storages.values() if size) - records
+    if odd:
+        raise UserError(f"{path}: damaged (tensors take {next(iter(odd))} bytes, which no record has)")
+
+
+def tensors_of(value: Any, depth: int = 0, seen: set[int] | None = None) -> Iterator[Any]:
+    """The dense tensors in nested containers."""
+    import torch
+
+    seen = set() if seen is None else seen
+    if isinstance(value, torch.Tensor):
+        if value.layout == torch.strided and not value.is_quantized:
+            yield value
+    elif isinstance(value, Mapping | list | tuple) and depth < DEEPEST and id(value) not in seen:
+        seen.add(id(value))
+        # Not by `values`: a pickle can set attributes of a dictionary.
+        for child in (value[key] for key in value) if isinstance(value, Mapping) else value:
+            yield from tensors_of(child, depth + 1, seen)
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether a value is a tensor of PyTorch or of numpy. PyTorch is not imported for it."""
+    return isinstance(value, np.ndarray) or (hasattr(value, "layout") and hasattr(value, "is_floating_point"))
+
+
+def as_float32(value: Any, name: str) -> np.ndarray:
+    """A tensor of PyTorch or of numpy as float32. Raises UserError naming it unless it has values that are finite real floats."""
+    return weights.finite_float32(value if isinstance(value, np.ndarray) else as_array(value, name), name)
+
+
+def as_array(value: Any, name: str) -> np.ndarray:
+    """A tensor of PyTorch as an array; float64 stays as it is. Raises UserError for one that is not dense, without values, or no float."""
+    import torch
+
+    kinds = {
+        "quantised": value.is_quantized,
+        "without values (meta)": value.is_meta,
+        f"sparse or nested ({value.layout})": value.layout != torch.strided or value.is_nested,
+        str(value.dtype).removeprefix("torch."): not value.is_floating_point(),
+    }
+    odd = next((kind for kind, is_so in kinds.items() if is_so), None)
+    if odd:
+        raise UserError(f"{name} is {odd}; weights must be floats, dense and with values")
+    try:
+        stored = value.untyped_storage().nbytes() // value.element_size()
+        if value.numel() > 2 * stored + 2**20:  # repeated by strides of 0: a few bytes could ask for all memory
+            raise UserError(f"{name} has shape {tuple(value.shape)}, of which {stored} values are stored")
+        dense = value.detach().resolve_neg()
+        return (dense if dense.dtype == torch.float64 else dense.float()).numpy()
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise UserError(f"{name} cannot be read as an array ({first_line(error)})") from None
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
