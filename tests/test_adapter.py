@@ -301,3 +301,50 @@ def test_merged_models_load_and_lose_tasks_like_any_other(tmp_path, capsys):
         assert run_command([merged, str(tmp_path / flags[0]), *flags[1:]]) == 2
         assert re.fullmatch(rf"error: {message}.*\n", capsys.readouterr().err)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["merged", "model"]
+
+
+LAYER = "backbone.layers.0.blocks.1.mlp.fc1."
+SHARED_A, KERNEL, BIAS = (LAYER + name for name in ("shared_a", "kernel", "bias"))
+ODD_ADAPTERS = {  # what the tensors become, and what is said of them
+    "a frozen tensor": (lambda t, a: t | {KERNEL: a[KERNEL] + 1}, rf"nothing else; of the base: {KERNEL} \(1\)$"),
+    "the same frozen tensor": (lambda t, a: t | {BIAS: a[BIAS]}, rf"of the base: {BIAS} \(1\)$"),
+    "everything": (lambda t, a: a, r"of the base: .*, \.\.\. \(\d+\)$"),
+    "another name": (lambda t, a: t | {"decoders.depth.bias": a[BIAS]}, r"left over: decoders\.depth\.bias \(1\)$"),
+    "nothing": (lambda t, a: {"x": a[BIAS]}, r"left over: x \(1\); missing: "),
+    "one less": (lambda t, a: {k: x for k, x in t.items() if k != SHARED_A}, rf"missing: {SHARED_A} \(1\)$"),
+    "no statistics": (lambda t, a: {k: x for k, x in t.items() if not k.endswith(".var")}, r"missing: decoders\..*\.var"),
+    "not finite": (lambda t, a: t | {SHARED_A: t[SHARED_A] * np.nan}, rf"adapter\.safetensors: {SHARED_A} has \d+ values"),
+    "integers": (lambda t, a: t | {SHARED_A: t[SHARED_A].astype(np.int32)}, rf"{SHARED_A} is int32; weights must be"),
+}
+
+
+@pytest.mark.parametrize("name", ODD_ADAPTERS)
+def test_an_adapter_holds_what_was_trained_and_nothing_else(name, folders, arrays, tmp_path, capsys):
+    """Else it would replace weights of the base after their hash was checked."""
+    change, message = ODD_ADAPTERS[name]
+    odd = pathlib.Path(shutil.copytree(folders["adapter"], tmp_path / "odd"))
+    trained = safetensors.numpy.load_file(odd / "adapter.safetensors")
+    safetensors.numpy.save_file(change(trained, arrays), odd / "adapter.safetensors")
+    with pytest.raises(UserError, match=message):
+        mtlora_jax.load(odd, base=folders["base"])
+    assert run_command([str(odd), str(tmp_path / "out"), f"--base={folders['base']}"]) == 2
+    assert re.fullmatch(rf"error: {odd / 'adapter.safetensors'}.*\n", capsys.readouterr().err)
+    assert [path.name for path in tmp_path.iterdir()] == ["odd"]
+
+
+def test_a_base_that_is_not_finite(folders, tmp_path):
+    shutil.copytree(folders["base"], tmp_path / "base")
+    path = tmp_path / "base" / "model.safetensors"
+    base = safetensors.numpy.load_file(path)
+    base[LAYER + "kernel"][0, 0] = np.nan
+    safetensors.numpy.save_file(base, path)
+    with pytest.raises(UserError, match=rf"model\.safetensors: {LAYER}kernel has 1 values that are not finite"):
+        mtlora_jax.load(folders["adapter"], base=tmp_path / "base")
+
+
+def test_an_adapter_that_tells_no_hash(folders, tmp_path):
+    odd = pathlib.Path(shutil.copytree(folders["adapter"], tmp_path / "odd"))
+    config = json.loads((odd / "config.json").read_text())
+    (odd / "config.json").write_text(json.dumps(config | {"adapter": {}}))
+    with pytest.raises(UserError, match=r"is not the base of .*odd"):
+        mtlora_jax.load(odd, base=folders["base"])
