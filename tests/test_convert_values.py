@@ -74,9 +74,9 @@ def test_tensors_of_torch_that_are_not_read(tmp_path, capsys):
     key = "layers.1.blocks.0.mlp.fc1.weight"
     state = as_torch(official(ARRAYS))
     for odd, message in (
-        (state[key].to_sparse(), "is sparse or nested"),
-        (torch.quantize_per_tensor(state[key], 0.1, 0, torch.qint8), "is quantised"),
-        (state[key].to("meta"), r"is without values \(meta\)"),
+        (state[key].to_sparse(), "cannot be read as an array: it is sparse;"),
+        (torch.quantize_per_tensor(state[key], 0.1, 0, torch.qint8), "cannot be read as an array: it is quantised;"),
+        (state[key].to("meta"), r"cannot be read as an array: it is without values \(meta\)"),
         (torch.zeros(1).expand(2**40, 8), r"has shape \(1099511627776, 8\), of which 1 values are stored"),
     ):
         torch.save({"model": {f"module.{k}": x for k, x in (state | {key: odd}).items()}}, tmp_path / "c.pth")

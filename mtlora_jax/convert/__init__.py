@@ -3,7 +3,7 @@
 import math
 import pathlib
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from mtlora_jax.convert import described, hf, mmseg, mtlora, reading, swin, timm
 from mtlora_jax.convert.geometry import Settings, architecture_of, resize_tables
 from mtlora_jax.convert.reading import Checkpoint
 from mtlora_jax.convert.table import Table, apply, first_match
+from mtlora_jax.convert.torchfile import refuse_without_array
 from mtlora_jax.errors import UserError
 from mtlora_jax.models.backbones.swin import VARIANTS
 
@@ -64,7 +65,7 @@ def convert(
     """
     checkpoint = reading.read(source, format, ema)
     path, state = checkpoint.path, checkpoint.state
-    name, evidence = recognise(path, state, format)
+    name, evidence = recognise(checkpoint, format)
     report = [f"format     {name} ({evidence})", *checkpoint.report]
     table = FORMATS[name].table(state)
     converted = apply(table, state, checkpoint.origin)
@@ -102,8 +103,9 @@ def convert(
     return Conversion(architecture, arrays, report, name)
 
 
-def recognise(path: pathlib.Path, keys: Collection[str], format: str) -> tuple[str, str]:
+def recognise(checkpoint: Checkpoint, format: str) -> tuple[str, str]:
     """(format, how it is known)."""
+    path, keys = checkpoint.path, checkpoint.state
     for key in keys:
         if what := first_match(OTHERS, key):
             raise UserError(f"{path}: is {what} ({key})")
@@ -114,6 +116,8 @@ def recognise(path: pathlib.Path, keys: Collection[str], format: str) -> tuple[s
     for name, module in FORMATS.items():
         if evidence := module.recognise(keys):
             return name, evidence
+    for key, value in checkpoint.state.items():
+        refuse_without_array(value, checkpoint.origin[key])
     raise UserError(f"{path}: no Swin Transformer of a known format ({', '.join(FORMATS)}); its tensors are {parameters.named(list(keys))}")
 
 

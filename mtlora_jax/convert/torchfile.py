@@ -174,23 +174,24 @@ def as_array(value: Any, name: str) -> np.ndarray:
     """A tensor of PyTorch as an array; float64 stays as it is. Raises UserError for one that is not dense, without values, or no float."""
     import torch
 
-    kinds = {
-        "quantised": value.is_quantized,
-        "without values (meta)": value.is_meta,
-        f"sparse or nested ({value.layout})": value.layout != torch.strided or value.is_nested,
-        str(value.dtype).removeprefix("torch."): not value.is_floating_point(),
-    }
-    odd = next((kind for kind, is_so in kinds.items() if is_so), None)
+    refuse_without_array(value, name)
+    if not value.is_floating_point():
+        raise UserError(f"{name} is {str(value.dtype).removeprefix('torch.')}; weights must be floats")
+    stored = value.untyped_storage().nbytes() // value.element_size()
+    if value.numel() > 2 * stored + 2**20:  # repeated by strides of 0: a few bytes could ask for all memory
+        raise UserError(f"{name} has shape {tuple(value.shape)}, of which {stored} values are stored")
+    dense = value.detach()
+    return (dense if dense.dtype == torch.float64 else dense.float()).numpy()
+
+
+def refuse_without_array(value: Any, name: str) -> None:
+    """Raises UserError for a tensor of PyTorch that is no plain array of numbers."""
+    if isinstance(value, np.ndarray):
+        return
+    kinds = {"quantised": value.is_quantized, "without values (meta)": value.is_meta, "nested": value.is_nested}
+    odd = [kind for kind, is_so in kinds.items() if is_so] + ["sparse"] * (str(value.layout) != "torch.strided")
     if odd:
-        raise UserError(f"{name} is {odd}; weights must be floats, dense and with values")
-    try:
-        stored = value.untyped_storage().nbytes() // value.element_size()
-        if value.numel() > 2 * stored + 2**20:  # repeated by strides of 0: a few bytes could ask for all memory
-            raise UserError(f"{name} has shape {tuple(value.shape)}, of which {stored} values are stored")
-        dense = value.detach().resolve_neg()
-        return (dense if dense.dtype == torch.float64 else dense.float()).numpy()
-    except (RuntimeError, TypeError, NotImplementedError) as error:
-        raise UserError(f"{name} cannot be read as an array ({first_line(error)})") from None
+        raise UserError(f"{name} cannot be read as an array: it is {odd[0]}; weights must be dense floats with values")
 
 
 def first_line(error: Exception) -> str:
