@@ -38,6 +38,9 @@ def check(config: Any) -> None:
         architectures.build(architecture)
     except UserError as error:
         raise UserError(f"architecture: {error}") from error
+    for task, outputs in architecture["tasks"].items():
+        if issubclass(TASKS.get(task, object), SemSeg) and outputs < 2:
+            raise UserError(f"architecture.tasks.{task} = {outputs} must be at least 2: with one class there is nothing to tell apart")
     for task, names in config.get("classes", {}).items():
         outputs = architecture["tasks"].get(task, len(names))
         if issubclass(TASKS.get(task, object), SemSeg) and not len(names) == len(set(names)) == outputs:

@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 
 import mtlora_jax
-from mtlora_jax import folder
+from mtlora_jax import config_schema, folder
 from mtlora_jax.convert.__main__ import main as convert
 from mtlora_jax.errors import UserError
 from mtlora_jax.predict import main as predict
@@ -127,3 +127,11 @@ def test_mutations(broken):
 @pytest.mark.slow
 def test_mutations_through_every_door(broken):
     mutations(broken, {"read": folder.read_config, "load": mtlora_jax.load, "convert": converted, "predict": predicted}, range(1000, 2000))
+
+
+def test_a_single_class_is_refused():
+    whole = {"architecture": micro.architecture("full")}
+    config_schema.check(whole)
+    whole["architecture"]["tasks"]["semseg"] = 1
+    with pytest.raises(UserError, match=r"^architecture.tasks.semseg = 1 must be at least 2"):
+        config_schema.check(whole)

@@ -15,7 +15,7 @@ from mtlora_jax.errors import UserError
 from mtlora_jax.files import read_json, read_text, same_form
 from mtlora_jax.tasks import TASKS, Task, hint, make_tasks
 from mtlora_jax.tasks.binary import Binary
-from mtlora_jax.tasks.meaning import MEANINGS
+from mtlora_jax.tasks.label_values import MEANINGS
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -27,7 +27,7 @@ class FolderDataset:
         ROOT/TASK/ID.png          one folder per task of `TASKS`, label files as the task reads them
         ROOT/splits/SPLIT.txt     ids, one per line
         ROOT/classes.json         optional, {"TASK": ["name of class 0", ...]}
-        ROOT/labels.json          optional, {"TASK": what its values mean, of `mtlora_jax.tasks.meaning.MEANINGS`}
+        ROOT/labels.json          optional, {"TASK": what its values mean, of `mtlora_jax.tasks.label_values.MEANINGS`}
 
     `dataset[i]` is what `decode_example` makes of its files, with its errors. `tasks` maps the names asked for, in
     their order, to tasks that know the class names, and what label values mean, which some of the files of all splits tell. Everything

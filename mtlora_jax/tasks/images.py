@@ -7,7 +7,7 @@ import numpy as np
 
 from mtlora_jax import pictures
 from mtlora_jax.errors import UserError
-from mtlora_jax.tasks.meaning import ALONE, MEANINGS, holds, values_of
+from mtlora_jax.tasks.label_values import ALONE, MEANINGS, holds, values_of
 
 IGNORED_COLOUR = (224, 224, 192)  # the void colour of PASCAL VOC
 
