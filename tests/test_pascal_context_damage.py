@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 
 import tfds_pascal_context
 from mtlora_jax.errors import UserError
-from tfds_pascal_context import convert, dummy, layout, storage, verify
+from tfds_pascal_context import convert, dummy, layout, storage, verify, workers
 from tfds_pascal_context.build import build
 from tfds_pascal_context.pascal_context import PascalRaw
 
@@ -159,15 +159,15 @@ def test_a_killed_build_is_not_taken_for_whole_and_goes_on(raw, data):
 
 def test_two_builds_at_once_are_refused(data):
     with (
-        storage.locked(data / "pascal_context" / "all.partial"),
-        pytest.raises(UserError, match="all.partial: another build is at work"),
+        storage.owned(data / "pascal_context" / "all.partial"),
+        pytest.raises(UserError, match="all.partial: another program writes there .*process .*since"),
     ):
         built(data)
 
 
 def test_a_worker_that_is_killed_is_reported():
     with pytest.raises(UserError, match="a worker of 2 was killed, perhaps for want of memory"):
-        list(convert.in_parallel(os._exit, [(1,)], workers=2))
+        list(workers.in_parallel(os._exit, [(1,)], workers=2))
 
 
 def test_full_disk_while_converting(data, monkeypatch):

@@ -67,9 +67,11 @@ def serving(*args, **kwargs):
     with Server(*args, **kwargs) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def built(data, manual_dir=None, **kwargs):

@@ -18,7 +18,7 @@ from absl import logging
 
 from mtlora_jax import cli
 from mtlora_jax.errors import UserError
-from mtlora_jax.files import user_path
+from mtlora_jax.files import check_writable, user_path
 
 FORMAT = "array_record"  # random access, and read without TensorFlow
 
@@ -74,6 +74,7 @@ def build(
     from tfds_pascal_context.builders import builder_class
 
     start = time.perf_counter()
+    data_dir, manual_dir = user_path(data_dir), None if manual_dir is None else user_path(manual_dir)
     builder_cls = builder_class(dataset)
     if workers < 0:
         raise UserError(f"workers = {workers}; expected the number of processes, or 0 for one per core")
@@ -82,6 +83,7 @@ def build(
     builder = builder_cls(data_dir=str(data_dir), config=config, workers=workers, allow_partial=allow_partial, url=url, sha256=sha256)
     there = builder.is_prepared()
     if not there:
+        check_writable(pathlib.Path(builder.data_path))
         tfds.disable_progress_bar()  # there is one of our own
         download_config = tfds.download.DownloadConfig(manual_dir=str(manual_dir) if manual_dir else None)
         with contextlib.redirect_stdout(None):  # TFDS would speak of unknown sizes

@@ -17,6 +17,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_builder import ShardBasedBuilder  # not in tfds.core before 4.9.10
 
 from mtlora_jax.errors import UserError
+from mtlora_jax.files import user_path
 from tfds_pascal_context import convert, download, files, raw, source, storage
 
 SHARD = 512  # images in a file; about 100 MB
@@ -85,8 +86,8 @@ class RawBuilder(ShardBasedBuilder, skip_registration=True):
         if self.is_prepared() and not (download_config and download_config.download_mode.overwrite_dataset):
             return super().download_and_prepare(download_config=download_config, **kwargs)
         manual_dir = download_config.manual_dir if download_config else None
-        self._manual_dir = pathlib.Path(manual_dir).expanduser() if manual_dir else None
-        with storage.one_line_if_full(self.partial_dir), storage.locked(self.partial_dir):
+        self._manual_dir = user_path(manual_dir) if manual_dir else None
+        with storage.one_line_if_full(self.partial_dir), storage.owned(self.partial_dir):
             for rest in self.partial_dir.parent.glob(f"{self.builder_config_name}/incomplete.*_{self.version}"):
                 shutil.rmtree(rest)  # of a build that was killed; the lock says that none is running
             super().download_and_prepare(download_config=download_config, **kwargs)
@@ -143,7 +144,7 @@ class RawBuilder(ShardBasedBuilder, skip_registration=True):
         bar = progress.add_task(f"downloading {self._url}", total=None)
         path = pathlib.Path(dl_manager.download_dir) / self.RAW.archive
         return download.download(
-            self._url, path, self._sha256, lambda done, total: progress.update(bar, completed=done, total=total or None)
+            self._url, path, self._sha256, lambda done, total: progress.update(bar, completed=done, total=total or None), self.RAW.largest
         )
 
     def _convert(self, dataset: raw.Raw, ids: dict[str, list[str]], progress: rich.progress.Progress) -> set[str]:
@@ -170,7 +171,7 @@ class RawBuilder(ShardBasedBuilder, skip_registration=True):
             made = convert.load_finished(dataset, image_id, self.tasks, self.partial_dir)
             # Encoded already: TFDS would need TensorFlow to encode an array.
             labels = made.labels if packs else {task: files.compressed(content) for task, content in made.labels.items()}
-            images = {"image": dataset.image(image_id).read_bytes(), **labels}
+            images = {"image": files.read(dataset.image(image_id), "a JPEG photograph"), **labels}
             yield image_id, {"image_id": image_id, **{name: io.BytesIO(content) for name, content in images.items()}}
 
 

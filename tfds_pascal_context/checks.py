@@ -1,14 +1,13 @@
 """What is wrong with one image of the raw data, or with one example of what was built."""
 
 import functools
-import io
 import pathlib
 from typing import Any
 
-import PIL.Image
-
+from mtlora_jax import pictures
 from mtlora_jax.errors import UserError
-from tfds_pascal_context import convert, files
+from mtlora_jax.files import reason_of
+from tfds_pascal_context import convert, files, workers
 
 
 def raw_problems(raw: Any, image_id: str, tasks: tuple[str, ...]) -> dict[str, str]:
@@ -23,13 +22,16 @@ def raw_problems(raw: Any, image_id: str, tasks: tuple[str, ...]) -> dict[str, s
 def built_problems(folder: pathlib.Path, split: str, index: int, image_id: str, tasks: tuple[str, ...]) -> dict[str, str]:
     """As `raw_problems`, of one example."""
     origin = f"{folder}: {split} example {index} ({image_id})"
+    workers.note(origin)
     try:
         example = _source(folder, split)[index]
         if example["image_id"].decode() != image_id:
             return {"image": f"{origin}: is {example['image_id'].decode()}"}
-        size = _size(example["image"])
-    except Exception as error:  # whatever a damaged record or image makes the decoders stumble over
-        return {"image": f"{origin}: cannot be read ({error})"}
+        size = _size(example["image"], origin, "JPEG")
+    except UserError as error:
+        return {"image": str(error)}
+    except Exception as error:  # whatever a damaged record makes its reader stumble over
+        return {"image": f"{origin}: cannot be read ({reason_of(error)})"}
     return {task: _problem(functools.partial(_check_size, f"{origin}: {task}", example[task], size)) for task in tasks}
 
 
@@ -42,16 +44,13 @@ def _problem(check: Any) -> str:
 
 
 def _check_size(origin: str, content: bytes, expected: tuple[int, int]) -> None:
-    try:
-        size = _size(content)
-    except Exception as error:
-        raise UserError(f"{origin} cannot be read ({error})") from error
+    size = _size(content, origin, "PNG")
     if size != expected:
         raise UserError(f"{origin} is {size[0]}x{size[1]}, its image {expected[0]}x{expected[1]}")
 
 
-def _size(content: bytes) -> tuple[int, int]:
-    with PIL.Image.open(io.BytesIO(content)) as image:
+def _size(content: bytes, origin: str, format: str) -> tuple[int, int]:
+    with pictures.opened(content, origin, f"a {format} image", (format,)) as image:
         image.load()
         return image.size
 

@@ -7,36 +7,53 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 
+from mtlora_jax import files, locks
 from mtlora_jax.errors import UserError
 
 CHECKSUMS = pathlib.Path(__file__).with_name("checksums.tsv")  # lines of url, size, sha256, file name, as TFDS has them
 CHUNK = 1 << 20
 ATTEMPTS = 5
 TIMEOUT = 60  # seconds without a byte
+LARGEST = 2**36  # bytes
 
 
-def download(url: str, path: pathlib.Path, sha256: str = "", report: Callable[[int, int], None] = lambda done, total: None) -> pathlib.Path:
+def download(
+    url: str,
+    path: pathlib.Path,
+    sha256: str = "",
+    report: Callable[[int, int], None] = lambda done, total: None,
+    largest: int = LARGEST,
+) -> pathlib.Path:
     """Fetches `url` to `path`, unless it is there, and checks it.
 
     Expected is, in this order, `sha256`, what checksums.tsv says, or what the first download of this file found and noted beside it.
-    `report` is told (bytes so far, bytes in all). Raises UserError if the connection fails or the file is not as expected.
+    `report` is told (bytes so far, bytes in all). Raises UserError if the connection fails, the file is not as expected or has more than
+    `largest` bytes, or another program fetches it.
     """
     note = path.with_name(path.name + ".sha256")
-    noted = note.read_text().split()[0] if note.is_file() else ""
-    expected = (sha256 or published(url) or noted).lower()
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        _fetch(url, part, report)
-        found = sha256_of(part)
-        if expected and found != expected:
-            part.unlink()
-            raise UserError(f"{url}: has the SHA-256 {found}; expected {expected}. What was downloaded is removed")
-        note.write_text(f"{found}  {path.name}\n")
-        part.rename(path)
-    elif expected:
+        with locks.owned_name(path, "wait for its end"):
+            _fetch_and_check(url, path, (sha256 or published(url) or _noted(note)).lower(), note, report, largest)
+    elif expected := (sha256 or published(url) or _noted(note)).lower():
         check(path, expected)
     return path
+
+
+def _noted(note: pathlib.Path) -> str:
+    return next(iter(files.read_text(note).split()), "") if note.is_file() else ""
+
+
+def _fetch_and_check(
+    url: str, path: pathlib.Path, expected: str, note: pathlib.Path, report: Callable[[int, int], None], largest: int
+) -> None:
+    part = path.with_name(path.name + ".part")
+    _fetch(url, part, report, largest)
+    found = sha256_of(part)
+    if expected and found != expected:
+        part.unlink()
+        raise UserError(f"{url}: has the SHA-256 {found}; expected {expected}. What was downloaded is removed")
+    files.write_text(note, f"{found}  {path.name}\n")
+    part.rename(path)
 
 
 def check(path: pathlib.Path, sha256: str) -> None:
@@ -59,13 +76,13 @@ def published(url: str) -> str:
     return next((fields[2] for fields in entries if fields[0] == url), "")
 
 
-def _fetch(url: str, part: pathlib.Path, report: Callable[[int, int], None]) -> None:
+def _fetch(url: str, part: pathlib.Path, report: Callable[[int, int], None], largest: int) -> None:
     """Fills `part`; raises UserError when several attempts in a row brought nothing new."""
     failures, reason = 0, ""
     while failures < ATTEMPTS:
         before = _size(part)
         try:
-            if _continue(url, part, report):
+            if _continue(url, part, report, largest):
                 return
             reason = "the connection broke off"
         except urllib.error.HTTPError as error:
@@ -76,24 +93,33 @@ def _fetch(url: str, part: pathlib.Path, report: Callable[[int, int], None]) -> 
             reason = f"{error.code} {error.reason}"
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
+        except ValueError as error:
+            raise UserError(f"{url}: is no address to download from ({error}); expected one such as https://HOST/FILE") from error
         failures = 0 if _size(part) > before else failures + 1
     has = f"; {_size(part)} bytes are kept, the same command goes on from there" if _size(part) else ""
     raise UserError(f"{url}: cannot be downloaded ({reason}){has}")
 
 
-def _continue(url: str, part: pathlib.Path, report: Callable[[int, int], None]) -> bool:
+def _continue(url: str, part: pathlib.Path, report: Callable[[int, int], None], largest: int) -> bool:
     """Appends what is missing, as far as one connection goes; True if that was all."""
     start = _size(part)
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
         if response.status != http.client.PARTIAL_CONTENT:
             start = 0  # the server begins anew
-        length = response.headers.get("Content-Length")
-        total = start + int(length) if length else 0
+        elif not response.headers.get("Content-Range", f"bytes {start}-").startswith(f"bytes {start}-"):
+            part.unlink()  # what would follow does not belong behind what is there
+            return False
+        length = response.headers.get("Content-Length", "")
+        total = start + int(length) if length.isascii() and length.isdigit() else 0
         with part.open("ab" if start else "wb") as file:
-            while chunk := response.read(CHUNK):
-                file.write(chunk)
-                report(file.tell(), total)
+            done = start
+            while done <= largest and total <= largest and (chunk := response.read(CHUNK)):
+                done += file.write(chunk)
+                report(done, total)
+    if max(done, total) > largest:
+        part.unlink()
+        raise UserError(f"{url}: has more than {largest} bytes; expected an archive like the published one. What was downloaded is removed")
     return not total or _size(part) == total
 
 

@@ -3,6 +3,7 @@
 python -m tfds_pascal_context.dummy tfds_pascal_context/dummy_data
 """
 
+import os
 import pathlib
 import shutil
 from collections.abc import Sequence
@@ -10,8 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 import PIL.Image
 
-from mtlora_jax import cli
-from mtlora_jax.files import user_path
+from mtlora_jax import cli, pictures
+from mtlora_jax.errors import UserError
+from mtlora_jax.files import check_writable, read_text, user_path, write_text
 from tfds_pascal_context import layout
 from tfds_pascal_context.layout import PERSON, Annotated
 
@@ -24,8 +26,14 @@ SIZE = (48, 64)  # height, width
 
 
 def write_dummy_data(root: str | pathlib.Path) -> None:
-    """Writes ROOT/PASCAL_MT and ROOT/NYUD_MT; what was there is replaced."""
+    """Writes ROOT/PASCAL_MT and ROOT/NYUD_MT; what an earlier call wrote there is replaced. Raises UserError for other data."""
     root = pathlib.Path(root)
+    check_writable(root)
+    lists = {root / "PASCAL_MT" / layout.LISTS / "train.txt": PASCAL["train"], root / "NYUD_MT/gt_sets/train.txt": NYUD["train"]}
+    for path, ids in lists.items():
+        folder = root / path.relative_to(root).parts[0]
+        if os.path.lexists(folder) and not (path.is_file() and read_text(path).split() == list(ids)):
+            raise UserError(f"{folder}: is there already and holds other data, which would be lost; expected a folder without it")
     for folder in ("PASCAL_MT", "NYUD_MT"):
         shutil.rmtree(root / folder, ignore_errors=True)
     write_pascal(root / "PASCAL_MT")
@@ -43,7 +51,8 @@ def write_pascal(root: pathlib.Path) -> None:
     _write(root, "dummy_04", [person(2, 40)])  # labels of half the size
     for folder in (layout.SEMSEG[0], layout.SAL, layout.NORMALS):
         path = root / folder / "dummy_04.png"
-        PIL.Image.open(path).resize((SIZE[1] // 2, SIZE[0] // 2), PIL.Image.Resampling.NEAREST).save(path)
+        with pictures.opened(path.read_bytes(), str(path), "a label", ("PNG",)) as image:
+            image.resize((SIZE[1] // 2, SIZE[0] // 2), PIL.Image.Resampling.NEAREST).save(path)
     _write(root, "dummy_05", [Annotated(PERSON, box(5, 40, 5, 20), {})])  # a person without parts
     _write(root, "dummy_06", [])  # no object
     upright = (SIZE[1], SIZE[0])
@@ -70,7 +79,7 @@ def write_nyud(root: pathlib.Path) -> None:
         np.save(root / "edge" / f"{image_id}.npy", (columns % 8 == 0).astype(np.uint8))
         np.save(root / "depth" / f"{image_id}.npy", depth.astype(np.float32))
     for split, ids in NYUD.items():
-        (root / "gt_sets" / f"{split}.txt").write_text("".join(f"{image_id}\n" for image_id in ids))
+        write_text(root / "gt_sets" / f"{split}.txt", "".join(f"{image_id}\n" for image_id in ids))
 
 
 def box(top: int, bottom: int, left: int, right: int, size: tuple[int, int] = SIZE) -> np.ndarray:

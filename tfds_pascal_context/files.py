@@ -8,26 +8,37 @@ from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
-import PIL.Image
-import scipy.io
 
+from mtlora_jax import arrays, pictures
 from mtlora_jax.errors import UserError
+from mtlora_jax.files import read_bytes, reason_of
+from tfds_pascal_context import matlab, workers
 
 IGNORE = 255
+LARGEST = 2**28  # bytes of one file of the raw data; the largest published ones are arrays of normals, of some 2**23
+
+
+def read(path: pathlib.Path, expected: str) -> bytes:
+    """The bytes of a file of the raw data. Raises UserError."""
+    workers.note(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected {expected}")
+    return read_bytes(path, LARGEST)
 
 
 def check_jpeg(path: pathlib.Path) -> tuple[int, int]:
     """(height, width) of a JPEG file, after decoding all of it. Raises UserError if it is missing, damaged, cut off or no JPEG."""
-    with _blamed(path, "a JPEG photograph"), PIL.Image.open(path) as image:
+    expected = "a JPEG photograph"
+    with pictures.opened(read(path, expected), str(path), expected, ("JPEG", "PNG")) as image:
         if image.format != "JPEG" or image.mode not in ("RGB", "L"):
-            raise UserError(f"{path}: is {image.format} of mode {image.mode}; expected a JPEG photograph")
+            raise UserError(f"{path}: is {image.format} of mode {image.mode}; expected {expected}")
         image.load()
         return image.height, image.width
 
 
 def read_image(path: pathlib.Path, modes: Sequence[str], expected: str) -> np.ndarray:
-    """Pixels of an image whose Pillow mode is one of `modes`, as stored: (H, W) or (H, W, 3). Raises UserError."""
-    with _blamed(path, expected), PIL.Image.open(path) as image:
+    """Pixels of a PNG file whose Pillow mode is one of `modes`, as stored: (H, W) or (H, W, 3). Raises UserError."""
+    with pictures.opened(read(path, expected), str(path), expected, ("PNG",)) as image:
         if image.mode not in modes:
             raise UserError(f"{path}: is an image of mode {image.mode}; expected {expected}")
         return np.array(image)
@@ -35,17 +46,17 @@ def read_image(path: pathlib.Path, modes: Sequence[str], expected: str) -> np.nd
 
 def read_mat(path: pathlib.Path, variable: str, expected: str) -> np.ndarray:
     """One variable of a MATLAB file. Raises UserError."""
-    with _blamed(path, expected):
-        return scipy.io.loadmat(path, variable_names=[variable])[variable]
+    data = read(path, expected)
+    with blamed(path, expected):
+        return matlab.read(data, variable)
 
 
 def read_npy(path: pathlib.Path, dimensions: int, expected: str) -> np.ndarray:
     """An array of numbers with so many `dimensions`. Raises UserError."""
-    with _blamed(path, expected):
-        array = np.load(path, allow_pickle=False)
-        if array.ndim != dimensions or not array.size or array.dtype.kind not in "fiub":
-            raise UserError(f"{path}: holds {array.dtype} of shape {array.shape}; expected {expected}")
-        return array
+    array = arrays.read_npy(read(path, expected), str(path), expected)
+    if array.ndim != dimensions or not array.size:
+        raise UserError(f"{path}: holds {array.dtype} of shape {array.shape}; expected {expected}")
+    return array
 
 
 def check_classes(path: pathlib.Path, label: np.ndarray, classes: int) -> np.ndarray:
@@ -72,21 +83,18 @@ def png(pixels: np.ndarray) -> bytes:
 def compressed(content: bytes) -> bytes:
     """A PNG file of the same pixels for record files that are not compressed themselves."""
     buffer = io.BytesIO()
-    with PIL.Image.open(io.BytesIO(content)) as image:
+    with pictures.opened(content, "a label", "a PNG file", ("PNG",)) as image:
         # For smooth colours such as normals, Huffman coding of runs is four times as fast as the default and within 4 % of its size.
         image.save(buffer, "PNG", compress_type=zlib.Z_RLE if image.mode == "RGB" else zlib.Z_DEFAULT_STRATEGY)
     return buffer.getvalue()
 
 
 @contextlib.contextmanager
-def _blamed(path: pathlib.Path, expected: str) -> Iterator[None]:
-    """Turns whatever a damaged file makes a decoder stumble over into a UserError that names the file."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; expected {expected}")
+def blamed(path: pathlib.Path, expected: str) -> Iterator[None]:
+    """Turns whatever a damaged file makes its reader stumble over into a UserError that names the file."""
     try:
         yield
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: cannot be read ({reason}); expected {expected}") from error
+        raise UserError(f"{path}: cannot be read ({reason_of(error)}); expected {expected}") from error

@@ -18,6 +18,7 @@ import PIL.Image
 import scipy.io
 
 from mtlora_jax.errors import UserError
+from mtlora_jax.files import write_text
 from tfds_pascal_context import files
 
 PERSON = 15  # VOC class
@@ -63,12 +64,15 @@ def read_objects(path: pathlib.Path) -> list[Annotated]:
 
 
 def read_context(path: pathlib.Path) -> np.ndarray:
-    """Class indices (H, W) of a PASCAL-Context file. Raises UserError naming the file."""
+    """Class indices (H, W) uint16 of a PASCAL-Context file. Raises UserError naming the file."""
     expected = "a PASCAL-Context annotation (LabelMap of class indices)"
     label = files.read_mat(path, "LabelMap", expected)
     if label.ndim != 2 or not label.size or label.dtype.kind not in "uif":
         raise UserError(f"{path}: LabelMap is {label.dtype} of shape {label.shape}; expected {expected}")
-    return label
+    odd = label[~((label >= 0) & (label < 2**16) & (label % 1 == 0))] if label.dtype.kind in "if" else label[label >= 2**16]
+    if odd.size:
+        raise UserError(f"{path}: LabelMap has the value {odd[0]}; expected {expected}")
+    return label.astype(np.uint16)
 
 
 def write_raw(
@@ -108,9 +112,7 @@ def write_raw(
 
 def write_split(root: str | pathlib.Path, split: str, ids: Sequence[str]) -> None:
     """Writes the list of a split, "train" or "val"."""
-    path = pathlib.Path(root, LISTS, f"{split}.txt")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{image_id}\n" for image_id in ids), encoding="utf-8")
+    write_text(pathlib.Path(root, LISTS, f"{split}.txt"), "".join(f"{image_id}\n" for image_id in ids))
 
 
 def _mask(array: np.ndarray) -> np.ndarray:

@@ -30,6 +30,7 @@ class NyudRaw(Raw):
     archive = "NYUD_MT.tgz"
     tasks = ("semseg", "normals", "edge", "depth")
     counts: ClassVar = {"train": 795, "val": 654}
+    largest = 2**36  # arrays, which are not compressed
     images = "images"
     lists = "gt_sets"
 

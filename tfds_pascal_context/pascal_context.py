@@ -24,6 +24,7 @@ class PascalRaw(Raw):
     archive = "PASCAL_MT.tgz"
     tasks = ("semseg", "human_parts", "sal", "normals", "edge")
     counts: ClassVar = {"train": 4998, "val": 5105}
+    largest = 2**34
     images = layout.IMAGES
     lists = layout.LISTS
 

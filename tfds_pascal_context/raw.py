@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from mtlora_jax.errors import UserError
+from mtlora_jax.files import read_text
 
 SPLITS = ("train", "val")
 
@@ -24,6 +25,7 @@ class Raw(abc.ABC):
     archive: ClassVar[str]  # file name of the published archive
     tasks: ClassVar[tuple[str, ...]]
     counts: ClassVar[dict[str, int]]  # images of each split of the published data set
+    largest: ClassVar[int]  # bytes that an archive may unpack to: some four times those of the published one
     images: ClassVar[str]  # folder
     lists: ClassVar[str]  # folder
 
@@ -92,13 +94,13 @@ class Raw(abc.ABC):
     def _read_list(path: pathlib.Path) -> list[str]:
         if not path.is_file():
             raise UserError(f"{path}: no such file; expected a list of image ids, one a line")
-        ids = path.read_text(encoding="utf-8", errors="replace").split()
+        ids = read_text(path).split()
         if not ids:
             raise UserError(f"{path}: empty; expected a list of image ids, one a line")
         seen: set[str] = set()
         for image_id in ids:
             if not re.fullmatch(r"\w[\w.-]*", image_id, re.ASCII):
-                raise UserError(f"{path}: {image_id!r} is no image id; expected letters, digits, '_', '.' and '-'")
+                raise UserError(f"{path}: {image_id[:80]!r} is no image id; expected letters, digits, '_', '.' and '-'")
             if image_id in seen:
                 raise UserError(f"{path}: {image_id!r} is listed twice; expected each id once")
             seen.add(image_id)

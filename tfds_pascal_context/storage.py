@@ -1,20 +1,17 @@
 """Writing a data set so that it is whole or not there, and the same bytes every time."""
 
 import contextlib
-import errno
-import fcntl
 import os
 import pathlib
-import shutil
 from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader  # pyright: ignore[reportAttributeAccessIssue]
 from tensorflow_datasets.proto import tf_example_pb2  # pyright: ignore[reportAttributeAccessIssue]
 
+from mtlora_jax import locks
 from mtlora_jax.errors import UserError
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
+from mtlora_jax.files import is_full
 
 
 class ReproducibleWriter(tfds.core.ExampleWriter):
@@ -35,19 +32,14 @@ def _ordered(example: bytes) -> bytes:
 
 
 @contextlib.contextmanager
-def locked(folder: pathlib.Path) -> Iterator[None]:
-    """Holds a folder for one build; raises UserError if another one has it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"{folder}: another build is at work there; wait for its end") from error
-        try:
+def owned(folder: pathlib.Path) -> Iterator[None]:
+    """Holds a folder for one build, and removes it where that leaves it empty. Raises UserError if another program has it."""
+    try:
+        with locks.owned(folder, "wait for the end of this build"):
             yield
-        finally:
-            if [path.name for path in folder.glob("*")] == ["lock"]:  # nothing worth keeping
-                shutil.rmtree(folder)
+    finally:
+        with contextlib.suppress(OSError):  # there is something worth keeping
+            folder.rmdir()
 
 
 @contextlib.contextmanager
@@ -55,7 +47,7 @@ def one_line_if_full(folder: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in FULL:
+        if not is_full(error):
             raise
         raise UserError(
             f"{error.filename or folder}: {error.strerror}; what was converted is kept in {folder}: make room and start again"

@@ -96,11 +96,11 @@ def verify_built(
 
 
 def _report(images: int, tasks: Sequence[str], problems: list[str], check: Any, calls: list[tuple], workers: int) -> Report:
-    from tfds_pascal_context.convert import in_parallel
+    from tfds_pascal_context.workers import in_parallel
 
     usable, whole = dict.fromkeys(tasks, 0), 0
     seen = set(problems)
-    for found in in_parallel(check, calls, workers or os.cpu_count() or 1):
+    for found in in_parallel(check, calls, workers or os.cpu_count() or 1, lambda error: {"image": str(error)}):
         good = [task for task in tasks if found.get(task) == ""]
         whole += len(good) == len(tasks)
         for task in good:
