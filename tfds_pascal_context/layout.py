@@ -69,10 +69,12 @@ def read_context(path: pathlib.Path) -> np.ndarray:
     label = files.read_mat(path, "LabelMap", expected)
     if label.ndim != 2 or not label.size or label.dtype.kind not in "uif":
         raise UserError(f"{path}: LabelMap is {label.dtype} of shape {label.shape}; expected {expected}")
-    odd = label[~((label >= 0) & (label < 2**16) & (label % 1 == 0))] if label.dtype.kind in "if" else label[label >= 2**16]
+    with np.errstate(invalid="ignore"):
+        indices = label.astype(np.uint16)
+    odd = label[indices != label]
     if odd.size:
         raise UserError(f"{path}: LabelMap has the value {odd[0]}; expected {expected}")
-    return label.astype(np.uint16)
+    return indices
 
 
 def write_raw(
