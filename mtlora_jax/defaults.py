@@ -40,6 +40,7 @@ def default(method: str = "mtlora") -> Config:
             "tasks": ("semseg", "human_parts", "sal", "normals"),
             "image_size": (448, 448),  # height, width
             "init": "",  # model folder to start from (python -m mtlora_jax.convert); empty: random weights
+            "init_strict": True,  # all that init has must fit; False: take what fits, start other classifiers and low-rank factors anew
             "backbone": {"name": "swin", "variant": "tiny", "window_size": 7, "drop_path_rate": 0.2},
             "decoder": {"name": "hrnet", "channels": (18, 36, 72, 144)},
             "method": of_any_type(METHODS[method]),

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mtlora_jax import architecture as architectures
-from mtlora_jax import folder, initial_weights, parameters, sharding
+from mtlora_jax import class_names, folder, initial_weights, parameters, sharding
 from mtlora_jax.data import DATASETS
 from mtlora_jax.data.pipeline import Batches, Dataset, eval_batches, train_batches
 from mtlora_jax.data.transforms import Augmentation
@@ -48,8 +48,7 @@ class Experiment:
         if jax.process_index() == 0:
             # What is bfloat16 on the devices is float32 in files, where every reader takes it.
             arrays = {p: np.asarray(a, np.float32) for p, a in jax.device_get({**self.frozen, **trainable, **batch_stats}).items()}
-            classes = {name: list(task.classes) for name, task in self.tasks.items() if task.classes}
-            folder.save(where, self.architecture, arrays, {"classes": classes, **self.record, **extra})
+            folder.save(where, self.architecture, arrays, {"classes": class_names.of(self.tasks), **self.record, **extra})
         sharding.barrier(str(where))
         sharding.agreed(where.exists(), not_shared(where))
 
@@ -131,13 +130,16 @@ def set_up(config: Config, tasks: dict[str, Task], workdir: pathlib.Path, comple
     method = architectures.method_of(architecture)
     if sharding.agreed(initial.exists(), not_shared(initial)):
         started, values = folder.read(initial)
+        class_names.check(
+            started.get("classes", {}), tasks, f"the run in {workdir}", "choose another --workdir, or the data it was trained on"
+        )
         initial_weights.refuse_differences(
             started["architecture"], architecture, f"{workdir} holds a run of another model", "choose another --workdir"
         )
         parameters.assign(model, values, str(initial))
         origin = started.get("started_from")
     elif config.init:
-        initial_weights.load(model, config.init, architecture, complete)
+        initial_weights.load(model, config.init, architecture, tasks, complete, config.get("init_strict", True))
         origin = initial_weights.origin_of(config.init)
     else:
         origin = None

@@ -9,13 +9,12 @@ import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 
-from mtlora_jax import pictures
+from mtlora_jax import class_names, pictures
 from mtlora_jax.data.decoding import decode_image, decode_label, read_file
 from mtlora_jax.data.folder import IMAGE_SUFFIXES, FolderDataset, with_meanings
 from mtlora_jax.data.naming import files_of
 from mtlora_jax.errors import UserError
 from mtlora_jax.files import same_form
-from mtlora_jax.postprocessing import chooses_class
 from mtlora_jax.tasks import Task
 
 ORIENTATION = PIL.ExifTags.Base.Orientation
@@ -88,12 +87,8 @@ class Labels:
             raise UserError(f"--labels={root}: no labels; expected a folder for at least one of {', '.join(tasks)}")
         self._root, self._tasks = root, with_meanings(root, {name: tasks[name] for name in self._files})
         if (root / "classes.json").exists():
-            for name, task in FolderDataset.describe(root, list(self._files)).items():
-                if chooses_class(task) and task.classes != tasks[name].classes:
-                    raise UserError(
-                        f"{root / 'classes.json'}: {name} has the {len(task.classes)} classes {_some(task.classes)}; "
-                        f"the model predicts the {len(tasks[name].classes)} classes {_some(tasks[name].classes)}"
-                    )
+            labelled = FolderDataset.describe(root, list(self._files))
+            class_names.check(class_names.of(tasks), labelled, "the model", f"see {root / 'classes.json'}")
 
     def read(self, task: str, image: pathlib.Path, size: tuple[int, ...]) -> np.ndarray | None:
         """The label of an image file of `size` = (H, W), as the task decodes it; None where the data set lacks the task.

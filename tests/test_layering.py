@@ -20,7 +20,7 @@ LAYERS = [
     {"methods"},
     {"parameters", "macs", "accounting"},
     {"architecture"},
-    {"card", "config_schema", "meanings", "retask", "step"},
+    {"card", "config_schema", "class_names", "retask", "step"},
     {"folder"},
     {"adapter", "merging", "postprocessing"},
     {"__init__"},

@@ -190,6 +190,27 @@ def test_another_model_in_the_workdir_is_refused(base, finished):
         call(base, "--config.method.rank=4", workdir="whole")
 
 
+def permuted(base, folder: pathlib.Path) -> str:
+    """The flag of a copy of the data set whose classes have the same names in another order."""
+    root = shutil.copytree(base / "data", folder / "permuted")
+    classes = json.loads((root / "classes.json").read_text())
+    (root / "classes.json").write_text(json.dumps({task: [names[i] for i in (0, 2, 1, 3)] for task, names in classes.items()}))
+    return f"--config.data.root={root}"
+
+
+@pytest.mark.parametrize("mode", ["train", "evaluate"])
+@pytest.mark.parametrize("start", ["run", "init"])
+def test_classes_in_another_order_are_refused(base, finished, tmp_path, mode, start):
+    flags = [f"--mode={mode}", permuted(base, tmp_path)] + [f"--config.init={finished[0] / 'best'}"] * (start == "init")
+    workdir = "whole" if start == "run" else "bad"
+    done = subprocess.run(command(base, workdir, *flags), capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.splitlines()
+    assert lines[-1].startswith("error: ")
+    assert "class 1 is 'red' there, 'green' here" in lines[-1]
+    assert not (base / "bad").exists()
+
+
 def test_weights_of_another_backbone_are_refused(base, finished):
     with pytest.raises(UserError, match=r"holds another backbone: embed_dim 8 there, 16 in the config"):
         call(base, f"--config.init={finished[0] / 'best'}", "--config.backbone.embed_dim=16")

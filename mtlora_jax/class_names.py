@@ -26,7 +26,7 @@ def difference(stored: Sequence[str], task: Task) -> str:
     index, names = next(((i, pair) for i, pair in pairs if pair[0] != pair[1]), (0, None))
     counts = "" if len(stored) == len(task.classes) else f"{len(stored)} classes there, {len(task.classes)} here"
     first = f"class {index} is {names[0]!r} there, {names[1]!r} here" if names else ""
-    return f"{task.name}: {', '.join(filter(None, (counts, first)))}"
+    return ", ".join(filter(None, (counts, first)))
 
 
 def differences(stored: Classes, tasks: Mapping[str, Task]) -> dict[str, str]:
@@ -39,4 +39,5 @@ def check(stored: Classes, tasks: Mapping[str, Task], where: str, advice: str = 
     """Raises UserError, naming the model `where` and the first difference, unless its classes are those of the data, in order."""
     found = differences(stored, tasks)
     if found:
-        raise UserError(f"{where} predicts other classes than the data has: {'; '.join(found.values())}; {advice}")
+        told = "; ".join(f"{task}: {difference}" for task, difference in found.items())
+        raise UserError(f"{where} predicts other classes than the data has: {told}; {advice}")
