@@ -68,7 +68,7 @@ def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
     """config.json of a model folder. Raises UserError if there is none or it is not ours, and for whatever in it could not be used."""
     folder = files.user_path(folder)
     path = folder / CONFIG
-    refuse_run(folder)
+    refuse_run(folder, above=2)
     if not path.is_file():
         raise UserError(f"{folder} is not a model folder: it has no {CONFIG} (make one with python -m mtlora_jax.convert)")
     config = files.read_json(path, config_schema.LARGEST_FILE)
@@ -83,15 +83,15 @@ def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
     return config
 
 
-def refuse_run(folder: pathlib.Path) -> None:
-    """Raises UserError, naming the model folder in it, for the workdir of a run, and for what lies in its checkpoints."""
+def refuse_run(folder: pathlib.Path, above: int = 0) -> None:
+    """Raises UserError, naming its best model, if a folder is the workdir of a run, or lies up to so many levels below one."""
     if is_model_folder(folder):
         return
-    outside = () if folder.name in ("best", "initial") else folder.absolute().parents[:2]
-    for run in (folder, *outside):
-        if (run / "checkpoints").is_dir() or is_model_folder(run / "best") or is_model_folder(run / "initial"):
+    for run in (folder, *folder.absolute().parents[: 0 if folder.name in ("best", "initial") else above]):
+        best = run / "best"
+        started = (run / "checkpoints").is_dir() and (run / CONFIG).is_file()
+        if started or is_model_folder(best) or is_model_folder(run / "initial"):
             what = "is a run" if run == folder else f"is part of the run {run}"
-            best = run / "best"
             told = f"its best model is {best}" if is_model_folder(best) else "it has no best model yet, for it was not evaluated so far"
             raise UserError(f"{folder} {what}; {told}")
 

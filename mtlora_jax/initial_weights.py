@@ -1,13 +1,12 @@
 """The weights that training starts from: those of a model folder, wherever they fit."""
 
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from flax import nnx
 
 from mtlora_jax import architecture as architectures
-from mtlora_jax import class_names, folder, parameters
+from mtlora_jax import class_names, files, folder, parameters
 from mtlora_jax.architecture import Architecture
 from mtlora_jax.errors import UserError
 from mtlora_jax.methods.groups import groups_of
@@ -28,7 +27,7 @@ def origin_of(source: str) -> dict[str, str]:
     """The model folder that training starts from, and which checkpoint it was converted from."""
     there = folder.read_config(source)
     known = there.get("converted_from") or there.get("started_from") or {}
-    return {"folder": pathlib.Path(source).resolve().name, **{key: known[key] for key in ("file", "format") if key in known}}
+    return {"folder": files.user_path(source).resolve().name, **{key: known[key] for key in ("file", "format") if key in known}}
 
 
 def load(

@@ -12,8 +12,12 @@ import pytest
 import safetensors.numpy
 
 import mtlora_jax
-from mtlora_jax import folder, parameters
+from mtlora_jax import folder, initial_weights, parameters
+from mtlora_jax.architecture import build
+from mtlora_jax.convert.__main__ import main as convert
 from mtlora_jax.errors import UserError
+from mtlora_jax.export.__main__ import main as export
+from mtlora_jax.predict import main as predict
 from mtlora_jax.predictions import logits_of
 from mtlora_jax.step import normalise
 
@@ -220,6 +224,83 @@ def test_damaged_config(copy, text, message):
         path.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(UserError, match=message):
         mtlora_jax.load(copy)
+
+
+@pytest.fixture
+def run(saved, tmp_path) -> pathlib.Path:
+    """What is left of a run that was evaluated."""
+    (tmp_path / "run" / "checkpoints" / "24").mkdir(parents=True)
+    (tmp_path / "run" / "config.json").write_text('{"seed": 0}')
+    for name in ("initial", "best"):
+        shutil.copytree(saved, tmp_path / "run" / name)
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("inside", ["", "checkpoints", "checkpoints/24", "bset"])
+def test_a_run_in_place_of_its_model(run, inside):
+    what = "is a run" if not inside else f"is part of the run {run}"
+    with pytest.raises(UserError, match=f"{re.escape(f'{run / inside} {what}')}; its best model is {re.escape(str(run / 'best'))}$"):
+        mtlora_jax.load(run / inside)
+    shutil.rmtree(run / "best")
+    with pytest.raises(UserError, match=f"{re.escape(f'{run / inside} {what}')}; it has no best model yet"):
+        mtlora_jax.load(run / inside)
+    with pytest.raises(UserError, match=r"best is not a model folder: it has no config\.json"):
+        mtlora_jax.load(run / "best")
+
+
+@pytest.mark.parametrize("kept", ["initial", "checkpoints", "best"])
+def test_little_is_left_of_a_run(run, kept):
+    for name in {"initial", "checkpoints", "best"} - {kept}:
+        shutil.rmtree(run / name)
+    with pytest.raises(UserError, match="run is a run; it"):
+        mtlora_jax.load(run)
+
+
+def commands(base: pathlib.Path, where: pathlib.Path) -> dict:
+    """{place that takes a model folder: what is called with `where`}."""
+    out = str(base / "out")
+    image = base / "image.png"
+    cv2.imwrite(str(image), photograph(32, 32))
+    return {
+        "predict": lambda: predict([f"--model={where}", f"--images={image}", f"--output={out}"]),
+        "export": lambda: export([f"--model={where}", f"--output={out}"]),
+        "convert": lambda: convert([str(where), out]),
+        "base": lambda: convert([str(where / "best"), out, "--adapter", f"--base={where}"]),
+        "init": lambda: initial_weights.load(build(ARCHITECTURE), str(where), ARCHITECTURE, micro.tasks_of(ARCHITECTURE)),
+        "origin": lambda: initial_weights.origin_of(str(where)),
+    }
+
+
+@pytest.mark.parametrize("place", ["predict", "export", "convert", "base", "init", "origin"])
+def test_every_place_that_takes_a_model_folder_knows_a_run(run, place):
+    with pytest.raises(UserError, match=f"run is a run; its best model is {re.escape(str(run / 'best'))}$"):
+        commands(run.parent, run)[place]()
+    assert not (run.parent / "out").exists()
+
+
+def test_other_folders_with_checkpoints_are_no_runs(saved, tmp_path):
+    (tmp_path / "project" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"weights is not a model folder: it has no config\.json"):
+        mtlora_jax.load(tmp_path / "project" / "weights")
+    shutil.copytree(saved, tmp_path / "project" / "weights")
+    assert folder.read_config(tmp_path / "project" / "weights")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_encodings_of_config(copy, encoding):
+    path = copy / "config.json"
+    config = json.loads(path.read_text())
+    config["classes"]["semseg"] = ["Straße", "木", "c"]
+    path.write_bytes(json.dumps(config, ensure_ascii=False).encode(encoding))
+    assert folder.is_model_folder(copy)
+    assert folder.read_config(copy)["classes"] == config["classes"]
+
+
+def test_home_folders(saved, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(saved.parent))
+    assert folder.read_config("~/model") == folder.read_config(saved)
+    assert initial_weights.origin_of("~/model")["folder"] == "model"
+    assert initial_weights.merged_method("~/model") == {}
 
 
 @pytest.mark.parametrize("keep", [None, 0, 100, -1])
