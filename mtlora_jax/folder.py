@@ -1,5 +1,6 @@
 """Model folders: `config.json`, `model.safetensors` and a model card, all that is needed to use a model again."""
 
+import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -46,6 +47,10 @@ def save(
 def write(folder: pathlib.Path, config: Mapping[str, Any], arrays: Mapping[str, np.ndarray], name: str) -> None:
     """Writes config.json, `arrays` as the safetensors file `name`, and the card that belongs to them."""
     config = {"format": FORMAT, **config}
+    if "scores" in config:  # JSON has no NaN
+        config["scores"] = {
+            score: value if value is not None and math.isfinite(value) else None for score, value in config["scores"].items()
+        }
     with files.replacing(folder) as temporary:
         weights.write(temporary / name, arrays)
         files.write_json(temporary / CONFIG, config)

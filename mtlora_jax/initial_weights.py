@@ -16,6 +16,9 @@ from mtlora_jax.tasks.task import Task
 
 FRESH = {"ta_lora": "low-rank factors", "ts_lora": "task-specific factors", "decoders": "decoders"}  # groups that may be started anew
 
+# Attributes of modules that change how, or how fast, they learn, and how they are executed.
+OF_TRAINING = ("dropout", "drop_path_rate", "momentum", "fused", "compute", "remat_blocks", "remat_stages", "remat_decoders")
+
 
 def merged_method(source: str) -> dict[str, Any]:
     """{"method": ...} of a merged model folder, which no config describes; of any other {}."""
@@ -55,6 +58,12 @@ def load(
     if complete:
         class_names.check(config.get("classes", {}), tasks, f"init = {source}")
         parameters.assign(model, values, source)
+        refuse_differences(
+            computing(architectures.build(only(there, list(architecture["tasks"])))),
+            computing(model),
+            f"init = {source} computes something else",
+            "give the values it was trained with",
+        )
         console.print(f"weights of {source}")
         return
 
@@ -103,6 +112,17 @@ def misfits(
             decoder = f"{module}: {size} {what} there, {other} here"
             found[path] = decoder if group == "decoders" else f"{FRESH[group]}: rank {size} there, {other} here"
     return found
+
+
+def computing(model: nnx.Module) -> dict[str, Any]:
+    """{attribute: its value, or values, in all modules} of what says, beside the weights, what a trained model computes."""
+    found: dict[str, list[Any]] = {}
+    for _, module in nnx.iter_modules(model):
+        for name, value in vars(module).items():
+            if isinstance(value, int | float | str | tuple) and name not in OF_TRAINING and not name.startswith("_"):
+                values = found.setdefault(name, [])
+                values += [value] if value not in values else []
+    return {name: values[0] if len(values) == 1 else values for name, values in found.items()}
 
 
 def group_of(path: str, variable: nnx.Variable) -> str:

@@ -226,6 +226,11 @@ def test_damaged_config(copy, text, message):
         mtlora_jax.load(copy)
 
 
+def test_scores_that_are_no_numbers(arrays, tmp_path):
+    folder.save(tmp_path / "model", ARCHITECTURE, arrays, {"scores": {"sal/mIoU": float("nan"), "sal/F": None, "normals/mean": 3.5}})
+    assert folder.read_config(tmp_path / "model")["scores"] == {"sal/mIoU": None, "sal/F": None, "normals/mean": 3.5}
+
+
 @pytest.fixture
 def run(saved, tmp_path) -> pathlib.Path:
     """What is left of a run that was evaluated."""

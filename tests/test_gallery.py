@@ -97,6 +97,17 @@ def test_names_are_no_markup(read):
     assert not [tag for tag, attributes in read.tags if tag == "b"]
 
 
+def test_what_a_model_is_called_is_no_markup():
+    hostile = '</script><script>alert(1)</script><b a="'
+    gallery = Gallery(hostile, f"{hostile}, predicts", ["semseg"], 1, labelled=False)
+    photograph, views = example(0)
+    gallery.add(hostile, photograph, {"semseg": views["semseg"]}, {"semseg": f"semseg/{hostile}.png"})
+    read = Reader(gallery.page())
+    assert "alert(1)" in read.text
+    assert not [tag for tag, _ in read.tags if tag == "b"]
+    assert len([tag for tag, _ in read.tags if tag == "script"]) == gallery.page().count("</script>")
+
+
 def test_nothing_comes_from_elsewhere(page, read):
     text = page.read_text()
     assert "http:" not in text

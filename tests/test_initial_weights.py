@@ -113,6 +113,24 @@ def test_an_evaluation_needs_all_of_it(source, tmp_path):
         loaded(source, FEWER, complete=True, strict=False)
 
 
+@pytest.mark.parametrize(
+    "option", [{"scale": 2.0}, {"task_scale": {"semseg": 4.0, "sal": 2, "normals": 4.0}}, {"ts_base": "task"}], ids=str
+)
+def test_an_evaluation_computes_what_was_trained(source, option):
+    ((name, value),) = option.items()
+    with pytest.raises(UserError, match=f"computes something else: .*{name} .* there, .* in the config") as error:
+        loaded(source, changed(method=option), complete=True)
+    assert "give the values it was trained with" in str(error.value)
+    assert loaded(
+        source, changed(method={"dropout": 0.5, "scale": [4, 4.0], "freeze": ["norms"]}, backbone={"drop_path_rate": 0.0}), complete=True
+    )
+
+
+def test_an_evaluation_may_order_tasks_otherwise(source):
+    tasks = dict(reversed(SOURCE["tasks"].items()))
+    assert loaded(source, {**SOURCE, "tasks": tasks}, complete=True)
+
+
 def test_a_model_that_names_no_classes_contradicts_nothing(arrays, tmp_path):
     folder.save(tmp_path / "converted", SOURCE, arrays)
     assert loaded(str(tmp_path / "converted"), SOURCE, ["x", "y", "z"]).keys() == arrays.keys()
