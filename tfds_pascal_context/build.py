@@ -10,6 +10,7 @@ A build that was stopped goes on when the same command is given again.
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 import time
 from collections.abc import Sequence
@@ -76,6 +77,8 @@ def build(
     start = time.perf_counter()
     data_dir, manual_dir = user_path(data_dir), None if manual_dir is None else user_path(manual_dir)
     builder_cls = builder_class(dataset)
+    if str(data_dir) != os.fsencode(data_dir).decode(errors="replace"):
+        raise UserError(f"{data_dir}: has a name that is no UTF-8 text, which the writer of records needs; choose another folder")
     if workers < 0:
         raise UserError(f"workers = {workers}; expected the number of processes, or 0 for one per core")
     config = raw.config_name(builder_cls.RAW, builder_cls.RAW.tasks if tasks is None else tasks)

@@ -78,6 +78,10 @@ class RawBuilder(ShardBasedBuilder, skip_registration=True):
         """Where unfinished work is kept."""
         return pathlib.Path(self.data_dir_root) / self.name / f"{self.builder_config_name}.partial"
 
+    def is_prepared(self) -> bool:
+        """Whether the data set is there; TFDS would take `[` and `*` in its path for a pattern."""
+        return os.path.isfile(os.path.join(self.data_path, "dataset_info.json"))
+
     def download_and_prepare(self, *, download_config: tfds.download.DownloadConfig | None = None, **kwargs: Any) -> None:
         """As in TFDS; `download_config.manual_dir` may also be the archive, or the unpacked folder itself.
 

@@ -72,6 +72,8 @@ def load(path: pathlib.Path, fingerprint: str, tasks: Sequence[str]) -> Converte
             if not ordinary or sum(entry.file_size for entry in entries) > files.LARGEST:
                 return None
             contents = {entry.filename: cached.open(entry).read(entry.file_size) for entry in entries}  # never more than it says
+        if [len(content) for content in contents.values()] != [entry.file_size for entry in entries]:
+            return None
         head = json.loads(contents.pop(HEAD))
         whole = contents.keys() == set(tasks) and len({_size(content) for content in contents.values()}) == 1
         if head["fingerprint"] != fingerprint or not whole or not set(tasks).issuperset(head["resized"]):

@@ -108,7 +108,7 @@ def _continue(url: str, part: pathlib.Path, report: Callable[[int, int], None], 
         if response.status != http.client.PARTIAL_CONTENT:
             start = 0  # the server begins anew
         elif not response.headers.get("Content-Range", f"bytes {start}-").startswith(f"bytes {start}-"):
-            part.unlink()  # what would follow does not belong behind what is there
+            part.unlink(missing_ok=True)  # what would follow does not belong behind what is there
             return False
         length = response.headers.get("Content-Length", "")
         total = start + int(length) if length.isascii() and length.isdigit() else 0

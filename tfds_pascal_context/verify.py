@@ -50,7 +50,7 @@ def verify_raw(
     raw_cls = builder_class(dataset).RAW
     tasks = tuple(raw_cls.tasks if tasks is None else tasks)
     raw.config_name(raw_cls, tasks)  # checks the names
-    found = source.find_or_fail(raw_cls, pathlib.Path(manual_dir))
+    found = source.find_or_fail(raw_cls, user_path(manual_dir))
     with tempfile.TemporaryDirectory(prefix="verify-", dir=found.parent if found.is_file() else None) as work:
         opened = source.open_raw(raw_cls, found, tasks, pathlib.Path(work), print)
         ids = opened.ids()
@@ -79,7 +79,7 @@ def verify_built(
 
     builder_cls = builder_class(dataset)
     config = raw.config_name(builder_cls.RAW, builder_cls.RAW.tasks if tasks is None else tasks)
-    builder = builder_cls(data_dir=str(data_dir), config=config)
+    builder = builder_cls(data_dir=str(user_path(data_dir)), config=config)
     folder = pathlib.Path(builder.data_path)
     if not builder.is_prepared():
         raise UserError(f"{folder}: no data set; make it with python -m tfds_pascal_context.build")
