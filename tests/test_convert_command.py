@@ -88,6 +88,28 @@ def test_configurations_we_cannot_do_are_refused(name, value, tmp_path, yacs):
         convert(tmp_path / "c.pth")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("DATA.IMG_SIZE", "big", "a whole number from 1 to 65536"),
+        ("DATA.IMG_SIZE", 10**30, "a whole number from 1 to 65536"),
+        ("MODEL.DROP_PATH_RATE", float("nan"), "a finite number from 0 to 1"),
+        ("MODEL.MTLORA.SHARED_SCALE", [[1]], "a finite number .*, or a list of one per stage"),
+        ("MODEL.MTLORA.SHARED_SCALE", float("inf"), "a finite number"),
+        ("MODEL.MTLORA.SCALE_PER_TASK", {"semseg": "x", "edge": 1}, "or {task: either of them}"),
+        ("MODEL.MTLORA.DROPOUT", 3, "a finite number from 0 to 1"),
+    ],
+)
+def test_configurations_of_odd_values(name, value, expected, tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    config = value
+    for part in reversed(name.split(".")):
+        config = {part: config}
+    state = {key: torch.from_numpy(np.array(x)) for key, x in reference(weights(multitask())).items()}
+    torch.save({"model": state, "config": config}, tmp_path / "c.pth")
+    assert_refused([tmp_path / "c.pth", tmp_path / "out"], tmp_path / "out", rf"configuration: {name} = .* must be .*{expected}", capsys)
+
+
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {"model": {f"module.{k}": v for k, v in s.items()}}])
 def test_bare_and_wrapped_state_dicts(wrap, tmp_path):
     torch = pytest.importorskip("torch")
@@ -187,6 +209,11 @@ WRONG_TENSORS = {
         r"qkv.weight has shape \(24,\), .* not that of a linear",
     ),
     "scalar": (lambda: bare() | {"patch_embed.norm.bias": np.float32(1)}, [], r"patch_embed.norm.bias has shape \(\), .* of a vector"),
+    "empty": (
+        lambda: bare() | {"layers.0.blocks.0.mlp.fc1.weight": np.ones((16, 0))},
+        [],
+        r"model\.safetensors: layers\.0\.blocks\.0\.mlp\.fc1\.weight has no values",
+    ),
     "table": (
         lambda: {k: np.ones((48, x.shape[1])) if k.endswith("table") else x for k, x in bare().items()},
         [],

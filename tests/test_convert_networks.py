@@ -162,13 +162,13 @@ def refused(arguments, message, capsys):
 
 
 CONFIGS = {
-    r"the image size 'big' in config\.json is none; give it with --image_size": {"image_size": "big"},
-    r"the image size \[3, True, True\]": {"pretrained_cfg": {"input_size": [3, True, True]}},
+    r"the image size \"big\" in config\.json is none; give it with --image_size": {"image_size": "big"},
+    r"the image size \[3, true, true\]": {"pretrained_cfg": {"input_size": [3, True, True]}},
     r"the image size -4 ": {"image_size": -4},
     r"image_size = \[8, 8\] must be": {"image_size": 8},
-    r"drop_path_rate = 'x' in config\.json is no number from 0 to 1": {"drop_path_rate": "x"},
-    r"drop_path_rate = 2 in": {"drop_path_rate": 2},
-    r"hidden_act = 'relu' in config\.json is not supported, only 'gelu'": {"hidden_act": "relu"},
+    r"config\.json: drop_path_rate = \"x\" must be a finite number from 0 to 1": {"drop_path_rate": "x"},
+    r"drop_path_rate = 2 must be": {"drop_path_rate": 2},
+    r"hidden_act = \"relu\" in config\.json is not supported, only \"gelu\"": {"hidden_act": "relu"},
     r"layer_norm_eps = 1e-12 in config\.json is not supported": {"backbone_config": {"layer_norm_eps": 1e-12}},
 }
 
@@ -233,6 +233,13 @@ def test_two_converters_of_one_folder(tmp_path, monkeypatch, capsys):
     assert run_command([str(tmp_path / "ours"), str(tmp_path / "out"), "--overwrite"]) == 0
     assert_equal(read(tmp_path / "out")[1], ARRAYS)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "out"]
+
+
+def test_a_run_is_no_checkpoint(tmp_path, capsys):
+    """What is wanted lies in it."""
+    folder.save(tmp_path / "run" / "best", BARE, ARRAYS)
+    (tmp_path / "run" / "checkpoints").mkdir()
+    refused([tmp_path / "run", tmp_path / "out"], rf"is a run; its best model is {tmp_path / 'run' / 'best'}", capsys)
 
 
 def test_a_source_that_cannot_be_read_makes_no_folders(tmp_path, capsys):

@@ -250,3 +250,21 @@ def test_views_beyond_their_storage(layout, tmp_path, capsys):
         for name, value in records.items():
             archive.writestr(f"c/{name}", value)
     refused([tmp_path / "c.pth", tmp_path / "out", "--from=swin"], r"c\.pth: damaged", capsys)
+
+
+@pytest.mark.parametrize("layout", [(0, (8,), (1,)), (0, (2,), (100,)), (-1, (2,), (1,))])
+def test_views_beyond_their_storage_before_there_were_zip_files(layout, tmp_path, capsys, monkeypatch):
+    torch = pytest.importorskip("torch")
+    tensor = torch.ones(4)
+    monkeypatch.setattr(torch._tensor.Tensor, "_reduce_ex_internal", lambda self, protocol: rebuilt(self, layout))
+    torch.save({"patch_embed.norm.bias": tensor}, tmp_path / "c.pth", _use_new_zipfile_serialization=False)
+    monkeypatch.undo()
+    refused([tmp_path / "c.pth", tmp_path / "out", "--from=swin"], r"c\.pth: damaged", capsys)
+
+
+def rebuilt(tensor, layout):
+    """How PyTorch pickles a tensor, with another offset, size and strides in its storage."""
+    import torch
+
+    storage = torch.storage.TypedStorage(wrap_storage=tensor.untyped_storage(), dtype=tensor.dtype, _internal=True)
+    return torch._utils._rebuild_tensor_v2, (storage, *layout, False, OrderedDict())

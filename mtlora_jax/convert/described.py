@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from mtlora_jax.convert.mtlora import entry
+from mtlora_jax.convert.mtlora import SIDE, entry
 from mtlora_jax.errors import UserError
+from mtlora_jax.schema import either, list_of, number, shown
 
 NAMES = {  # where each setting may stand; the first that is there counts
     "image_size": (
@@ -33,7 +34,7 @@ def settings(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
     """
     for name, supported in ONLY.items():
         if (value := first(config, [part + name for part in PARTS])) not in (None, *supported):
-            raise UserError(f"{name} = {value!r} in config.json is not supported, only {supported[0]!r}")
+            raise UserError(f"{name} = {shown(value)} in config.json is not supported, only {shown(supported[0])}")
     found = {name: first(config, places) for name, places in NAMES.items() if name not in given}
     return {name: READ[name](value) for name, value in found.items() if value is not None}
 
@@ -44,15 +45,13 @@ def first(config: Mapping[str, Any], names: Any) -> Any:
 
 def image_size(value: Any) -> list[int]:
     """[height, width] from a side, (height, width) or (channels, height, width)."""
-    sides = [value, value] if isinstance(value, int) else list(value)[-2:] if isinstance(value, list) else []
-    if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and 0 < side < 2**16 for side in sides):
-        raise UserError(f"the image size {value!r} in config.json is none; give it with --image_size")
-    return sides
+    if not either(SIDE, list_of(SIDE, 2, 3)).holds(value):
+        raise UserError(f"the image size {shown(value)} in config.json is none; give it with --image_size")
+    return [value, value] if isinstance(value, int) else value[-2:]
 
 
 def rate(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise UserError(f"drop_path_rate = {value!r} in config.json is no number from 0 to 1")
+    number(0, 1)(value, "config.json: drop_path_rate")
     return float(value)
 
 
@@ -64,4 +63,4 @@ def differences(config: Mapping[str, Any], backbone: Mapping[str, Any]) -> Itera
     for name in GEOMETRY:
         told = first(config, [part + name for part in PARTS])
         if told is not None and told != backbone[name]:
-            yield f"note       config.json says {name} {told!r}, the tensors are of {backbone[name]!r}"
+            yield f"note       config.json says {name} {shown(told)}, the tensors are of {shown(backbone[name])}"

@@ -6,6 +6,8 @@ from typing import Any
 from mtlora_jax.convert import swin
 from mtlora_jax.convert.table import Change, Row, Table, conv, conv1x1, linear
 from mtlora_jax.errors import UserError
+from mtlora_jax.methods.mtlora import of_each_stage, of_each_task
+from mtlora_jax.schema import either, list_of, number, whole
 
 BACKBONE = [row._replace(key=f"backbone.{row.key}") for row in (*swin.PATCH_EMBED, *swin.BLOCKS, *swin.MERGING)]
 
@@ -95,22 +97,36 @@ FREEZE = {"FREEZE_PATCH_EMBED": "patch_embed", "FREEZE_LAYER_NORM": "norms", "FR
 ONLY = {"MODEL.MTLORA.SHARED_MODE": "matrix", "MODEL.MTLORA.INTERMEDIATE_SPECIALIZATION": False, "MODEL.SWIN.QK_SCALE": None}
 
 
+SIDE = whole(1, 2**16)
+SETTINGS = {  # our name: theirs, of which the first that says something counts, and what it may be
+    "image_size": (("DATA.IMG_SIZE",), either(SIDE, list_of(SIDE, 2, 2))),
+    "drop_path_rate": (("MODEL.DROP_PATH_RATE",), number(0, 1)),
+    "scale": (("MODEL.MTLORA.SHARED_SCALE",), of_each_stage(number())),
+    "task_scale": (("MODEL.MTLORA.SCALE_PER_TASK", "MODEL.MTLORA.TASK_SCALE"), of_each_task(number())),
+    "dropout": (("MODEL.MTLORA.DROPOUT",), of_each_stage(number(0, 1))),
+}
+
+
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the pickled configuration knows and tensors do not, under our names. Raises UserError for what we cannot do."""
+    """What the pickled configuration knows and tensors do not, under our names.
+
+    Raises UserError for what we cannot do, and for values that are none.
+    """
     for name, supported in ONLY.items():
-        if (value := entry(config, name, supported)) != supported:
+        value = entry(config, name, supported)
+        if type(value) is not type(supported) or value != supported:
             raise UserError(f"{name} = {value!r} in the checkpoint's configuration is not supported, only {supported!r}")
-    found = {
-        "image_size": entry(config, "DATA.IMG_SIZE"),
-        "drop_path_rate": entry(config, "MODEL.DROP_PATH_RATE"),
-        "scale": entry(config, "MODEL.MTLORA.SHARED_SCALE"),
-        "task_scale": entry(config, "MODEL.MTLORA.SCALE_PER_TASK") or entry(config, "MODEL.MTLORA.TASK_SCALE"),
-        "dropout": entry(config, "MODEL.MTLORA.DROPOUT"),
-    }
-    if train := entry(config, "TRAIN"):
-        found["freeze"] = [ours for theirs, ours in FREEZE.items() if entry(train, theirs)]
-        found["merging_frozen"] = bool(entry(train, "FREEZE_DOWNSAMPLE_REDUCTION"))
-    return {name: value for name, value in found.items() if value is not None}
+    found = {}
+    for ours, (names, check) in SETTINGS.items():
+        for name in names:
+            value = entry(config, name)
+            if ours not in found and value is not None and not (isinstance(value, Mapping | list | tuple) and not value):
+                check(value, f"the checkpoint's configuration: {name}")
+                found[ours] = value
+    if isinstance(entry(config, "TRAIN"), Mapping):
+        found["freeze"] = [ours for theirs, ours in FREEZE.items() if entry(config, f"TRAIN.{theirs}") is True]
+        found["merging_frozen"] = entry(config, "TRAIN.FREEZE_DOWNSAMPLE_REDUCTION") is True
+    return found
 
 
 def entry(config: Mapping[str, Any], name: str, default: Any = None) -> Any:

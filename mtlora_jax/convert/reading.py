@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from mtlora_jax import files, weights
+from mtlora_jax import files, folder, weights
 from mtlora_jax.convert import containers, torchfile
 from mtlora_jax.errors import UserError
 from mtlora_jax.parameters import named
@@ -54,7 +54,7 @@ def read(source: str | pathlib.Path, format: str = "auto", ema: bool = False) ->
         report = [*report, f"dropped    {named([str(key) for key in others])}: no named tensors"]
     origin = {key: f"{file_of.get(prefix + key, path)}: {prefix}{key}" for key in state}
     beside = [containers.beside(key, prefix) for key in keys if not key.startswith(prefix)]
-    config = containers.get(content, "config")
+    config = torchfile.plain(containers.get(content, "config"))
     described = description(path) if files.user_path(source).is_dir() or path.name in IN_DIRECTORY else {}
     return Checkpoint(path, state, origin, beside, config if isinstance(config, Mapping) else {}, described, report)
 
@@ -68,6 +68,7 @@ def locate(source: pathlib.Path) -> pathlib.Path:
     usual = [source / name for name in IN_DIRECTORY if (source / name).is_file()]
     found = usual[:1] or sorted(path for path in source.iterdir() if path.suffix in READERS and path.is_file())
     if not found:
+        folder.refuse_run(source)
         raise UserError(f"{source}: the directory holds neither model.safetensors nor pytorch_model.bin, nor another file of weights")
     if len(found) > 1:
         raise UserError(f"{source}: the directory holds {named([path.name for path in found])}; name the file you mean")

@@ -117,6 +117,8 @@ def apply(table: Table, state: Mapping[str, Any], origin: Mapping[str, str]) -> 
         if row.part in joined:
             raise UserError(f"{key} and {joined[row.part][0]} are the same tensor {path}: the checkpoint must hold one of them")
         value = as_float32(value, origin[key])
+        if not value.size:
+            raise UserError(f"{origin[key]} has no values: its shape is {value.shape}")
         try:
             joined[row.part] = key, row.change.there(value)
         except ValueError:

@@ -160,6 +160,13 @@ def tensors_of(value: Any, depth: int = 0, seen: set[int] | None = None) -> Iter
             yield from tensors_of(child, depth + 1, seen)
 
 
+def plain(value: Any, depth: int = 0) -> Any:
+    """Mappings in mappings as dictionaries, whose methods are what they should be: a pickle can set attributes of ordered ones."""
+    if not isinstance(value, Mapping):
+        return value
+    return {key: plain(value[key], depth + 1) for key in value} if depth < DEEPEST else {}
+
+
 def is_tensor(value: Any) -> bool:
     """Whether a value is a tensor of PyTorch or of numpy. PyTorch is not imported for it."""
     return isinstance(value, np.ndarray) or (hasattr(value, "layout") and hasattr(value, "is_floating_point"))
