@@ -49,10 +49,10 @@ def user_path(text: str | os.PathLike[str]) -> pathlib.Path:
     name = os.fspath(text)
     if not name or "\0" in name:
         raise UserError(f"path {name!r} is empty" if not name else f"path {name!r} has a NUL character")
-    try:
-        return pathlib.Path(name).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{name}: there is no user {name.split('/')[0][1:]!r} whose home folder that could be") from error
+    expanded = os.path.expanduser(name)  # that of pathlib drops a leading "./" first
+    if expanded.startswith("~"):
+        raise UserError(f"{name}: the home folder {name.split('/')[0]} is not known; write ./{name} for a name that begins so")
+    return pathlib.Path(expanded)
 
 
 def same_form(name: str) -> str:
@@ -170,8 +170,8 @@ def check_writable(folder: pathlib.Path) -> None:
     try:
         if not there.is_dir():
             raise UserError(f"{folder}: cannot be written ({there} is a file); {expected}")
-        with tempfile.TemporaryFile(dir=there):
-            pass
+        with tempfile.TemporaryFile(dir=there), contextlib.suppress(FileNotFoundError):
+            folder.stat()  # for what is wrong with its name
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({there}: {reason_of(error)}); {expected}") from error
 
