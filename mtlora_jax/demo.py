@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mtlora_jax import cli
+from mtlora_jax import cli, locks
 from mtlora_jax import config as configs
 from mtlora_jax.defaults import Config
 from mtlora_jax.errors import UserError
@@ -31,16 +31,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=0, help="epochs of each run (default: as the config says)")
     args = parser.parse(argv)
 
+    with locks.owned(args.workdir, "wait for its end, or choose another --workdir"):
+        run(args.workdir, {"train": args.train, "val": args.val}, args.epochs)
+
+
+def run(workdir: pathlib.Path, counts: dict[str, int], epochs: int) -> None:
+    """Makes all that is not there yet: data, two trainings, one table, panels and curves."""
     from mtlora_jax import plot
     from mtlora_jax.data import demo
     from mtlora_jax.records import console
     from mtlora_jax.train import train
     from tfds_pascal_context.build import build
 
-    workdir = args.workdir
-    overrides = [f"data.root={workdir / 'data'}"] + ([f"epochs={args.epochs}"] if args.epochs else [])
+    overrides = [f"data.root={workdir / 'data'}"] + ([f"epochs={epochs}"] if epochs else [])
     chosen = {method: configs.load(f"{CONFIG}:{method}", overrides) for method in METHODS}
-    counts = {"train": args.train, "val": args.val}
     demo.write(workdir / "PASCAL_MT", counts)
     built = build(manual_dir=workdir / "PASCAL_MT", data_dir=workdir / "data", allow_partial=True)
     if built.examples != counts:

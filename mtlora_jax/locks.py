@@ -21,11 +21,18 @@ def owned(folder: pathlib.Path, advice: str = "wait for its end, or choose anoth
     """Keeps other programs from writing to `folder`, which is made if need be, until the block or this process ends.
 
     The lock belongs to the process: a kill ends it too, and what is left of its file means nothing. Reading is not affected.
-    Raises UserError, with host, process and start of the owner, where there is one; not a byte is changed then.
+    Raises UserError, with host, process and start of the owner, where there is one; not a byte is changed then. Folders that were made
+    here and are still empty at the end vanish again.
     """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     files.make_folder(folder)
-    with _locked(folder / NAME, folder, advice):
-        yield
+    try:
+        with _locked(folder / NAME, folder, advice):
+            yield
+    finally:
+        with contextlib.suppress(OSError):  # where something is in them
+            for path in made:
+                path.rmdir()
 
 
 @contextlib.contextmanager
