@@ -6,8 +6,10 @@ import functools
 import json
 import logging
 import pathlib
+import re
 import shutil
 import sys
+import tempfile
 import time
 import warnings
 import zlib
@@ -21,7 +23,7 @@ import orbax.checkpoint as ocp
 
 from mtlora_jax import sharding
 from mtlora_jax.errors import UserError
-from mtlora_jax.files import is_full, reason_of
+from mtlora_jax.files import is_full, make_folder, reason_of
 from mtlora_jax.parameters import Flat, named
 from mtlora_jax.records import console
 from mtlora_jax.step import TrainState
@@ -44,6 +46,8 @@ class Checkpoints:
     and it lists its arrays with a checksum each: files that were cut off, altered or copied from another run are recognised when they are
     read, and the newest checkpoint without a fault is used. Weights are an item of their own, so that an evaluation reads nothing else.
 
+    An older one is removed when so many newer ones have been looked at and found to hold what was saved.
+
     Args:
       workdir: of the run.
       keep: how many to keep.
@@ -55,13 +59,18 @@ class Checkpoints:
 
     def __init__(self, workdir: pathlib.Path, keep: int, writing: bool = False):
         self._folder = (workdir / "checkpoints").absolute()
+        self._keep = keep
+        self._saved: int | None = None  # step of the last checkpoint, until it was looked at
+        self._alias = contextlib.ExitStack()
         leave_faults_to_the_caller()
         told = absl.logging.get_verbosity()
         absl.logging.set_verbosity(absl.logging.ERROR)  # where nothing is written orbax warns that nothing will be
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=writing, cleanup_tmp_directories=writing, read_only=not writing, enable_async_checkpointing=True
+            create=writing, cleanup_tmp_directories=writing, read_only=not writing, enable_async_checkpointing=True
         )
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        if writing:
+            make_folder(self._folder)
+        self._manager = ocp.CheckpointManager(self._alias.enter_context(plain_path(self._folder)), options=options)
         absl.logging.set_verbosity(told)
         self.seconds = 0.0
 
@@ -84,6 +93,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         start = time.monotonic()
+        self.wait()
         trees, rest = parts_of(state), copy.deepcopy({"data": data, "loop": loop})  # which the caller may alter while they are written
         contents = {name: contents_of(tree) for name, tree in trees.items()} | {name: checksum_of(value) for name, value in rest.items()}
         arguments = ocp.args.Composite(
@@ -95,6 +105,7 @@ class Checkpoints:
             self._manager.save(step, args=arguments)
         except Exception as error:
             raise self._failed(error) from error
+        self._saved = step
         self.seconds += time.monotonic() - start
 
     def check(self) -> None:
@@ -103,11 +114,16 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Returns when everything is written. Raises UserError if a checkpoint could not be."""
+        """Returns when everything is written. Raises UserError if a checkpoint could not be, or does not hold what was saved."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:
             raise self._failed(error) from error
+        saved, self._saved = self._saved, None
+        if saved is not None and jax.process_index() == 0 and (lacking := self._lacking(saved)):
+            raise self._failed(ValueError(f"{saved}/{lacking} is not there although it was saved"))
+        if saved is not None:
+            self._remove_old()
 
     def restore(self, like: TrainState) -> Restored | None:
         """The newest whole checkpoint, with the shapes, dtypes and shardings of `like`; None where there is none at all.
@@ -134,19 +150,27 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits until everything is written. Raises UserError if it could not be."""
-        self.wait()
-        self._manager.close()
+        with self._alias:
+            self.wait()
+            self._manager.close()
 
     def _newest_whole(
         self, like: Mapping[str, Any], further: tuple[str, ...] = ()
     ) -> tuple[int, dict[str, Any], dict[str, Any], list[int]] | None:
         """(step, trees like `like`, further items, steps of newer checkpoints that cannot be used); None where there is no checkpoint."""
         reasons: dict[int, str] = {}
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        # The steps as process 0 sees them, and a fault that any process finds, so that all restore the same.
+        for step in sharding.of_all_processes(sorted(self._manager.all_steps(), reverse=True))[0]:
+            found, reason = None, ""
             try:
-                return step, *self._read(step, like, further), list(reasons)
+                found = self._read(step, like, further)
             except Exception as error:  # whatever a damaged file makes the layers below stumble over
-                reasons[step] = str(error) if isinstance(error, UserError) else f"it cannot be read ({reason_of(error)})"
+                reason = str(error) if isinstance(error, UserError) else f"it cannot be read ({reason_of(error)})"
+            reason = next(filter(None, sharding.of_all_processes(reason)), "")
+            if found is not None and not reason:
+                return step, *found, list(reasons)
+            if reason:
+                reasons[step] = reason
                 console.print(f"checkpoint {step} is passed over: {reasons[step]}")
         if reasons:
             raise UserError(
@@ -173,6 +197,19 @@ class Checkpoints:
             raise UserError(f"damaged: the values of {named(altered)} are not those that were saved")
         return {name: trees[name] for name in like}, {name: rest[name] for name in further}
 
+    def _remove_old(self) -> None:
+        """Removes all checkpoints but the newest `keep`, which are whole. Not by orbax, for which all processes would have to be here."""
+        if jax.process_index() == 0:
+            for step in sorted(self._manager.all_steps())[: -self._keep]:
+                shutil.rmtree(self._folder / str(step), ignore_errors=True)
+        self._manager.reload()
+
+    def _lacking(self, step: int) -> str:
+        """What a checkpoint that was written lacks, judged by its files; empty where it is whole."""
+        wanted = [f"{name}/{pattern}" for name in ("weights", "optimizer") for pattern in ("manifest.ocdbt", "d/*")]
+        folder = self._folder / str(step)
+        return next((pattern for pattern in (*wanted, "contents/*") if not any(path.stat().st_size for path in folder.glob(pattern))), "")
+
     def _set_aside(self, steps: list[int]) -> None:
         """Moves checkpoints that cannot be used out of the way of those that training will write."""
         if not steps:
@@ -191,6 +228,22 @@ class Checkpoints:
         last = self._manager.latest_step()
         kept = "there is none yet" if last is None else f"the one of step {last} is whole, and the same command goes on from there"
         return UserError(f"{self._folder}: a checkpoint could not be written ({reason_of(error)}); {kept}")
+
+
+@contextlib.contextmanager
+def plain_path(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A path to `folder` that has no odd characters, by a link where it has some, until the block ends.
+
+    orbax takes `*`, `?` and `[` for patterns, and tensorstore takes other characters for parts of an address or cannot read them: the
+    checkpoints of such a folder would be empty, without an error.
+    """
+    if re.fullmatch(r"[\w/.,=+@ -]+", str(folder), re.ASCII):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="mtlora_jax-") as temporary:
+        link = pathlib.Path(temporary, "checkpoints")
+        link.symlink_to(folder, target_is_directory=True)
+        yield link
 
 
 @contextlib.contextmanager

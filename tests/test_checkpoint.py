@@ -1,8 +1,10 @@
 """Checkpoints that come back bit by bit, or are recognised as damaged, file by file."""
 
 import gc
+import os
 import pathlib
 import shutil
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -94,6 +96,37 @@ def test_the_last_ones_are_kept_and_none_is_written_twice(tmp_path):
     save(tmp_path, 4, 5, keep=3)
     assert steps_in(tmp_path) == [3, 4, 5]
     assert (tmp_path / "checkpoints" / "4" / "_CHECKPOINT_METADATA").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("name", ["lr[0.1]", "a*b", "[!x]", "a**b", "a\\b", "gs:", "кошка", "a%41#b", os.fsdecode(b"\xff")])
+def test_a_folder_of_any_name(tmp_path, name):
+    """orbax and tensorstore read some characters in their own way, and wrote nothing then."""
+    (tmp_path / "aXb").mkdir()
+    save(tmp_path / "aXb", 7)
+    save(tmp_path / name, 1, 2, 3)
+    assert steps_in(tmp_path / name) == [2, 3]
+    restored = restore(tmp_path / name)
+    assert restored is not None
+    assert_same(restored.state, state_at(3))
+    assert not [path for path in pathlib.Path(tempfile.gettempdir()).glob("mtlora_jax-*") if not any(path.iterdir())]
+
+
+@pytest.mark.parametrize("lost", ["weights/manifest.ocdbt", "weights/d", "optimizer/manifest.ocdbt", "optimizer/d", "contents"])
+def test_a_save_that_lacks_something_is_told_and_an_older_one_stays(tmp_path, monkeypatch, lost):
+    save(tmp_path, 1)
+    checkpoints = Checkpoints(tmp_path, 1, writing=True)
+    wait = checkpoints._manager.wait_until_finished
+
+    def loses() -> None:
+        wait()
+        if (path := tmp_path / "checkpoints" / "2" / lost).exists():
+            (path.unlink if path.is_file() else lambda: shutil.rmtree(path))()
+
+    monkeypatch.setattr(checkpoints._manager, "wait_until_finished", loses)
+    checkpoints.save(2, state_at(2), {"next_batch": 2}, loop_at(2))
+    with pytest.raises(UserError, match=f"2/{lost}.* is not there although it was saved"):
+        checkpoints.wait()
+    assert 1 in steps_in(tmp_path)
 
 
 def cut(data: bytes) -> bytes:
