@@ -9,8 +9,8 @@
 # One task per node: one process drives all GPUs of its node and reads its share of each batch once, and no GPU must be bound to a task.
 # `srun` tells each process who it is. (One task per GPU, --ntasks-per-node=8, works as well; then --config.data.workers is per GPU.)
 #
-# SIGTERM, which SLURM sends on preemption and, as asked for below, two minutes before the time limit, makes the run save and exit with 143.
-# SLURM itself requeues a preempted job (--requeue); after the time limit this script does. Any other failure ends the job.
+# SIGTERM, which SLURM sends on preemption and, as asked for below, two minutes before the time limit, makes the run save and exit with 143;
+# so does SIGUSR1 (--signal=USR1@120), with 138. SLURM itself requeues a preempted job (--requeue); after the time limit this script does. Any other failure ends the job.
 #
 # Checked: shellcheck; tests/test_launch.py runs this file with stand-ins for srun, squeue and scontrol, two processes on one machine
 # included. Not checked: on a real cluster; partition, account and memory are up to yours.
@@ -34,8 +34,8 @@ export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}" # srun does not take it fr
 srun --kill-on-bad-exit=1 --label "${PYTHON:-.venv/bin/python}" -m mtlora_jax.main "$@"
 code=$?
 
-# 143: asked to stop, and saved. Where scancel asked, the job is no longer RUNNING and stays ended.
-if [[ $code -eq 143 && $(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T) == RUNNING ]]; then
+# 143 and 138: asked to stop, and saved. Where scancel asked, the job is no longer RUNNING and stays ended.
+if [[ ($code -eq 143 || $code -eq 138) && $(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T) == RUNNING ]]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

@@ -1,4 +1,4 @@
-"""Ending a run when it is asked to: by SIGTERM, as clusters do before they take a machine away, or by Ctrl-C."""
+"""Ending a run when it is asked to: by a signal, as clusters send one before they take a machine away, or by Ctrl-C."""
 
 import collections
 import contextlib
@@ -20,17 +20,18 @@ from mtlora_jax import sharding
 from mtlora_jax.errors import UserError
 from mtlora_jax.records import console
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Besides SIGTERM and Ctrl-C: SIGHUP, when a terminal is closed, and those that SLURM sends where it is asked for a warning.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 IMPATIENT = 1.0  # seconds after which a second Ctrl-C counts; launchers pass the same one on twice
 LAG = 2  # steps for which several processes let their question travel, so that none waits for the answer
 
 
 class Stopped(SystemExit):
-    """The run was asked to stop and does so where it can go on later. The exit code is 128 + the signal's number: 143 or 130."""
+    """The run was asked to stop and does so where it can go on later. The exit code is 128 + the signal's number, such as 143 or 130."""
 
 
 class Shutdown:
-    """Listens for SIGTERM and SIGINT inside `with`; the program asks `check()` wherever it could stop.
+    """Listens for `SIGNALS` inside `with`; the program asks `check()` wherever it could stop.
 
     A signal handler of Python runs in the main thread and between two bytecodes, so not while XLA compiles. Here a thread hears the
     signal, whatever the main thread does, and if no `check` comes within the grace period, it ends the process itself: what was saved by
@@ -52,10 +53,12 @@ class Shutdown:
         self._any = jax.jit(jnp.max)
 
     def __enter__(self) -> Self:
+        self._terminals = [number for number in (1, 2) if os.isatty(number)]
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._wakeup_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        self._handlers_before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup has SIGHUP ignored
+        self._handlers_before = {number: signal.signal(number, lambda *_: None) for number in heard}
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
         return self
@@ -96,6 +99,10 @@ class Shutdown:
         if number is None:
             return
         self._signal = number
+        if number == signal.SIGHUP:  # the terminal is gone: what is printed there would be an error
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for terminal in self._terminals:
+                os.dup2(nowhere, terminal)
         console.print(f"{signal.Signals(number).name}: the run is saved and ends after this step ({self._grace:.0f} s at most)")
         heard = time.monotonic()
         while self._hear([signal.SIGINT], heard + self._grace) == signal.SIGINT:

@@ -232,8 +232,8 @@ def _start_worker(index: int, count: int) -> None:
     cv2.setNumThreads(0)  # there is one worker per core already
     jax.config.update("jax_platforms", "cpu")  # the accelerators belong to the main process
     _keep_freed_memory()
-    # Ctrl-C and the signal of a cluster that ends a job reach all processes. The main one answers them, and ends its workers.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    # Ctrl-C, a closed terminal and the signals of a cluster reach all processes. The main one answers them, and ends its workers.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
