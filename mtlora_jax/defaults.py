@@ -4,6 +4,8 @@ Files in `configs/` start from `default()` and change what they are about. The c
 programs that compose the parts.
 """
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -103,3 +105,15 @@ def default(method: str = "mtlora") -> Config:
 def of_any_type(options: dict) -> Config:
     """A part of the config whose values may change type, such as a rank that becomes a list of one rank per stage."""
     return ConfigDict(options, type_safe=False)
+
+
+def flattened(config: Config) -> dict[str, Any]:
+    """{dotted key: JSON-able value} of a config."""
+
+    def leaves(group: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in group.items():
+            found |= leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        return found
+
+    return leaves(json.loads(config.to_json_best_effort()), "")

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-import json
+import math
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -11,14 +11,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from mtlora_jax import agreement, config_checks, saved_config, sharding
 from mtlora_jax import experiment as experiments
-from mtlora_jax import sharding
 from mtlora_jax.checkpoint import Checkpoints
 from mtlora_jax.data.pipeline import Batches, Dataset
 from mtlora_jax.defaults import Config
 from mtlora_jax.errors import UserError
 from mtlora_jax.experiment import Experiment
-from mtlora_jax.files import write_text
+from mtlora_jax.files import check_writable, read_json, write_json
 from mtlora_jax.guards import BadExamples
 from mtlora_jax.metrics import Totals, add, delta_m
 from mtlora_jax.original_size import OriginalSizeEvaluator
@@ -106,11 +106,11 @@ def primary_scores(scores: Mapping[str, float], tasks: Mapping[str, Task]) -> di
 def with_gain(
     scores: Mapping[str, float], tasks: Mapping[str, Task], reference: Mapping[str, float], name: str = "delta_m"
 ) -> dict[str, float]:
-    """Adds the mean relative gain (percent) over the tasks that `reference` has a score other than 0 for; nothing if there is none.
+    """Adds the mean relative gain (percent) over the tasks that `reference` has a finite score other than 0 for; nothing if there is none.
 
     With the scores of single-task models as reference this is Delta_m.
     """
-    compared = {task: tasks[task] for task in tasks if reference.get(task)}
+    compared = {task: tasks[task] for task in tasks if reference.get(task) and math.isfinite(reference[task])}
     if not compared:
         return dict(scores)
     return {**scores, name: delta_m(primary_scores(scores, compared), reference, compared)}
@@ -132,13 +132,13 @@ def single_task_scores(config: Config, tasks: Mapping[str, Task]) -> dict[str, f
         path = pathlib.Path(name)
         path = path / "metrics.json" if path.is_dir() else path
         try:
-            values = json.loads(path.read_text())
-            scores = {task: values[f"{task}/{tasks[task].primary}"] for task in tasks if f"{task}/{tasks[task].primary}" in values}
-        except (OSError, ValueError, TypeError) as error:
-            reason = getattr(error, "strerror", None) or "it is no metrics.json"
-            raise UserError(f"single_task_files: {path} cannot be read: {reason}; expected the workdir of a finished run") from error
+            values = read_json(path)
+        except UserError as error:
+            raise UserError(f"single_task_files: {error}; expected the workdir of a finished run") from error
+        values = values if isinstance(values, dict) else {}
+        scores = {task: values[f"{task}/{tasks[task].primary}"] for task in tasks if f"{task}/{tasks[task].primary}" in values}
         wanted = ", ".join(f"{task}/{tasks[task].primary}" for task in tasks)
-        if not scores or None in scores.values():
+        if not scores or not all(isinstance(score, int | float) and math.isfinite(score) for score in scores.values()):
             raise UserError(f"single_task_files: {path} has no score of these tasks; expected a number for one of {wanted}")
         if found.keys() & scores:
             raise UserError(f"single_task_files: {path} tells of {', '.join(found.keys() & scores)} again; give each task once")
@@ -152,10 +152,18 @@ def evaluate_only(config: Config, workdir: pathlib.Path) -> dict[str, float]:
     Prints them and writes WORKDIR/evaluation.json: {"model": str, "split": str, "images": int, "scores": {"TASK/SCORE": value}}, and under
     "original_size" those at the size of each image's file, if `config.evaluation` asks for them. Returns the "scores".
     """
-    data = experiments.open_dataset(config, config.data.eval_split)
-    started = (workdir / "initial").exists()
+    config_checks.check(config)
+    agreement.require_same(agreement.of_start(config, mode="evaluate"))
+    agreement.together(lambda: check_writable(workdir))
+    (data,) = experiments.open_datasets(config, config.data.eval_split)
+    started = sharding.agreed((workdir / "initial").exists(), experiments.not_shared(workdir))
     if not started and not config.init:
         raise UserError(f"nothing to evaluate: {workdir} holds no run and config.init names no model folder")
+    if started and config.init and config.init != saved_config.started_with(workdir, "init"):
+        raise UserError(
+            f"{workdir} holds a run, which is what would be evaluated, and not init = {config.init}; leave out --config.init, or choose "
+            "another --workdir to evaluate that model"
+        )
     experiment = experiments.set_up(config, data.tasks, workdir, complete=True)
     reference = single_task_scores(config, experiment.tasks)
     trainable, batch_stats, what = experiment.trainable, experiment.batch_stats, config.init
@@ -185,6 +193,5 @@ def evaluate_only(config: Config, workdir: pathlib.Path) -> dict[str, float]:
     named = dict(zip(("scores", "original_size"), map(finite_or_none, columns.values()), strict=False))
     report = {"model": what, "split": split, "images": images, **named}
     if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_text(workdir / "evaluation.json", json.dumps(report, indent=2) + "\n")
+        write_json(workdir / "evaluation.json", report)
     return next(iter(columns.values()))

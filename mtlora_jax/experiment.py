@@ -13,8 +13,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from mtlora_jax import agreement, class_names, folder, initial_weights, parameters, sharding
 from mtlora_jax import architecture as architectures
-from mtlora_jax import class_names, folder, initial_weights, parameters, sharding
 from mtlora_jax.data import DATASETS
 from mtlora_jax.data.pipeline import Batches, Dataset, eval_batches, train_batches
 from mtlora_jax.data.transforms import Augmentation
@@ -61,6 +61,16 @@ def not_shared(where: pathlib.Path) -> str:
 def open_dataset(config: Config, split: str) -> Dataset:
     """A split of the config's data set. Raises UserError for an unknown data set or bad files."""
     return kind_of_dataset(config)(config.data.root, split, tuple(config.tasks))
+
+
+def open_datasets(config: Config, *splits: str) -> list[Dataset]:
+    """Splits of the config's data set, the same in all processes. Raises UserError in all where one has bad files, or others."""
+    opened = agreement.together(lambda: [open_dataset(config, split) for split in splits])
+    if jax.process_count() > 1:
+        for data, split in zip(opened, splits, strict=True):
+            agreement.require_same(agreement.of_data(data, split), "give all hosts the same data")
+            agreement.require_same(agreement.of_samples(data, split), "give all hosts the same data")
+    return opened
 
 
 def tasks_of(config: Config) -> dict[str, Task]:
@@ -115,20 +125,33 @@ def set_up(config: Config, tasks: dict[str, Task], workdir: pathlib.Path, comple
     Raises:
       UserError: for a config that describes no model, or weights that do not fit it.
     """
-    if not 0 <= config.seed < 2**32:
-        raise UserError(f"seed = {config.seed} must be at least 0 and below 2^32")
     mesh = sharding.make_mesh()
     sharding.check_batch_size(config.batch_size, mesh, "batch_size")
     check_accumulation(config.accumulation, config.batch_size, mesh.size)
     sharding.check_batch_size(config.eval_batch_size, mesh, "eval_batch_size")
     architecture = architectures.from_config(config, {name: task.channels for name, task in tasks.items()})
     initial = workdir / "initial"
-    if complete and config.init and not initial.exists():
-        architecture |= initial_weights.merged_method(config.init)
+    if not sharding.agreed(initial.exists(), not_shared(initial)) and complete and config.init:
+        architecture |= agreement.together(lambda: initial_weights.merged_method(config.init))
     model = architectures.build(architecture)
     architectures.configure(model, compute=config.precision.compute, remat=config.remat, fused=config.fused)
     method = architectures.method_of(architecture)
-    if sharding.agreed(initial.exists(), not_shared(initial)):
+    origin = agreement.together(lambda: fill(model, config, architecture, tasks, workdir, complete))
+    graph, trainable, frozen, batch_stats = parameters.split(model, method.trainable)
+    if jax.process_count() > 1:
+        agreement.require_same(agreement.of_arrays({**trainable, **frozen, **batch_stats}, "first weights of"))
+    parts = trainable, parameters.narrowed(frozen, config.precision.frozen), batch_stats
+    trainable, frozen, batch_stats = sharding.replicate(parts, mesh)
+    record = {"training": training_of(config), **({"started_from": origin} if origin else {})}
+    return Experiment(mesh, tasks, architecture, method, graph, trainable, frozen, batch_stats, record)
+
+
+def fill(
+    model: nnx.Module, config: Config, architecture: Mapping[str, Any], tasks: Mapping[str, Task], workdir: pathlib.Path, complete: bool
+) -> Any:
+    """Gives a model its first weights, in place, as `set_up` says; returns where they come from, None for random ones."""
+    initial = workdir / "initial"
+    if initial.exists():
         started, values = folder.read(initial)
         class_names.check(
             started.get("classes", {}), tasks, f"the run in {workdir}", "choose another --workdir, or the data it was trained on"
@@ -144,11 +167,7 @@ def set_up(config: Config, tasks: dict[str, Task], workdir: pathlib.Path, comple
     else:
         origin = None
     parameters.initialise(model, config.seed)
-    graph, trainable, frozen, batch_stats = parameters.split(model, method.trainable)
-    parts = trainable, parameters.narrowed(frozen, config.precision.frozen), batch_stats
-    trainable, frozen, batch_stats = sharding.replicate(parts, mesh)
-    record = {"training": training_of(config), **({"started_from": origin} if origin else {})}
-    return Experiment(mesh, tasks, architecture, method, graph, trainable, frozen, batch_stats, record)
+    return origin
 
 
 def training_of(config: Config) -> dict[str, Any]:

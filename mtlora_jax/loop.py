@@ -15,6 +15,7 @@ from mtlora_jax import sharding
 from mtlora_jax.checkpoint import Checkpoints
 from mtlora_jax.data.pipeline import Batches
 from mtlora_jax.defaults import Config
+from mtlora_jax.errors import UserError
 from mtlora_jax.evaluate import Evaluator, primary_scores
 from mtlora_jax.experiment import Experiment
 from mtlora_jax.guards import BadExamples, Skips
@@ -89,6 +90,11 @@ class Loop:
             if self.step > first:
                 self.save()
             raise
+        if self.step == int(self.state.skipped):
+            raise UserError(
+                f"the loss or a gradient was not finite in all {self.step} steps, so nothing was trained; a lower "
+                "--config.optimizer.learning_rate, or precision.compute=float32, may help"
+            )
         if self.step > first:
             share = self.checkpoints.seconds / (time.monotonic() - began)
             console.print(f"saving held up training for {self.checkpoints.seconds:.2f} s, {share:.2%} of its time")
@@ -119,7 +125,10 @@ class Loop:
         scores, seconds = self.evaluator(state.trainable, state.batch_stats, self.watched)
         self.speed.evaluated(seconds)
         self.tell_bad()
-        if progress.add(self.step, scores):
+        is_best = progress.add(self.step, scores)
+        for what in progress.odd():
+            console.print(f"step {self.step}: {what}, which is left out of what chooses the best model")
+        if is_best:
             best = {"step": self.step, "scores": progress.scores}
             self.experiment.save(self.workdir / "best", state.trainable, state.batch_stats, best)
         self.records.images(self.step, self.evaluator.pictures(state.trainable, state.batch_stats))

@@ -47,10 +47,17 @@ class Progress:
         """Takes note of an evaluation and tells whether it is the best so far."""
         self._reference = self._reference or primary_scores(scores, self._tasks)
         self.last, self.scores = step, with_gain(scores, self._tasks, self._reference, self.gain_name)
-        is_best = self.best is None or not self.gain <= self.best
+        # Until there is a finite gain, the newest model is as good as any.
+        is_best = self.best is None or not math.isfinite(self.best) or self.gain > self.best
         if is_best:
             self.best = self.gain
         return is_best
+
+    def odd(self) -> list[str]:
+        """What of the last evaluation cannot be compared, in words."""
+        primary = primary_scores(self.scores, self._tasks)
+        found = [f"{name} has the score {score}" for name, score in primary.items() if not math.isfinite(score)]
+        return found + [f"{name} has nothing to be compared with" for name, score in self._reference.items() if not math.isfinite(score)]
 
     def line(self) -> dict[str, float]:
         """The last evaluation as scalars for the log."""

@@ -1,16 +1,23 @@
-"""WORKDIR/config.json: with what a run was started, so that it goes on with the same."""
+"""WORKDIR/config.json and data.json: with what a run was started, so that it goes on with the same."""
 
 import json
 import pathlib
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from mtlora_jax.defaults import Config
 from mtlora_jax.errors import UserError
-from mtlora_jax.files import write_text
+from mtlora_jax.files import read_json, write_json, write_text
 
-ANY_TIME = ("wandb", "evaluation")  # no part of what a training run computes
+CONFIG, DATA = "config.json", "data.json"
+# No part of what a training run computes.
+ANY_TIME = (
+    *("wandb", "evaluation", "guards", "data.workers", "eval_batch_size", "remat", "accumulation"),
+    *("log_every", "keep_checkpoints", "checkpoint_every", "checkpoint_steps"),
+)
+ROOT = "data.root"  # may be another one where `DATA` tells whether it is the same data
 
 
 def refuse_other(workdir: pathlib.Path, config: Config) -> None:
@@ -18,36 +25,65 @@ def refuse_other(workdir: pathlib.Path, config: Config) -> None:
 
     Keys which that one does not have are newer than the run, and contradict nothing.
     """
-    path = workdir / "config.json"
-    if not path.exists():
-        return
-    try:
-        saved = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); restore it, or go on without it by --override_config") from error
-    differing = differences(saved, config)
+    differing = differences(_read(workdir / CONFIG), config, anything_goes=(*ANY_TIME, *([ROOT] if (workdir / DATA).exists() else [])))
     if differing:
-        told = "; ".join(f"{key} was {json.dumps(there)} and is {json.dumps(here)}" for key, (there, here) in differing.items())
         raise UserError(
-            f"{workdir} holds a run with another config: {told}. Give the values it was started with, choose another --workdir, or go on "
-            "with these by --override_config"
+            f"{workdir} holds a run with another config: {_told(differing)}. Give the values it was started with, choose another "
+            "--workdir, or go on with these by --override_config"
         )
 
 
-def save(workdir: pathlib.Path, config: Config) -> None:
-    """Writes the config of a run."""
-    write_text(workdir / "config.json", config.to_json_best_effort(indent=2) + "\n")
+def refuse_other_data(workdir: pathlib.Path, data: Mapping[str, Any]) -> None:
+    """Raises UserError unless the data sets are those that the run of `workdir` was started with.
+
+    data: as `agreement.of_data` describes them.
+    """
+    saved = _read(workdir / DATA)
+    differing = {key: (saved[key], value) for key, value in data.items() if key in saved and saved[key] != value}
+    if differing:
+        raise UserError(
+            f"{workdir} holds a run on other data: {_told(differing)}. Give the data it was started with, choose another --workdir, or go "
+            "on with this by --override_config"
+        )
 
 
-def differences(saved: dict[str, Any], config: Config, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+def save(workdir: pathlib.Path, config: Config, data: Mapping[str, Any] | None = None) -> None:
+    """Writes the config of a run, and what it was trained on."""
+    write_text(workdir / CONFIG, config.to_json_best_effort(indent=2) + "\n")
+    if data is not None:
+        write_json(workdir / DATA, dict(data))
+
+
+def started_with(workdir: pathlib.Path, key: str) -> Any:
+    """What the run of a workdir has at a key of the first level; None where it does not tell."""
+    return _read(workdir / CONFIG).get(key)
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    """An object of one of these files; an empty one where there is none."""
+    if not path.exists():
+        return {}
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds {type(value).__name__}, expected an object; restore it, or choose another --workdir")
+    return value
+
+
+def _told(differing: Mapping[str, tuple[Any, Any]]) -> str:
+    return "; ".join(f"{key} was {json.dumps(there)} and is {json.dumps(here)}" for key, (there, here) in differing.items())
+
+
+def differences(
+    saved: dict[str, Any], config: Config, prefix: str = "", anything_goes: Collection[str] = ANY_TIME
+) -> dict[str, tuple[Any, Any]]:
     """{dotted key: (value in `saved`, value in `config`)} wherever both have the key and it matters; groups of free form are one value."""
     here = json.loads(config.to_json_best_effort())
     found: dict[str, tuple[Any, Any]] = {}
     for key, value in config.items():
-        if key not in saved or prefix + key in ANY_TIME:
+        if key not in saved or prefix + key in anything_goes:
             continue
         if isinstance(value, ConfigDict) and value.is_type_safe and isinstance(saved[key], dict):
-            found |= differences(saved[key], value, f"{prefix}{key}.")
+            found |= differences(saved[key], value, f"{prefix}{key}.", anything_goes)
         elif saved[key] != here[key]:
             found[f"{prefix}{key}"] = (saved[key], here[key])
     return found

@@ -2,22 +2,21 @@
 
 import contextlib
 import functools
-import json
 import pathlib
 from typing import Any
 
 import jax
 
+from mtlora_jax import agreement, config_checks, locks, saved_config, sharding
 from mtlora_jax import architecture as architectures
 from mtlora_jax import experiment as experiments
-from mtlora_jax import saved_config, sharding
 from mtlora_jax.accounting import group_of_each, summarise
 from mtlora_jax.checkpoint import Checkpoints, clear_when_full
 from mtlora_jax.data import survey
 from mtlora_jax.defaults import Config
 from mtlora_jax.errors import UserError
 from mtlora_jax.evaluate import Evaluator, single_task_scores
-from mtlora_jax.files import write_text
+from mtlora_jax.files import check_writable, write_json
 from mtlora_jax.guards import BadExamples, Skips
 from mtlora_jax.loop import Loop
 from mtlora_jax.optim import make_optimizer, make_schedule
@@ -26,7 +25,6 @@ from mtlora_jax.records import Records, Speed, Trace, console, finite_or_none, p
 from mtlora_jax.shutdown import Shutdown
 from mtlora_jax.step import create_state, train_step
 
-POSITIVE = ("epochs", "eval_every", "checkpoint_every", "log_every", "keep_checkpoints")
 PROFILED = (3, 5)  # a trace begins so many steps after the first, and is so many steps long
 
 
@@ -45,16 +43,20 @@ def train(config: Config, workdir: pathlib.Path, profile: bool = False, override
       UserError: for a config, data set or weights that cannot be used, before anything is written; for a fault that ends the run.
       Stopped: SIGTERM or SIGINT came. The run is saved.
     """
-    check_numbers(config)
+    config_checks.check(config)
     with Shutdown(config.guards.grace_seconds) as shutdown, clear_when_full(workdir), contextlib.ExitStack() as closing:
-        train_data = experiments.open_dataset(config, config.data.train_split)
-        eval_data = experiments.open_dataset(config, config.data.eval_split)
-        started = (workdir / "initial").exists()  # what labels lack was told then
-        for line in survey.readings(train_data) + ([] if started else survey.lacks(train_data)):
-            console.print(line)
+        agreement.require_same(agreement.of_start(config, mode="train", override_config=override, profile=profile))
+        agreement.together(lambda: claim(workdir, closing))
+        splits = config.data.train_split, config.data.eval_split
+        train_data, eval_data = experiments.open_datasets(config, *splits)
+        described = agreement.of_data(train_data, splits[0]) | agreement.of_data(eval_data, splits[1])
         experiment = experiments.set_up(config, train_data.tasks, workdir)
+        started = (workdir / "initial").exists()  # what labels lack was told then
+        for line in agreement.together(lambda: survey.readings(train_data) + ([] if started else survey.lacks(train_data))):
+            console.print(line)
         if not override:
-            saved_config.refuse_other(workdir, config)
+            agreement.together(lambda: saved_config.refuse_other(workdir, config))
+            agreement.together(lambda: saved_config.refuse_other_data(workdir, described))
         mesh, tasks, everywhere = experiment.mesh, experiment.tasks, sharding.replicated(experiment.mesh)
         steps_per_epoch = max(len(train_data) // config.batch_size, 1)
         steps = config.epochs * steps_per_epoch
@@ -66,8 +68,6 @@ def train(config: Config, workdir: pathlib.Path, profile: bool = False, override
 
         if not sharding.agreed((workdir / "initial").exists(), experiments.not_shared(workdir)):
             experiment.save(workdir / "initial", experiment.trainable, experiment.batch_stats, {})
-        if jax.process_index() == 0 and (override or not (workdir / "config.json").exists()):
-            saved_config.save(workdir, config)
         checkpoints = Checkpoints(workdir, config.keep_checkpoints, writing=True)
         closing.callback(checkpoints.close)
         shutdown.before_exit = checkpoints.wait
@@ -78,8 +78,15 @@ def train(config: Config, workdir: pathlib.Path, profile: bool = False, override
         restored = checkpoints.restore(state)
         if restored is not None:
             state, position, remembered = restored
+            if int(state.step) > steps:
+                raise UserError(
+                    f"{workdir} holds a run of {int(state.step)} steps already, more than the {steps} of epochs = {config.epochs}; give "
+                    "more --config.epochs, or choose another --workdir"
+                )
             batches.set_state(position)
             progress.read(workdir / "log.jsonl", until=int(state.step))
+        if jax.process_index() == 0 and (override or not (workdir / saved_config.CONFIG).exists()):
+            saved_config.save(workdir, config, described)
         batches.start_prefetch()  # the workers take seconds to start, so all that can wait comes after this
         print_parameters(summarise(model, experiment.method, tuple(config.image_size)))
 
@@ -129,23 +136,18 @@ def train(config: Config, workdir: pathlib.Path, profile: bool = False, override
             ),
             waiting=remembered["waiting"],
         ).run()
-    print_scores(progress.scores, f"Scores after {steps} steps")
-    if jax.process_index() == 0:
-        write_text(workdir / "metrics.json", json.dumps({"step": steps, **finite_or_none(progress.scores)}, indent=2) + "\n")
+        if jax.process_index() == 0:
+            write_json(workdir / "metrics.json", {"step": progress.last, **finite_or_none(progress.scores)})
+    print_scores(progress.scores, f"Scores after {progress.last} steps")
     console.print(f"best model: {workdir / 'best'}")
     return progress.scores
 
 
-def check_numbers(config: Config) -> None:
-    """Raises UserError unless counts are at least 1 and loss weights belong to tasks that are trained."""
-    for key in POSITIVE:
-        if config[key] < 1:
-            raise UserError(f"{key} = {config[key]} must be at least 1")
-    for key, least in {"max_skipped_in_row": 1, "max_bad_examples": 0, "grace_seconds": 0}.items():
-        if config.guards[key] < least:
-            raise UserError(f"guards.{key} = {config.guards[key]} must be at least {least}")
-    if not 0 <= config.guards.max_bad_share <= 1:
-        raise UserError(f"guards.max_bad_share = {config.guards.max_bad_share} must be between 0 and 1")
-    for name in config.loss_weights:
-        if name not in config.tasks:
-            raise UserError(f"loss_weights.{name}: the config trains {', '.join(config.tasks)}")
+def claim(workdir: pathlib.Path, closing: contextlib.ExitStack) -> None:
+    """Makes this program the one that writes to `workdir`, until `closing` ends. Process 0 does it for all.
+
+    Raises UserError where nothing can be written, and where another program is at work; nothing is changed then.
+    """
+    check_writable(workdir)
+    if jax.process_index() == 0:
+        closing.enter_context(locks.owned(workdir, "wait for its end, stop it, or choose another --workdir"))

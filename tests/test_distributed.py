@@ -363,7 +363,41 @@ def test_what_one_host_lacks_ends_the_job(base):
         for i, root in enumerate(roots)
     ]
     told = [process.communicate(timeout=400)[1] for process in both]
-    assert both[1].returncode == 2
+    assert [process.returncode for process in both] == [2, 2]
     assert f"error: {base / 'nowhere'}: no such folder" in told[1]
-    assert both[0].returncode not in (0, None)
+    assert f"error: process 1: {base / 'nowhere'}: no such folder" in told[0]
     assert not (base / "lacking").exists()
+
+
+def differing(base: pathlib.Path) -> dict[str, tuple[list[str], str]]:
+    """{what differs in process 1: (its flags, what both processes tell)}."""
+    fewer = write_tiny_dataset(base / "fewer", train=IMAGES, val=VALIDATION)
+    split = fewer / "splits" / "val.txt"
+    split.write_text("".join(split.read_text().splitlines(keepends=True)[1:]))
+    write_tiny_dataset(base / "other", train=IMAGES, val=VALIDATION, seed=1)
+    arrays = safetensors.numpy.load_file(base / "weights" / "model.safetensors")
+    path = next(path for path in arrays if path.startswith("backbone."))
+    config = folder.read_config(base / "weights")
+    folder.save(base / "copy", config["architecture"], {**arrays, path: np.nextafter(arrays[path], 9)})
+    return {
+        "config": (["--config.optimizer.learning_rate=0.2"], "config.optimizer.learning_rate: 0.1 in process 0, 0.2 in process 1"),
+        "weights": ([f"--config.init={base / 'copy'}"], f"first weights of {path}: "),
+        "images": ([f"--config.data.root={base / 'fewer'}"], "number of images of val: 11 in process 0, 10 in process 1"),
+        "contents": ([f"--config.data.root={base / 'other'}"], "contents of train train0: "),
+        "mode": (["--mode=evaluate"], 'mode: "train" in process 0, "evaluate" in process 1'),
+    }
+
+
+@pytest.mark.slow
+def test_processes_that_differ_end_together_and_say_in_what(base):
+    port = free_port()
+    for what, (flags, told) in differing(base).items():
+        command = [sys.executable, "-m", "mtlora_jax.main", f"--config={base / 'micro.py'}", f"--workdir={base / what}"]
+        command += [f"--coordinator=localhost:{port}", "--processes=2"]
+        pipes = {"env": environment(1), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        both = [subprocess.Popen([*command, f"--process={i}", *(flags if i else [])], **pipes) for i in range(2)]
+        for process, (_, printed) in [(process, process.communicate(timeout=400)) for process in both]:
+            assert process.returncode == 2, printed
+            assert f"error: the processes differ in {told}" in printed
+            assert printed.count("error: ") == 1
+        assert not (base / what).exists()

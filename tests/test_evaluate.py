@@ -281,9 +281,9 @@ def test_single_task_files(root, tmp_path):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (None, r"a.metrics.json cannot be read: No such file or directory; expected the workdir of a finished run"),
-        ("{", r"cannot be read: it is no metrics.json"),
-        ("[1]", r"cannot be read: it is no metrics.json|no score of these tasks"),
+        (None, r"a.metrics.json: cannot be read .No such file or directory.; expected the workdir of a finished run"),
+        ("{", r"is not valid JSON: "),
+        ("[1]", r"is not valid JSON: |no score of these tasks"),
         ('{"depth/rmse": 1}', r"has no score of these tasks; expected a number for one of semseg/mIoU, sal/mIoU"),
         ('{"sal/mIoU": null}', r"expected a number"),
         ('{"semseg/mIoU": 4}', r"tells of semseg again; give each task once"),

@@ -1,6 +1,7 @@
 """What goes wrong in a long run: files that cannot be read, numbers that are not finite, a config that changed, signals."""
 
 import json
+import math
 import os
 import pathlib
 import signal
@@ -191,9 +192,23 @@ def test_a_config_that_contradicts_the_saved_one_is_refused_by_its_keys(tmp_path
     for part in ("epochs was 8 and is 9", "size was [4, 4] and is [4, 6]", 'data.root was "here" and is "there"', "method was"):
         assert part in told
     assert "workers" not in told
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match="not valid JSON"):
-        saved_config.refuse_other(tmp_path, config())
+    for text, odd in (("{", "not valid JSON"), ("[1]", "expected an object")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(UserError, match=odd):
+            saved_config.refuse_other(tmp_path, config())
+
+
+def test_where_the_data_lies_does_not_matter_but_what_is_in_it_does(tmp_path):
+    moved = config(data={"root": "there", "workers": 3})
+    saved_config.save(tmp_path, config(), {"ids of train": "a1", "number of images of train": 6})
+    saved_config.refuse_other(tmp_path, moved)
+    saved_config.refuse_other_data(tmp_path, {"ids of train": "a1", "number of images of train": 6})
+    with pytest.raises(UserError, match=r'holds a run on other data: ids of train was "a1" and is "b2"\. .* --override_config'):
+        saved_config.refuse_other_data(tmp_path, {"ids of train": "b2", "number of images of train": 6})
+    (tmp_path / "data.json").unlink()  # a run of an earlier version
+    saved_config.refuse_other_data(tmp_path, {"ids of train": "b2"})
+    with pytest.raises(UserError, match="data.root was"):
+        saved_config.refuse_other(tmp_path, moved)
 
 
 def test_progress_is_what_the_log_tells(tmp_path):
@@ -210,6 +225,9 @@ def test_progress_is_what_the_log_tells(tmp_path):
     assert not progress.add(13, {"sal/mIoU": 60.0})
     assert progress.add(14, {"sal/mIoU": 61.0})
     assert progress.line() == {"eval/sal/mIoU": 61.0, "eval/gain_over_first": pytest.approx(22.0)}
+    odd = Progress(tasks, {"sal": 50.0})
+    gains = [odd.add(step, {"sal/mIoU": score}) for step, score in enumerate([math.nan, math.nan, 40.0, math.nan, 39.0, 41.0, math.inf])]
+    assert gains == [True, True, True, False, False, True, True]  # until one is finite, the newest; then never one that is not
     fresh = Progress(tasks, {"sal": 50.0})
     fresh.read(tmp_path / "none", until=12)
     assert fresh.last is None

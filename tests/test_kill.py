@@ -1,10 +1,15 @@
 """Runs that are killed, stopped and starved, and end as if nothing had happened. Each start takes seconds: `make test-slow`."""
 
 import contextlib
+import fcntl
+import os
 import pathlib
+import pty
 import shutil
 import signal
 import subprocess
+import termios
+import threading
 import time
 
 import numpy as np
@@ -13,6 +18,7 @@ import pytest
 from tiny_runs import (
     STEPS,
     assert_same_end,
+    command,
     kill,
     lines_of,
     log_of,
@@ -116,7 +122,7 @@ def test_killed_inside_the_first_compilation(base, whole):
     assert_same_end(base / "compiling", whole[0])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_between_steps_saves_and_ends(base, whole, number):
     name = number.name
     with running(base, name) as process:
@@ -179,6 +185,71 @@ def test_a_killed_worker_is_an_error_and_a_killed_run_leaves_no_worker(base, who
     assert not alive
     run(base, "worker", "--config.data.workers=2")
     assert_same_end(base / "worker", whole[0])  # for any number of workers
+
+
+def contents_of(folder: pathlib.Path) -> dict[pathlib.Path, tuple[int, bytes]]:
+    """When each file was changed, and what is in it."""
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_second_start_changes_nothing_and_an_evaluation_may_run_beside(base, whole):
+    with running(base, "twice") as process:
+        wait_until(lambda: len(lines_of(base / "twice")) == 4, process)
+        process.send_signal(signal.SIGSTOP)  # so that nothing changes but by the second
+        before = contents_of(base / "twice")
+        second = subprocess.run(command(base, "twice"), capture_output=True, text=True)
+        assert second.returncode == 2
+        error = second.stderr.splitlines()[-1]
+        assert error.startswith(f"error: {base / 'twice'}: another program writes there (host ")
+        assert f"process {process.pid}, since 2" in error
+        assert contents_of(base / "twice") == before
+        run(base, "twice", "--mode=evaluate")
+        after = contents_of(base / "twice")
+        assert {path.name for path in after.keys() - before.keys()} == {"evaluation.json"}
+        assert all(after[path] == before[path] for path in before)
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(120) == 0
+    assert_same_end(base / "twice", whole[0])
+
+
+@pytest.mark.parametrize("name", ["lr[0.1]", "a*?b", "a\\b", "кошка **"])
+def test_a_workdir_of_any_name_is_saved_and_goes_on(base, whole, name):
+    with running(base, f"odd/{name}") as process:
+        wait_until(lambda: len(lines_of(base / "odd" / name)) == 4, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(GRACE + 30) == 143
+    run(base, f"odd/{name}", "--mode=evaluate")
+    assert "step 0 to" not in run(base, f"odd/{name}")
+    assert_same_end(base / "odd" / name, whole[0])
+
+
+def test_a_closed_terminal_is_a_signal_like_others(base, whole):
+    """The system sends SIGHUP, and whatever is printed from then on is an error."""
+    ours, theirs = pty.openpty()
+
+    def take_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+
+    process = subprocess.Popen(command(base, "hung_up"), stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=take_terminal)
+    os.close(theirs)
+    drain = threading.Thread(target=lambda: [None for _ in iter(lambda: read_some(ours), b"")], daemon=True)
+    drain.start()
+    try:
+        wait_until(lambda: len(lines_of(base / "hung_up")) == 3, process)
+        os.close(ours)
+        assert process.wait(GRACE + 30) == 128 + signal.SIGHUP
+    finally:
+        process.kill()
+    assert "step 0 to" not in run(base, "hung_up")
+    assert_same_end(base / "hung_up", whole[0])
+
+
+def read_some(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # it was closed
+        return b""
 
 
 def fill(path: pathlib.Path) -> None:

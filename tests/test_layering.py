@@ -25,7 +25,7 @@ LAYERS = [
     {"adapter", "merging", "postprocessing"},
     {"__init__"},
     {"optim", "sharding", "records", "guards", "saved_config"},
-    {"checkpoint", "shutdown", "distributed", "initial_weights"},
+    {"agreement", "checkpoint", "config_checks", "shutdown", "distributed", "initial_weights"},
     {"experiment"},
     {"predictions"},
     {"original_size"},

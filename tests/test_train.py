@@ -92,14 +92,62 @@ def test_killed_and_restarted_it_ends_as_if_nothing_had_happened(base, finished)
 
 
 def test_another_config_is_refused_unless_that_is_wanted(base, finished):
-    with pytest.raises(UserError, match=r"holds a run with another config: epochs was 8 and is 9; log_every was 1 and is 2\."):
-        call(base, "--config.epochs=9", "--config.log_every=2", workdir="whole")
+    with pytest.raises(UserError, match=r"holds a run with another config: epochs was 8 and is 9; seed was 0 and is 2\."):
+        call(base, "--config.epochs=9", "--config.log_every=2", "--config.seed=2", workdir="whole")
     shutil.copytree(finished[0], base / "longer")
     run(base, "longer", "--config.epochs=9", "--override_config")
     before = log_of(base / "longer")
     assert before[-1]["step"] == STEPS + 3
     call(base, "--config.epochs=9", workdir="longer")  # that is its config from then on, and a finished run does nothing
     assert log_of(base / "longer") == before
+
+
+def test_what_changes_nothing_that_is_computed_may_change(base, finished, tmp_path):
+    """And the data may move; a finished run then has nothing to do."""
+    shutil.copytree(base / "data", tmp_path / "moved")
+    before = {path.name for path in finished[0].rglob("*")}
+    flags = ["data.workers=1", "log_every=7", "keep_checkpoints=5", "remat=block", "eval_batch_size=2", f"data.root={tmp_path / 'moved'}"]
+    call(base, *(f"--config.{flag}" for flag in flags), workdir="whole")
+    assert {path.name for path in finished[0].rglob("*") if "tfevents" not in path.name} <= before
+    split = tmp_path / "moved" / "splits" / "train.txt"
+    split.write_text("".join(reversed(split.read_text().splitlines(keepends=True))))
+    with pytest.raises(UserError, match="holds a run on other data: ids of train was"):
+        call(base, f"--config.data.root={tmp_path / 'moved'}", workdir="whole")
+
+
+def test_fewer_epochs_than_were_trained_are_refused(base, finished):
+    before = [(finished[0] / name).read_text() for name in ("metrics.json", "config.json")]
+    with pytest.raises(UserError, match=r"holds a run of 24 steps already, more than the 12 of epochs = 4; give more --config.epochs"):
+        call(base, "--config.epochs=4", "--override_config", workdir="whole")
+    assert [(finished[0] / name).read_text() for name in ("metrics.json", "config.json")] == before
+
+
+def test_evaluating_something_else_than_asked_for_is_refused(base, finished):
+    with pytest.raises(UserError, match=r"whole holds a run, which is what would be evaluated, and not init = \S*best; leave out"):
+        call(base, "--mode=evaluate", f"--config.init={finished[0] / 'best'}", workdir="whole")
+
+
+@pytest.mark.parametrize("mode", ["train", "evaluate"])
+@pytest.mark.parametrize("workdir", ["micro.py", "micro.py/below", "dangling", "/proc/run"])
+def test_a_workdir_that_cannot_be_written_ends_at_once(base, finished, mode, workdir):
+    if not (base / "dangling").is_symlink():
+        (base / "dangling").symlink_to(base / "nothing")
+    with pytest.raises(UserError, match=r"cannot be written .*expected a folder, or a name for a new one"):
+        call(base, f"--mode={mode}", f"--config.init={finished[0] / 'best'}", workdir=workdir)
+
+
+def test_home_is_home(base, finished, monkeypatch):
+    """The shell leaves `~` alone in the middle of an argument."""
+    monkeypatch.setenv("HOME", str(base))
+    monkeypatch.chdir(base)
+    main.main(["--config=~/micro.py", "--workdir=~/whole", "--config.data.root=~/data"])
+    assert not (base / "~").exists()
+
+
+def test_a_run_none_of_whose_steps_trained_is_an_error(base):
+    flags = ["--config.optimizer.learning_rate=1e38", "--config.guards.max_skipped_in_row=99", "--config.optimizer.warmup_epochs=0.0"]
+    with pytest.raises(UserError, match="not finite in all 3 steps, so nothing was trained"):
+        call(base, *flags, "--config.epochs=1", "--config.eval_first=false", workdir="nothing_trained")
 
 
 def test_what_cannot_be_read_is_left_out_and_told(base, tmp_path):
@@ -164,6 +212,12 @@ def call(base: pathlib.Path, *more: str, workdir: str = "bad", config: str = "mi
         (["--config.seed=-1"], "seed = -1 must be at least 0"),
         (["--config.optimizer.warmup_epochs=20.0"], "warmup_epochs = 20.0 is 60 steps, but training has only 24"),
         (["--config.batch_size=0"], "batch_size = 0"),
+        (["--config.batch_size=1", "--config.decoder.name=aspp"], "batch_size = 1: the decoder aspp normalises over the batch"),
+        (["--config.optimizer.learning_rate=nan"], "optimizer.learning_rate = nan must be finite"),
+        (["--config.optimizer.learning_rate=-1"], "optimizer.learning_rate = -1.0 must be above 0"),
+        (["--config.loss_weights.sal=nan"], "loss_weights.sal = nan must be finite"),
+        (["--config.loss_weights.sal=-5"], "loss_weights.sal = -5.0 must be at least 0"),
+        (["--config.tasks="], "the config names no task"),
         (["--mode=evaluate"], "nothing to evaluate"),
     ],
 )

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mtlora_jax.errors import UserError
 from mtlora_jax.models.functions import batch_norm, layer_norm, precise
 from mtlora_jax.models.initializers import Constant, Initializer, TruncatedNormal, fan_in_uniform
 from mtlora_jax.models.streams import Streams
@@ -218,8 +219,10 @@ class BatchNorm(nnx.Module):
             return ((precise(x) - self.mean[...]) * gain + self.bias[...]).astype(x.dtype)
         y, mean, var = batch_norm(x, self.scale[...], self.bias[...], self.epsilon)
         count = math.prod(x.shape[:-1])
+        if count < 2:
+            raise UserError("BatchNorm cannot train on a single value per channel, whose variance is 0: take a larger batch_size")
         self.mean[...] = (1 - self.momentum) * self.mean[...] + self.momentum * mean
-        self.var[...] = (1 - self.momentum) * self.var[...] + self.momentum * var * (count / max(count - 1, 1))
+        self.var[...] = (1 - self.momentum) * self.var[...] + self.momentum * var * (count / (count - 1))
         return y
 
     def fold_into(self, layer: Linear | Conv) -> "BatchNorm":

@@ -95,7 +95,7 @@ def vector_picture(vectors: np.ndarray, ignored: np.ndarray) -> np.ndarray:
 
 
 def _bytes(values: np.ndarray) -> np.ndarray:
-    return np.round(255 * np.clip(values, 0, 1)).astype(np.uint8)
+    return np.round(255 * np.clip(np.nan_to_num(values), 0, 1)).astype(np.uint8)  # a model that diverged says anything
 
 
 def _paint(picture: np.ndarray, ignored: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ class ASPPHead(nnx.Module):
     In training the pooled branch normalises B values per channel, so it needs a batch of at least two images.
     """
 
+    smallest_batch: ClassVar = 2
     OPTIONS: ClassVar = {
         "channels": list_of(whole(1, 8192), 1, 8),
         "width": whole(1, 8192),

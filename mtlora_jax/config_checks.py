@@ -1,0 +1,100 @@
+"""Values that a config may have: the bounds of its numbers, and what must go together."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from mtlora_jax.defaults import Config, flattened
+from mtlora_jax.errors import UserError
+from mtlora_jax.models.decoders import HEADS
+
+
+class Bounds(NamedTuple):
+    """An interval, closed unless told otherwise."""
+
+    least: float = -math.inf
+    most: float = math.inf
+    open_least: bool = False
+    open_most: bool = False
+
+    def hold(self, value: float) -> bool:
+        above = value > self.least if self.open_least else value >= self.least
+        return above and (value < self.most if self.open_most else value <= self.most)
+
+    def __str__(self) -> str:
+        ends = []
+        if self.least > -math.inf:
+            ends.append(f"{'above' if self.open_least else 'at least'} {self.least:g}")
+        if self.most < math.inf:
+            ends.append(f"{'below' if self.open_most else 'at most'} {self.most:g}")
+        return " and ".join(ends)
+
+
+POSITIVE, NOT_NEGATIVE, COUNT = Bounds(0, open_least=True), Bounds(0), Bounds(1)
+BELOW_ONE = Bounds(0, 1, open_most=True)
+BOUNDS = {
+    "seed": Bounds(0, 2**32 - 1),
+    "epochs": COUNT,
+    "batch_size": COUNT,
+    "eval_batch_size": COUNT,
+    "accumulation": COUNT,
+    "eval_every": COUNT,
+    "checkpoint_every": COUNT,
+    "checkpoint_steps": NOT_NEGATIVE,
+    "keep_checkpoints": COUNT,
+    "log_every": COUNT,
+    "data.workers": NOT_NEGATIVE,
+    "backbone.drop_path_rate": BELOW_ONE,
+    "optimizer.learning_rate": POSITIVE,
+    "optimizer.warmup_learning_rate": NOT_NEGATIVE,
+    "optimizer.final_learning_rate": NOT_NEGATIVE,
+    "optimizer.reference_batch_size": COUNT,
+    "optimizer.warmup_epochs": NOT_NEGATIVE,
+    "optimizer.weight_decay": NOT_NEGATIVE,
+    "optimizer.clip_norm": POSITIVE,
+    "optimizer.b1": BELOW_ONE,
+    "optimizer.b2": BELOW_ONE,
+    "optimizer.eps": POSITIVE,
+    "guards.max_skipped_in_row": COUNT,
+    "guards.max_bad_examples": NOT_NEGATIVE,
+    "guards.max_bad_share": Bounds(0, 1),
+    "guards.grace_seconds": NOT_NEGATIVE,
+    "evaluation.boundary_tolerance": Bounds(0, 1, open_least=True, open_most=True),
+}
+
+
+def check(config: Config) -> None:
+    """Raises UserError, naming the key, for a number that is not finite or out of its bounds, and for values that contradict each other."""
+    values = flattened(config)
+    for key, value in values.items():
+        for number in _numbers(value):
+            if not math.isfinite(number):
+                raise UserError(f"{key} = {value} must be finite")
+    for key, bounds in BOUNDS.items():
+        if key in values and not bounds.hold(values[key]):
+            raise UserError(f"{key} = {values[key]} must be {bounds}")
+    _check_tasks(config)
+    name = config.decoder["name"] if config.decoder else ""
+    least = getattr(HEADS.get(name), "smallest_batch", 1)
+    if config.batch_size < least:
+        raise UserError(f"batch_size = {config.batch_size}: the decoder {name} normalises over the batch and needs at least {least} images")
+
+
+def _numbers(value: Any) -> list[float]:
+    """The numbers of a JSON-able value, which may be a list of lists."""
+    if isinstance(value, list):
+        return [number for entry in value for number in _numbers(entry)]
+    return [value] if isinstance(value, int | float) else []
+
+
+def _check_tasks(config: Config) -> None:
+    if not config.tasks:
+        raise UserError("tasks = (): the config names no task; give at least one, such as --config.tasks=semseg")
+    weights: Mapping[str, float] = config.loss_weights
+    for name, weight in weights.items():
+        if name not in config.tasks:
+            raise UserError(f"loss_weights.{name}: the config trains {', '.join(config.tasks)}")
+        if weight < 0:
+            raise UserError(f"loss_weights.{name} = {weight} must be at least 0")
+    if all(weights.get(name, 1.0) == 0 for name in config.tasks):
+        raise UserError("loss_weights: all are 0, so nothing would be trained; give one task a weight above 0")
