@@ -7,6 +7,7 @@ import itertools
 import os
 import pathlib
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -117,7 +118,9 @@ class RawBuilder(ShardBasedBuilder, skip_registration=True):
         )
 
     def _shard_iterators_per_split(self, dl_manager) -> dict[str, list[Callable[[], Iterator]]]:
-        with rich.progress.Progress(*_COLUMNS, console=rich.console.Console(stderr=True)) as progress:
+        # In a log, a bar would be a line between those that say what is wrong.
+        console = rich.console.Console(stderr=True, quiet=not sys.stderr.isatty())
+        with rich.progress.Progress(*_COLUMNS, console=console) as progress:
             found = self._find(dl_manager, progress)
             dataset = source.open_raw(self.RAW, found, self.tasks, self.partial_dir, progress.console.print)
             ids = dataset.ids()

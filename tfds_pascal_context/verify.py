@@ -105,7 +105,7 @@ def _report(images: int, tasks: Sequence[str], problems: list[str], check: Any, 
         whole += len(good) == len(tasks)
         for task in good:
             usable[task] += 1
-        new = [line for line in found.values() if line and line not in seen]
+        new = [line for line in dict.fromkeys(found.values()) if line and line not in seen]
         seen.update(new)
         problems += new
     return Report(images, whole, usable, problems)
