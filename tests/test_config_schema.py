@@ -129,6 +129,80 @@ def test_mutations_through_every_door(broken):
     mutations(broken, {"read": folder.read_config, "load": mtlora_jax.load, "convert": converted, "predict": predicted}, range(1000, 1400))
 
 
+BAD = {
+    "architecture.backbone.depths": [[10**9], [0], [], [True], "22", [60] * 8, 2],
+    "architecture.backbone.embed_dim": [10**9, 0, -96, 96.0, True, "96", None, float("nan")],
+    "architecture.backbone.num_heads": [[0], [7], [2, 2], [10**6]],
+    "architecture.backbone.window_size": [0, 10**9],
+    "architecture.backbone.patch_size": [0, 10**9, 4.5],
+    "architecture.backbone.mlp_ratio": [0, -1, 10**9, float("inf")],
+    "architecture.backbone.drop_path_rate": [1, -0.1, float("nan"), "0.1"],
+    "architecture.backbone.name": ["vit", ["swin"], None, {}],
+    "architecture.image_size": [[10**9, 10**9], [32], 448, [31, 32], [32.0, 32], [True, 32], None, [32, 32, 32]],
+    "architecture.tasks": [
+        {f"t{i}": 1 for i in range(10**4)},
+        {"a.b": 1},
+        {"../x": 1},
+        {"": 1},
+        {"__class__": 1},
+        {"values": 1},
+        {"é": 1},
+        [],
+        None,
+    ],
+    "architecture.tasks.sal": [0, -1, 10**9, 1.0, True, "1"],
+    "architecture.decoder": [None, [], {}, {"name": "hrnet"}],
+    "architecture.decoder.channels": [[10**9], [0], [], [2, 3], 18],
+    "architecture.method.rank": [10**9, 0, -1, 1.5, [1, 2], True, {"semseg": 1}],
+    "architecture.method.task_rank": [10**9, {"sal": 1}, [[1]], {"semseg": [1, 2], "sal": 1, "normals": 1}],
+    "architecture.method.scale": [float("nan"), float("inf"), "4", [4, 4], 10**400],
+    "architecture.method.dropout": [1, -0.5, True, "0"],
+    "architecture.method.locations": ["qkv", ["fc3"], [["qkv"]], None],
+    "architecture.method.name": ["merged", "lora", 3, []],
+    "classes.semseg": [["a", "b"], ["a", "a", "b"], ["a", "b", 3], "abc", {"a": 1}, [], ["a", "b", "x" * 10**5], ["a", "b", "\ud800"]],
+    "scores": [[], {"sal/mIoU": "high"}, {"sal/mIoU": float("nan")}, {"sal/mIoU": True}],
+    "step": [-1, 1.5, "300", True],
+    "training": [[], "python", {"config": []}, {"command": 3}, {"config": {"data": "folder"}}, {"config": {"x": float("inf")}}],
+    "started_from": ["swin", {}, {"folder": 3}],
+    "converted_from": ["swin", {}, {"file": 3, "format": "swin"}],
+    "base_model": [3, [], "x" * 10**4],
+    "adapter": ["swin", {}, {"base": 3, "sha256": "0" * 64}, {"base": "swin", "sha256": "xyz"}],
+    "format": [2, True, "1", None, 1.0],
+    "more": [float("nan"), 10**400, "\ud800", [[[[[[[[[[[[[[[[[[[0]]]]]]]]]]]]]]]]]]]],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in BAD.items() for value in values], ids=lambda x: str(x)[:40])
+def test_what_is_wrong_is_named(saved, broken, key, value):
+    config = json.loads((saved / "config.json").read_text())
+    *path, last = key.split(".")
+    owner = config
+    for name in path:
+        owner = owner[name]
+    owner[last] = value
+    write(broken, config)
+    told = outcome(folder.read_config, broken)
+    assert told.startswith(f"{broken / 'config.json'}")
+    assert last in told or path[-1] in told
+    assert len(told) < 700
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 10**5, "is not valid JSON: its brackets are too deep"),
+        ('{"a":' * 10**5, "is not valid JSON: its brackets are too deep"),
+        ('{"format": 1' + "0" * 5000 + "}", "is not valid JSON: "),
+        (" " * 2**21, "has 2097152 bytes; expected at most"),
+        ("", "is not valid JSON: "),
+    ],
+    ids=["lists", "objects", "digits", "large", "empty"],
+)
+def test_what_is_no_json(broken, text, message):
+    (broken / "config.json").write_text(text)
+    assert message in outcome(folder.read_config, broken)
+
+
 def test_a_single_class_is_refused():
     whole = {"architecture": micro.architecture("full")}
     config_schema.check(whole)

@@ -265,6 +265,19 @@ def test_classes_in_another_order_are_refused(base, finished, tmp_path, mode, st
     assert not (base / "bad").exists()
 
 
+def test_a_start_from_a_model_of_other_classes_and_ranks(base, finished, tmp_path):
+    """Its decoders are kept, but for the classifier; its low-rank factors have no place."""
+    best = finished[0] / "best"
+    flags = [permuted(base, tmp_path), f"--config.init={best}", "--config.init_strict=False", "--config.method.rank=3", "--config.epochs=2"]
+    printed = " ".join(run(base, "again", *flags).split())
+    assert f"left out of {best}: low-rank factors: rank 2 there, 3 here" in printed
+    assert "decoders.semseg.head.classifier: class 1 is 'red' there, 'green' here" in printed
+    there, here = (safetensors.numpy.load_file(path / "model.safetensors") for path in (best, base / "again" / "initial"))
+    differing = {path for path in here if path not in there or not np.array_equal(there[path], here[path])}
+    classifier = {f"decoders.semseg.head.classifier.{name}" for name in ("kernel", "bias")}
+    assert {path for path in differing if "shared_" not in path} == classifier
+
+
 def test_weights_of_another_backbone_are_refused(base, finished):
     with pytest.raises(UserError, match=r"holds another backbone: embed_dim 8 there, 16 in the config"):
         call(base, f"--config.init={finished[0] / 'best'}", "--config.backbone.embed_dim=16")

@@ -111,7 +111,6 @@ def read(args: argparse.Namespace) -> Source:
     tasks = None if args.tasks is None else args.tasks.split(",")
     if folder.is_model_folder(args.source):
         return read_folder(args, tasks)
-    folder.refuse_run(args.source)
     if args.base is not None and not args.adapter:
         raise UserError(f"--base: {args.source} is no adapter folder")
     architecture, arrays, report, format = convert(
