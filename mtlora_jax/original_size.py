@@ -4,16 +4,17 @@ import contextlib
 import functools
 import multiprocessing
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import cast
 
 import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mtlora_jax import sharding
-from mtlora_jax.data.original_size import OriginalSize, canvas_for, on_canvas, sizes_of
+from mtlora_jax.data.original_size import OriginalSize, band_of, groups_of, on_canvas, sizes_of
 from mtlora_jax.data.pipeline import Batches, Dataset
 from mtlora_jax.defaults import Config
 from mtlora_jax.experiment import Experiment, batches_to_evaluate
@@ -43,7 +44,9 @@ class OriginalSizeEvaluator:
             out_shardings=split,
         )
         tasks = experiment.tasks
-        self._score = jax.jit(functools.partial(statistics, tasks=tasks), in_shardings=(split, split), out_shardings=everywhere)
+        shardings = {"in_shardings": (split, split, everywhere), "out_shardings": everywhere}
+        self._score = {name: jax.jit(functools.partial(statistics, task=task), **shardings) for name, task in tasks.items()}
+        self._pick = jax.jit(picked, static_argnums=2, in_shardings=(split, everywhere), out_shardings=split)
         self._slow = {name: task for name, task in tasks.items() if config.evaluation.boundaries and task.has_slow_scores}
         self._tolerance = config.evaluation.boundary_tolerance
         self._workers = config.data.workers
@@ -60,11 +63,10 @@ class OriginalSizeEvaluator:
         with several(self._workers if self._slow else 0) as run, contextlib.closing(self._batches()) as batches:
             for batch in watched(batches):
                 originals, mask = list(batch["originals"]), batch["mask"]
-                sizes = sizes_of(originals)
-                placed = on_canvas(originals, largest_of_all(canvas_for(sizes)))
                 images = sharding.put({"image": batch["image"]}, mesh)["image"]
                 logits = self._forward(trainable, batch_stats, self._experiment.frozen, images)
-                add(totals, self._score(logits, sharding.put(placed | {"size": sizes, "mask": mask}, mesh)))
+                for name, sums in self._statistics(logits, originals, mask):
+                    add(totals, {name: sums})
                 for name, task in self._slow.items():
                     own = local_rows(logits[name])
                     counted = [(task, own[row], originals[row][name], self._tolerance) for row in np.flatnonzero(mask)]
@@ -75,29 +77,54 @@ class OriginalSizeEvaluator:
             scores |= {f"{name}/{score}": value for score, value in task.slow_scores(over_processes(slow_totals[name])).items()}
         return scores, time.monotonic() - start
 
+    def _statistics(
+        self, logits: Mapping[str, jax.Array], originals: Sequence[Mapping[str, np.ndarray]], mask: np.ndarray
+    ) -> Iterator[tuple[str, dict[str, jax.Array]]]:
+        """(task, {name: sum}) of the parts of a batch, each small enough for the memory; all processes make the same ones."""
+        mesh = self._experiment.mesh
+        sizes, devices = sizes_of(originals), len(mesh.local_devices)
+        everywhere = np.concatenate(sharding.of_all_processes(sizes.tolist())).reshape(mesh.size, -1, 2)
+        count = everywhere.shape[1]
+        for name in self._experiment.tasks:
+            channels = logits[name].shape[-1]
+            for rows, canvas in groups_of(everywhere, channels):
+                own = [device * count + row for device in range(devices) for row in rows]
+                labels = on_canvas([{name: originals[row][name]} for row in own], canvas)[name]
+                some = logits[name] if len(rows) == count else self._pick(logits[name], np.array(rows), mesh.size)
+                height = band_of(canvas, len(rows), channels)
+                for top in range(0, canvas[0], height):
+                    batch = sharding.put({"label": labels[:, top : top + height], "size": sizes[own], "mask": mask[own]}, mesh)
+                    yield name, self._score[name](some, batch, None if height == canvas[0] else np.float32(top))
 
-def statistics(
-    logits: Mapping[str, jax.Array], batch: Mapping[str, jax.Array], *, tasks: Mapping[str, Task]
-) -> dict[str, dict[str, jax.Array]]:
-    """{task: {name: sum}} of a batch.
+
+def statistics(logits: jax.Array, batch: Mapping[str, jax.Array], top: jax.Array | None, *, task: Task) -> dict[str, jax.Array]:
+    """{name: sum} of one task over some images.
 
     Args:
-      logits: {task: (B, H, W, C)}.
-      batch: labels as `on_canvas` places them, "size" (B, 2) int32 of each, "mask" (B,).
-      tasks: static.
+      logits: (B, H, W, C).
+      batch: "label" as `on_canvas` places it, or a band of that, "size" (B, 2) int32 of each, "mask" (B,).
+      top: where the band begins; None where it is the whole canvas.
+      task: static.
     """
-    found = {}
-    for name, task in tasks.items():
-        resize = functools.partial(resize_into, canvas=batch[name].shape[1:3])
-        found[name] = task.statistics(jax.vmap(resize)(logits[name], batch["size"]), batch[name], batch["mask"])
-    return found
+    resize = functools.partial(resize_into, canvas=batch["label"].shape[1:3], top=top)
+    return task.statistics(jax.vmap(resize)(logits, batch["size"]), batch["label"], batch["mask"])
 
 
-def resize_into(logits: jax.Array, size: jax.Array, canvas: tuple[int, ...]) -> jax.Array:
-    """(H, W, C) interpolated to `size` (2,), which is known at run time only, in the upper left corner of (*canvas, C)."""
+def resize_into(logits: jax.Array, size: jax.Array, canvas: tuple[int, ...], top: jax.Array | None = None) -> jax.Array:
+    """(H, W, C) interpolated to `size` (2,), which is known at run time only, in the upper left corner of (*canvas, C).
+
+    With `top` the canvas begins so many lines below the upper edge.
+    """
     scale = size.astype(np.float32) / np.array(logits.shape[:2], np.float32)
     shape = (*canvas, logits.shape[2])
-    return jax.image.scale_and_translate(logits, shape, (0, 1), scale, np.zeros(2, np.float32), method="linear", antialias=False)
+    moved = np.zeros(2, np.float32) if top is None else jnp.stack([-top, jnp.zeros_like(top)])
+    return jax.image.scale_and_translate(logits, shape, (0, 1), scale, moved, method="linear", antialias=False)
+
+
+def picked(logits: jax.Array, rows: jax.Array, devices: int) -> jax.Array:
+    """The same `rows` of each device's share of (B, H, W, C)."""
+    shares = logits.reshape(devices, -1, *logits.shape[1:])
+    return shares[:, rows].reshape(-1, *logits.shape[1:])
 
 
 def slow_statistics(job: tuple[Task, np.ndarray, np.ndarray, float]) -> dict[str, np.ndarray]:
@@ -128,12 +155,6 @@ def local_rows(array: jax.Array) -> np.ndarray:
     """The rows of a batch that lie on this process's devices, float32."""
     shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
     return np.concatenate([np.asarray(shard.data, np.float32) for shard in shards])
-
-
-def largest_of_all(size: np.ndarray) -> tuple[int, int]:
-    """The larger height and the larger width among the (2,) `size` of all processes."""
-    height, width = np.max(sharding.of_all_processes(size.tolist()), axis=0)
-    return int(height), int(width)
 
 
 def over_processes(totals: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ from tiny_data import write_tiny_dataset
 import mtlora_jax
 from mtlora_jax import evaluate, original_size
 from mtlora_jax import experiment as experiments
-from mtlora_jax.data.original_size import canvas_for, on_canvas
+from mtlora_jax.data.original_size import BYTES, band_of, canvas_for, groups_of, on_canvas
 from mtlora_jax.data.pipeline import eval_batches
 from mtlora_jax.data.transforms import resize
 from mtlora_jax.defaults import default
@@ -140,6 +140,38 @@ def test_resizing_is_that_of_opencv(size):
     np.testing.assert_allclose(canvas[: size[0], : size[1]], expected, atol=1e-5)  # places are rounded to float32
 
 
+def test_little_memory_changes_no_score(made, at_original_size, monkeypatch):
+    """Images by themselves and, where one has several channels, in bands."""
+    monkeypatch.setattr("mtlora_jax.data.original_size.BYTES", 2**17)
+    _, experiment, _ = made
+    scores, _ = original_size.OriginalSizeEvaluator(*made)(experiment.trainable, experiment.batch_stats)
+    assert scores == pytest.approx(at_original_size, rel=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "channels", "groups"),
+    [
+        ([(375, 500)] * 32, 21, 1),
+        ([(16000, 8), (8, 16000)], 21, 2),
+        ([(4000, 6000), (6000, 4000)] * 16, 21, 32),
+        ([(4000, 6000), *[(375, 500)] * 31], 21, 6),
+        ([(20000, 8000)], 21, 1),
+    ],
+)
+def test_groups_take_bounded_memory(sizes, channels, groups):
+    found = groups_of(np.array([sizes]), channels)
+    assert sorted(row for rows, _ in found for row in rows) == list(range(len(sizes)))
+    assert len(found) <= groups
+    for rows, (height, width) in found:
+        assert all(sizes[row][0] <= height and sizes[row][1] <= width for row in rows)
+        assert len(rows) * band_of((height, width), len(rows), channels) * width * channels * 4 <= BYTES
+
+
+def test_devices_score_the_same_rows():
+    sizes = np.array([[(4000, 6000), (10, 10)], [(10, 10), (10, 10)]])
+    assert groups_of(sizes, 21) == [([1], (128, 128)), ([0], (4096, 6016))]
+
+
 def test_canvas():
     assert canvas_for(np.array([[500, 375], [333, 500]])).tolist() == [512, 512]
     assert canvas_for(np.array([[128, 129]])).tolist() == [128, 256]
@@ -186,6 +218,7 @@ import jax, numpy as np
 from jax.sharding import AxisType, Mesh
 import test_evaluate as t
 from mtlora_jax import evaluate, experiment, original_size, sharding
+from mtlora_jax.data import original_size as sizes_of_data
 import pathlib
 
 found = {}
@@ -196,6 +229,7 @@ for devices, sizes in {1: (1, 3, 5), 4: (4, 8)}.items():
         config.batch_size = config.eval_batch_size = size
         config.evaluation.boundaries = True
         config.data.workers = 2 if size == 8 else 0
+        sizes_of_data.BYTES = 2**17 if size in (5, 8) else 2**31
         data = experiment.open_dataset(config, "val")
         made = experiment.set_up(config, data.tasks, pathlib.Path("nowhere"))
         for kind in (evaluate.Evaluator, original_size.OriginalSizeEvaluator):
@@ -210,7 +244,7 @@ def test_scores_are_the_same_for_any_batch_size_and_number_of_devices(root, tmp_
     more = {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
         "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(pathlib.Path(__file__).parent),
+        "PYTHONPATH": os.pathsep.join([str(pathlib.Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
     }
     command = [sys.executable, str(tmp_path / "devices.py"), str(root)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | more)

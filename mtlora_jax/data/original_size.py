@@ -8,6 +8,7 @@ from mtlora_jax.data.decoding import Example
 from mtlora_jax.data.pipeline import Dataset
 from mtlora_jax.tasks.task import IGNORE, Task
 
+BYTES = 2**31  # of float32 logits at the images' sizes, on each device, that are made at once
 STEP = 128  # pixels: sides of the arrays are multiples of it, so that few programs are compiled whatever sizes the images have
 
 
@@ -40,6 +41,34 @@ def sizes_of(originals: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
 def canvas_for(sizes: np.ndarray) -> np.ndarray:
     """(2,): the smallest height and width that hold images of all `sizes` (B, 2) and are multiples of `STEP`."""
     return -(-sizes.max(axis=0) // STEP) * STEP
+
+
+def groups_of(sizes: np.ndarray, channels: int) -> list[tuple[list[int], tuple[int, int]]]:
+    """Which rows of a batch are scored together, and on which canvas: all, unless their logits take more than `BYTES`.
+
+    Then images of like sizes come together, in halves, quarters and so on, so that few programs are compiled. An image that is too large
+    by itself is alone; see `band_of`.
+
+    Args:
+      sizes: (devices, rows, 2), heights and widths of the images on each device.
+      channels: of the logits.
+    """
+
+    def halved(rows: list[int]) -> list[tuple[list[int], tuple[int, int]]]:
+        height, width = map(int, canvas_for(sizes[:, rows].reshape(-1, 2)))
+        if len(rows) == 1 or len(rows) * height * width * channels * 4 <= BYTES:
+            return [(sorted(rows), (height, width))]
+        middle = len(rows) // 2
+        return halved(rows[:middle]) + halved(rows[middle:])
+
+    return halved(sorted(range(sizes.shape[1]), key=lambda row: sizes[:, row].max(axis=0).tolist()))
+
+
+def band_of(canvas: tuple[int, int], rows: int, channels: int) -> int:
+    """How many lines of a canvas to score at once: all of them, unless the logits of so many rows take more than `BYTES`."""
+    height, width = canvas
+    most = BYTES // (rows * width * channels * 4)
+    return height if height <= most else max(most // STEP, 1) * STEP
 
 
 def on_canvas(originals: Sequence[Mapping[str, np.ndarray]], canvas: tuple[int, int]) -> dict[str, np.ndarray]:
