@@ -28,9 +28,9 @@ from typing import Any
 from sweep_plot import draw
 from sweep_report import tables
 
-from mtlora_jax import cli
+from mtlora_jax import cli, files, locks
 from mtlora_jax.errors import UserError
-from mtlora_jax.files import user_path, write_text
+from mtlora_jax.files import user_path
 from mtlora_jax.parameters import PRECISIONS
 from mtlora_jax.records import Speed, console
 
@@ -93,12 +93,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("the plot of a sweep needs matplotlib: pip install 'mtlora_jax[plots]'") from None
     given = [argument for argument in argv if argument.startswith("--config")]
     centre = {name: axis.centre(args.config) for name, axis in AXES.items()}
+    files.check_writable(args.output)
+    with locks.owned(args.output):
+        sweep(args, given, centre)
+
+
+def sweep(args: argparse.Namespace, given: Sequence[str], centre: Setting) -> None:
+    """Measures around the centre what is left, and writes."""
     output = args.output
     results = read(output / "sweep.json", given, centre)
     done = [entry["setting"] for entry in results["settings"] if entry.get("failed", OUT_OF_MEMORY) == OUT_OF_MEMORY]
     left = [setting for setting in settings(args, centre) if setting not in done]
     console.print(f"{len(left)} settings to measure; {len(done)} are")
-    output.mkdir(parents=True, exist_ok=True)
     speed = Speed()
     for number, setting in enumerate(left, 1):
         entry = measure(setting, command(args, given, setting, centre), shlex.split(args.launcher), args.timeout)
@@ -117,9 +123,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def report(results: dict[str, Any], output: pathlib.Path) -> None:
     """Writes all that was found so far, and the tables once anything was measured."""
-    write_text(output / "sweep.json", json.dumps(results, indent=1) + "\n")
+    files.write_text(output / "sweep.json", json.dumps(results, indent=1) + "\n")
     if any("measured" in entry for entry in results["settings"]):
-        write_text(output / "sweep.md", tables(results))
+        files.write_text(output / "sweep.md", tables(results))
 
 
 def flags(argv: Sequence[str]) -> argparse.Namespace:
@@ -220,7 +226,9 @@ def read(path: pathlib.Path, given: Sequence[str], centre: Setting) -> dict[str,
     fresh = {"flags": list(given), "centre": centre, "settings": []}
     if not path.exists():
         return fresh
-    there = json.loads(path.read_text())
+    there = files.read_json(path)
+    if not isinstance(there, dict) or not fresh.keys() <= there.keys():
+        raise UserError(f"{path} is not what a sweep writes: choose another --output")
     if (there["flags"], there["centre"]) != (fresh["flags"], centre):
         raise UserError(f"{path} is about {' '.join(there['flags'])} as it was, not {' '.join(given)}: choose another --output")
     return there

@@ -1,11 +1,13 @@
 """What a sweep found, in one picture; see sweep.py for what its results hold."""
 
+import io
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from sweep_report import DOUBLED, STEP, WORK, Results, centre_of, cost, known, memory_of, rows_of, told_centre, varied
 
+from mtlora_jax import files
 from mtlora_jax.benchmark.tell import duration, gigabytes
 
 COLOURS: dict[str, str] = {"train": "#2f6db3", "infer": "#d9762b"}
@@ -36,7 +38,9 @@ def draw(results: Results, path: pathlib.Path) -> None:
         handles.append(Line2D([], [], color=GREY, linestyle=":", label="multiply-accumulates"))
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
         figure.suptitle(headline(results, works), x=0.01, ha="left", fontsize=10, linespacing=1.5)
-        figure.savefig(path, dpi=130)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=130)
+        files.write_bytes(path, picture.getvalue())
         plt.close(figure)
 
 

@@ -137,7 +137,7 @@ def parse_json(text: str, origin: str) -> Any:
         raise UserError(f"{origin} is not valid JSON: {error}") from error
 
 
-def write_bytes(path: pathlib.Path, data: bytes | memoryview) -> None:
+def write_bytes(path: pathlib.Path, data: bytes | bytearray | memoryview) -> None:
     """Writes a file, whole or not at all; an existing one is replaced, folders are made. Raises UserError if that cannot be done."""
     # A short name of its own: `path.name` may be as long as names can be, and others may be writing the same file.
     temporary = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}-{os.getpid()}.new")

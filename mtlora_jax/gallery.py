@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import jinja2
 import numpy as np
 import PIL.Image
 
-from mtlora_jax.sheets import FLAT, View, reduced
+from mtlora_jax.sheets import FLAT, TALLEST, View, reduced
 
 LARGEST, SMALLEST = 640, 240  # pixels, of the longer side of a picture in the page
 PIXELS = 4e8  # of all pictures together: some 30 MB
@@ -54,11 +55,12 @@ class Gallery:
                 "swatches": {text: css(colour) for text, colour in view.legend_of_both.swatches.items()},
                 "bar": ", ".join(css(colour) for colour in view.legend_of_both.bar),
                 "ends": view.legend_of_both.ends,
-                "file": urllib.parse.quote(files[task]),
+                "file": urllib.parse.quote(os.fsencode(files[task])),
             }
             for task, view in views.items()
         ]
-        self._examples.append({"name": name, "height": height, "width": width, "tasks": tasks, "pictures": pictures})
+        frame = max(width, round(height / TALLEST))  # as wide as the room that the picture gets, if that had its height
+        self._examples.append({"name": name, "height": height, "width": width, "frame": frame, "tasks": tasks, "pictures": pictures})
 
     def page(self) -> str:
         """The page as HTML. All it shows lies in it; the links to the predictions at full size work where it lies beside them."""
@@ -70,7 +72,9 @@ class Gallery:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        return environment.get_template("gallery.html").render(**self._head, examples=self._examples, megabytes=size / 1e6, side=self._side)
+        template = environment.get_template("gallery.html")
+        page = template.render(**self._head, examples=self._examples, megabytes=size / 1e6, side=self._side)
+        return page.encode("utf-8", "backslashreplace").decode()  # names may hold bytes that are no text
 
     def _encoded(self, picture: np.ndarray) -> str:
         """A data URI of the picture, no larger than pictures of this page may be."""

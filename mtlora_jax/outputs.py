@@ -1,13 +1,26 @@
 """Files that a command makes below one folder."""
 
 import io
+import os
 import pathlib
+import zlib
 from collections.abc import Mapping
 
 import numpy as np
 import PIL.Image
 
 from mtlora_jax import files
+
+LONGEST = 200  # bytes of a name; most systems take 255, its ending included
+
+
+def short(name: str) -> str:
+    """A name for a file, or the beginning of a long one and a number that stands for all of it."""
+    data = os.fsencode(name)
+    if len(data) <= LONGEST:
+        return name
+    whole = data[: LONGEST - 9].decode("utf-8", "ignore").encode()  # no half of a letter
+    return f"{os.fsdecode(whole)}-{zlib.crc32(data):08x}"
 
 
 class Outputs:

@@ -3,7 +3,7 @@
     python -m mtlora_jax.predict --model=runs/r64/best --images=photos/ --output=predictions/
     python -m mtlora_jax.predict --model=runs/ccp/best --images=data/ccp/images --output=predictions/ --labels=data/ccp --only=0003,0006
 
-writes, for each ID (a file name without its ending),
+writes, for each ID (a file name without its ending; a very long one is shortened),
 
     index.html            a page with everything, to open in a browser
     TASK/ID.png           the prediction at the photograph's size; classes as a palette image whose values are class indices
@@ -16,6 +16,7 @@ Photographs are turned as EXIF says, unless --labels names a folder data set: la
 be read is told in one line and left out.
 """
 
+import argparse
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -27,11 +28,11 @@ from rich import progress
 from rich.text import Text
 
 import mtlora_jax
-from mtlora_jax import cli, photographs
+from mtlora_jax import cli, locks, photographs
 from mtlora_jax.errors import UserError
 from mtlora_jax.files import user_path
 from mtlora_jax.gallery import Gallery
-from mtlora_jax.outputs import Outputs
+from mtlora_jax.outputs import Outputs, short
 from mtlora_jax.postprocessing import chooses_class, postprocess
 from mtlora_jax.records import console
 from mtlora_jax.sheets import View, as_image, draw_legend, overlay, panel_of
@@ -54,7 +55,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     files = photographs.find(args.images, [name for name in args.only.split(",") if name])
     outputs = Outputs(args.output)
+    with locks.owned(args.output):
+        predict(args, files, outputs)
 
+
+def predict(args: argparse.Namespace, files: Mapping[str, pathlib.Path], outputs: Outputs) -> None:
+    """Predicts `files`, {id: file}."""
     model = mtlora_jax.load(args.model, args.base)
     tasks = tasks_of(model)
     check_output(args.output, tasks)
@@ -109,7 +115,8 @@ class Predictor:
                     continue
                 if not done:
                     self._write_legends()
-                gallery.add(name, photograph, self._one(name, file, photograph), {task: f"{task}/{name}.png" for task in self._tasks})
+                written = {task: f"{task}/{short(name)}.png" for task in self._tasks}
+                gallery.add(name, photograph, self._one(short(name), file, photograph), written)
                 done += 1
         if not done:
             raise UserError(reason if len(files) == 1 else f"none of the {len(files)} images can be read, the last: {reason}")

@@ -7,6 +7,7 @@ cell how near it is and whether an outline runs through it. None of the demo's t
 model folder for `config.init`. The one in mtlora_jax/data/demo_swin was made by this command with its default values.
 """
 
+import argparse
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ import numpy as np
 import optax
 
 from mtlora_jax import architecture as architectures
-from mtlora_jax import cli, folder, parameters
+from mtlora_jax import cli, files, folder, locks, parameters
 from mtlora_jax.data.scenes import render as render_scene
 from mtlora_jax.data.scenes.parallel import on_all_cores
 from mtlora_jax.files import user_path
@@ -45,7 +46,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and crops")
     args = parser.parse(argv)
+    files.check_writable(args.output)
+    with locks.owned_name(args.output):
+        pretrain(args)
 
+
+def pretrain(args: argparse.Namespace) -> None:
+    """Does what the flags say."""
     scenes = render(args.scenes)
     held_out = max(args.scenes // 20, 1)
     architecture, arrays, score = train(scenes.chosen(slice(held_out, None)), scenes.chosen(slice(held_out)), args)

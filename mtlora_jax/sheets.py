@@ -18,6 +18,7 @@ GAP = 4
 PANEL = 320  # width of the pictures of a panel
 TILE = 400  # width of the pictures of an overlay
 COLUMNS = 3  # of an overlay
+TALLEST = 3  # times its width is the most height that a picture takes; what is taller is drawn narrower
 LINE = 22  # height of a line of a legend
 MARGIN = 6
 HEADING, SMALL = 15, 13  # sizes of letters
@@ -58,14 +59,20 @@ def reduced(image: PIL.Image.Image, width: int, height: int) -> PIL.Image.Image:
     return image.resize((width, height), PIL.Image.Resampling.NEAREST if flat else PIL.Image.Resampling.BOX)
 
 
-def panel(rows: Sequence[Mapping[str, np.ndarray]], height: int, width: int) -> PIL.Image.Image:
-    """Rows of titled pictures {title: RGB uint8 (H, W, 3)}, each drawn at (height, width)."""
-    columns = max(len(row) for row in rows)
-    sheet = PIL.Image.new("RGB", (columns * (width + GAP) - GAP, len(rows) * (height + TITLE)), "white")
+def fitted(picture: np.ndarray, width: int) -> tuple[int, int]:
+    """(height, width) at which a picture (H, W, 3) is drawn: of this `width`, unless it were more than `TALLEST` times as high."""
+    scale = min(width / picture.shape[1], TALLEST * width / picture.shape[0])
+    return max(1, round(picture.shape[0] * scale)), max(1, round(picture.shape[1] * scale))
+
+
+def panel(rows: Sequence[Mapping[str, np.ndarray]], height: int, width: int, room: int = 0) -> PIL.Image.Image:
+    """Rows of titled pictures {title: RGB uint8 (H, W, 3)}, each drawn at (height, width), in columns of that width or of more `room`."""
+    columns, room = max(len(row) for row in rows), max(room, width)
+    sheet = PIL.Image.new("RGB", (columns * (room + GAP) - GAP, len(rows) * (height + TITLE)), "white")
     draw = PIL.ImageDraw.Draw(sheet)
     for r, row in enumerate(rows):
         for c, (title, picture) in enumerate(row.items()):
-            left, top = c * (width + GAP), r * (height + TITLE)
+            left, top = c * (room + GAP), r * (height + TITLE)
             write_words(draw, (left + 2, top + TITLE // 2 + 1), title, HEADING)
             sheet.paste(reduced(PIL.Image.fromarray(picture), width, height), (left, top + TITLE))
     return sheet
@@ -73,7 +80,7 @@ def panel(rows: Sequence[Mapping[str, np.ndarray]], height: int, width: int) -> 
 
 def overlay(photograph: np.ndarray, views: Mapping[str, View]) -> PIL.Image.Image:
     """The prediction of each task blended over the photograph (H, W, 3), title above, legend below, at most `COLUMNS` in a row."""
-    height = max(1, round(TILE * photograph.shape[0] / photograph.shape[1]))
+    height, width = fitted(photograph, TILE)
     legends = [draw_legend(view.legend) for view in views.values()]
     below = max(legend.height for legend in legends)
     rows = -(-len(views) // COLUMNS)
@@ -83,7 +90,7 @@ def overlay(photograph: np.ndarray, views: Mapping[str, View]) -> PIL.Image.Imag
     for number, ((name, view), legend) in enumerate(zip(views.items(), legends, strict=True)):
         left, top = number % columns * (TILE + GAP), number // columns * (TITLE + height + below)
         write_words(draw, (left + 2, top + TITLE // 2 + 1), name, HEADING)
-        blended = PIL.Image.fromarray(blend(photograph, view)).resize((TILE, height), PIL.Image.Resampling.BOX)
+        blended = PIL.Image.fromarray(blend(photograph, view)).resize((width, height), PIL.Image.Resampling.BOX)
         sheet.paste(blended, (left, top + TITLE))
         sheet.paste(legend, (left, top + TITLE + height))
     return sheet
@@ -148,4 +155,4 @@ def panel_of(photograph: np.ndarray, views: Mapping[str, View]) -> PIL.Image.Ima
         white = np.full_like(photograph, 255)
         labels = {f"{name}, label": white if view.label is None else view.label for name, view in views.items()}
         rows.append({"": white} | labels)
-    return panel(rows, max(1, round(photograph.shape[0] * PANEL / photograph.shape[1])), PANEL)
+    return panel(rows, *fitted(photograph, PANEL), PANEL)

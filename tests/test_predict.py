@@ -2,9 +2,11 @@
 
 import errno
 import json
+import os
 import pathlib
 import re
 import unicodedata
+import urllib.parse
 
 import cv2
 import jax
@@ -14,7 +16,7 @@ import PIL.Image
 import pytest
 
 import mtlora_jax
-from mtlora_jax import folder, parameters, photographs, predict, sheets
+from mtlora_jax import folder, locks, parameters, photographs, predict, sheets
 from mtlora_jax.errors import UserError
 from mtlora_jax.original_size import resize_into
 from mtlora_jax.tasks import make_tasks
@@ -212,6 +214,44 @@ def test_labels_are_found_as_training_finds_them(model, tmp_path, capsys):
     (tmp_path / "data" / "semseg" / f"{two}.png").rename(tmp_path / "data" / "semseg" / f"{two}.PNG")
     command(tmp_path, f"--labels={tmp_path / 'data'}", f"--only={two}")
     assert "without label" not in capsys.readouterr().out
+
+
+def test_any_name_has_its_place_on_the_page(model, tmp_path):
+    """Bytes that are no text, and names as long as names can be; two of them differ in the ending alone."""
+    names = (os.fsdecode(b"caf\xe9 #1%.png"), "a.png", *(f"{'x' * 250}{suffix}" for suffix in (".png", ".jpg")), "\u732b" * 83 + ".png")
+    for name in names:
+        write_photograph(tmp_path / "images" / name)
+    command(tmp_path, "--save-raw")
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert "caf\\udce9 #1%" in page
+    links = [urllib.parse.unquote_to_bytes(link) for link in re.findall('data-file="(semseg/[^"]*)"', page)]
+    assert len(set(links)) == len(names)
+    assert all(os.path.exists(os.path.join(os.fsencode(tmp_path / "out"), link)) for link in links)
+
+
+@pytest.mark.parametrize(("height", "width"), [(3000, 2), (2, 3000), (1, 1), (20000, 1)])
+def test_pictures_of_any_shape_take_little_room(model, tmp_path, height, width):
+    write_photograph(tmp_path / "images" / "a.png", height, width)
+    write_labels(tmp_path / "data", "a", height, width)
+    command(tmp_path, f"--labels={tmp_path / 'data'}")
+    for kind, room in (("panels", sheets.PANEL), ("overlay", sheets.TILE)):
+        with PIL.Image.open(tmp_path / "out" / kind / "a.png") as image:
+            assert image.width <= 6 * (room + sheets.GAP)
+            assert image.height <= 2 * (sheets.TALLEST * room + 200)
+    frame, high = re.findall(r"--ratio: (\d+) / (\d+)", (tmp_path / "out" / "index.html").read_text(encoding="utf-8"))[0]
+    assert int(high) <= 1.5 + sheets.TALLEST * int(frame)
+    assert read(tmp_path / "out" / "semseg" / "a.png")[1].shape == (height, width)
+
+
+def test_one_program_writes(model, tmp_path, monkeypatch):
+    """A second one is told before it loads the model."""
+    write_photograph(tmp_path / "images" / "a.png")
+    command(tmp_path)
+    before = {name: (tmp_path / name).stat().st_mtime_ns for name in files_below(tmp_path)}
+    monkeypatch.setattr(mtlora_jax, "load", lambda *names: pytest.fail("loaded"))
+    with locks.owned(tmp_path / "out"), pytest.raises(UserError, match="out: another program writes there"):
+        command(tmp_path)
+    assert {name: (tmp_path / name).stat().st_mtime_ns for name in files_below(tmp_path)} == before
 
 
 def images(base):

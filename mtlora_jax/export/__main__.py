@@ -21,13 +21,12 @@ import time
 from collections.abc import Sequence
 
 import jax
-import safetensors.numpy
 
 import mtlora_jax
-from mtlora_jax import cli, export, parameters
+from mtlora_jax import cli, export, files, locks, parameters, weights
 from mtlora_jax.errors import UserError
 from mtlora_jax.export import onnx
-from mtlora_jax.files import replacing, user_path
+from mtlora_jax.files import user_path
 from mtlora_jax.folder import Model
 from mtlora_jax.records import console
 
@@ -75,11 +74,9 @@ def write_stablehlo(model: Model, platforms: Sequence[str], size: export.Size | 
         console.print(f"this model has to know the size of its images: exported for {size[0]}x{size[1]} alone ({reason})", markup=False)
         exported = export.stablehlo(model, platforms, size, inputs)
     program = exported.serialize()
-    (folder / export.PROGRAM).write_bytes(program)
-    weights = {path: array.astype("<f4") for path, array in parameters.arrays(model.module).items()}
-    safetensors.numpy.save_file(weights, folder / export.WEIGHTS, {"format": "mtlora_jax"})
-    (folder / export.WEIGHTS).chmod(0o644)  # the library makes it private
-    (folder / export.LOADER).write_text(importlib.resources.files(export).joinpath(export.LOADER).read_text())
+    files.write_bytes(folder / export.PROGRAM, program)
+    weights.write(folder / export.WEIGHTS, {path: array.astype("<f4") for path, array in parameters.arrays(model.module).items()})
+    files.write_text(folder / export.LOADER, importlib.resources.files(export).joinpath(export.LOADER).read_text(encoding="utf-8"))
     sides = "of any size" if size is None else f"of {size[0]}x{size[1]}"
     console.print(f"{export.PROGRAM}: {len(program) / 1e6:.2f} MB for {', '.join(platforms)}, {inputs} images {sides}")
     console.print(f"{export.WEIGHTS}: {(folder / export.WEIGHTS).stat().st_size / 1e6:.1f} MB, {time.monotonic() - start:.0f} s")
@@ -115,22 +112,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     platforms = chosen("--platforms", args.platforms, export.PLATFORMS)
     size = size_of(args.size)
     check_output(args.output)
+    files.check_writable(args.output)
     if "onnx" in formats:
         onnx.libraries()
-    model = mtlora_jax.load(args.model, args.base)
-    export.forward(model)  # refuses what cannot be exported
-    if args.merge:
-        model = mtlora_jax.merge(model)
-    try:
-        with replacing(args.output) as folder:
+    with locks.owned_name(args.output):
+        model = mtlora_jax.load(args.model, args.base)
+        export.forward(model)  # refuses what cannot be exported
+        if args.merge:
+            model = mtlora_jax.merge(model)
+        with files.replacing(args.output) as folder:
             about = {}
             if "onnx" in formats:
                 about |= write_onnx(model, size or model.image_size, args.inputs, folder)
             if "stablehlo" in formats:
                 about |= write_stablehlo(model, platforms, size, args.inputs, folder)
-            (folder / export.METADATA).write_text(export.as_text(about))
-    except OSError as error:
-        raise UserError(f"--output={args.output} cannot be written: {error.strerror}") from error
+            files.write_text(folder / export.METADATA, export.as_text(about))
     console.print(f"written {args.output}")
 
 
