@@ -12,7 +12,7 @@ import PIL.ImageOps
 from mtlora_jax import class_names, pictures
 from mtlora_jax.data.decoding import decode_image, decode_label, read_file
 from mtlora_jax.data.folder import IMAGE_SUFFIXES, FolderDataset, with_meanings
-from mtlora_jax.data.naming import files_of
+from mtlora_jax.data.naming import files_of, id_of
 from mtlora_jax.errors import UserError
 from mtlora_jax.files import same_form
 from mtlora_jax.tasks import Task
@@ -97,7 +97,7 @@ class Labels:
         """
         if task not in self._files:
             return None
-        path = self._files[task].get(same_form(image.stem))
+        path = self._files[task].get(id_of(image))
         if path is None:
             raise UserError(f"{self._root / task / (image.stem + self._tasks[task].suffixes[0])}: no such label")
         label = decode_label(self._tasks[task], read_file(path))

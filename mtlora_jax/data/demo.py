@@ -7,6 +7,7 @@ import functools
 import pathlib
 
 from mtlora_jax.data.scenes.parallel import on_all_cores
+from mtlora_jax.files import read_text
 
 SPLITS = {"train": 0, "val": 100_000}  # seed of the first scene; those from `mtlora_jax.pretrain.FIRST_SEED` on were seen in pre-training
 
@@ -19,7 +20,7 @@ def write(root: pathlib.Path, counts: dict[str, int], size: tuple[int, int] = (1
     from tfds_pascal_context import layout
 
     ids = {split: [f"scene_{first + i:06}" for i in range(counts[split])] for split, first in SPLITS.items()}
-    if all(_list_of(root, split).is_file() and _list_of(root, split).read_text().split() == ids[split] for split in SPLITS):
+    if all(_list_of(root, split).is_file() and read_text(_list_of(root, split)).split() == ids[split] for split in SPLITS):
         return
     wanted = [image_id for split in SPLITS for image_id in ids[split]]
     for _ in on_all_cores(functools.partial(write_scene, root=root, size=size), wanted, "rendering scenes"):

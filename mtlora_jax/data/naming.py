@@ -1,10 +1,16 @@
 """Which file belongs to an id: the name without its ending, however a system writes the two."""
 
+import os
 import pathlib
 from collections.abc import Collection
 
 from mtlora_jax.errors import UserError
 from mtlora_jax.files import reason_of, same_form
+
+
+def id_of(path: pathlib.Path) -> str:
+    """The id of a file, as `same_form` writes it. Lists of ids are UTF-8, and so are names of files, whatever the locale makes of them."""
+    return same_form(os.fsencode(path.stem).decode("utf-8", "surrogateescape"))
 
 
 def files_of(folder: pathlib.Path, suffixes: Collection[str]) -> dict[str, pathlib.Path]:
@@ -19,7 +25,7 @@ def files_of(folder: pathlib.Path, suffixes: Collection[str]) -> dict[str, pathl
     found: dict[str, pathlib.Path] = {}
     for path in paths:
         if path.suffix.lower() in suffixes:
-            name = same_form(path.stem)
+            name = id_of(path)
             if name in found:
                 raise UserError(f"{path}: a second file for id {name!r}, besides {found[name].name}")
             found[name] = path
