@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mtlora_jax import folder, pretrain
+from mtlora_jax import folder, pretrain, weights
 from mtlora_jax.pretrain import Scenes
 
 
@@ -86,7 +86,7 @@ def test_command_writes_a_backbone(tmp_path, monkeypatch):
     config = folder.read_config(tmp_path / "swin")
     assert config["architecture"]["tasks"] == {}
     assert config["pretraining"].startswith("3 rendered scenes, 2 steps of 2")
-    _, arrays = folder.read(tmp_path / "swin")
+    arrays = weights.read_tensors(tmp_path / "swin" / folder.WEIGHTS)
     assert {array.dtype for array in arrays.values()} == {np.dtype(np.float16)}
     features = folder.load(tmp_path / "swin").features(np.zeros((1, 64, 64, 3), np.float32))
     assert [f.shared.shape for f in features] == [(1, 8, 8, 16), (1, 4, 4, 32), (1, 2, 2, 64), (1, 2, 2, 64)]

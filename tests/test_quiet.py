@@ -1,11 +1,13 @@
 """Whole commands with workers, that end well or ill: no library has anything to say, and no shared memory is left behind."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 import tiny_runs
 
+QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "TF_CPP_MIN_LOG_LEVEL": "3"}  # not even of slow compilation
 SIZE = {"image_size": (160, 160)}  # images of which go through shared memory
 ENDED = """
 import os, signal
@@ -31,7 +33,7 @@ def base(tmp_path_factory):
 
 def silent(command, code):
     """What the command printed besides its results."""
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | QUICK)
     assert done.returncode == code, done.stderr
     return done.stderr
 
