@@ -45,7 +45,7 @@ class OriginalSizeEvaluator:
         )
         tasks = experiment.tasks
         shardings = {"in_shardings": (split, split, everywhere), "out_shardings": everywhere}
-        self._score = {name: jax.jit(functools.partial(statistics, task=task), **shardings) for name, task in tasks.items()}
+        self._score = jax.jit(functools.partial(statistics, tasks=tasks), **shardings)
         self._pick = jax.jit(picked, static_argnums=2, in_shardings=(split, everywhere), out_shardings=split)
         self._slow = {name: task for name, task in tasks.items() if config.evaluation.boundaries and task.has_slow_scores}
         self._tolerance = config.evaluation.boundary_tolerance
@@ -65,8 +65,8 @@ class OriginalSizeEvaluator:
                 originals, mask = list(batch["originals"]), batch["mask"]
                 images = sharding.put({"image": batch["image"]}, mesh)["image"]
                 logits = self._forward(trainable, batch_stats, self._experiment.frozen, images)
-                for name, sums in self._statistics(logits, originals, mask):
-                    add(totals, {name: sums})
+                for sums in self._statistics(logits, originals, mask):
+                    add(totals, sums)
                 for name, task in self._slow.items():
                     own = local_rows(logits[name])
                     counted = [(task, own[row], originals[row][name], self._tolerance) for row in np.flatnonzero(mask)]
@@ -79,35 +79,43 @@ class OriginalSizeEvaluator:
 
     def _statistics(
         self, logits: Mapping[str, jax.Array], originals: Sequence[Mapping[str, np.ndarray]], mask: np.ndarray
-    ) -> Iterator[tuple[str, dict[str, jax.Array]]]:
-        """(task, {name: sum}) of the parts of a batch, each small enough for the memory; all processes make the same ones."""
+    ) -> Iterator[dict[str, dict[str, jax.Array]]]:
+        """{task: {name: sum}} of the parts of a batch, each small enough for the memory; all processes make the same ones."""
         mesh = self._experiment.mesh
         sizes, devices = sizes_of(originals), len(mesh.local_devices)
         everywhere = np.concatenate(sharding.of_all_processes(sizes.tolist())).reshape(mesh.size, -1, 2)
-        count = everywhere.shape[1]
-        for name in self._experiment.tasks:
-            channels = logits[name].shape[-1]
-            for rows, canvas in groups_of(everywhere, channels):
-                own = [device * count + row for device in range(devices) for row in rows]
-                labels = on_canvas([{name: originals[row][name]} for row in own], canvas)[name]
-                some = logits[name] if len(rows) == count else self._pick(logits[name], np.array(rows), mesh.size)
-                height = band_of(canvas, len(rows), channels)
+        count, channels = everywhere.shape[1], {name: values.shape[-1] for name, values in logits.items()}
+        for rows, canvas in groups_of(everywhere, sum(channels.values())):
+            own = [device * count + row for device in range(devices) for row in rows]
+            whole = band_of(canvas, len(rows), sum(channels.values())) == canvas[0]
+            for names in [list(channels)] if whole else [[name] for name in channels]:
+                labels = on_canvas([{name: originals[row][name] for name in names} for row in own], canvas)
+                some = {name: logits[name] for name in names}
+                if len(rows) < count:
+                    some = self._pick(some, np.array(rows), mesh.size)
+                height = band_of(canvas, len(rows), sum(channels[name] for name in names))
                 for top in range(0, canvas[0], height):
-                    batch = sharding.put({"label": labels[:, top : top + height], "size": sizes[own], "mask": mask[own]}, mesh)
-                    yield name, self._score[name](some, batch, None if height == canvas[0] else np.float32(top))
+                    band = {name: labels[name][:, top : top + height] for name in names}
+                    batch = sharding.put(band | {"size": sizes[own], "mask": mask[own]}, mesh)
+                    yield self._score(some, batch, None if height == canvas[0] else np.float32(top))
 
 
-def statistics(logits: jax.Array, batch: Mapping[str, jax.Array], top: jax.Array | None, *, task: Task) -> dict[str, jax.Array]:
-    """{name: sum} of one task over some images.
+def statistics(
+    logits: Mapping[str, jax.Array], batch: Mapping[str, jax.Array], top: jax.Array | None, *, tasks: Mapping[str, Task]
+) -> dict[str, dict[str, jax.Array]]:
+    """{task: {name: sum}} over some images.
 
     Args:
-      logits: (B, H, W, C).
-      batch: "label" as `on_canvas` places it, or a band of that, "size" (B, 2) int32 of each, "mask" (B,).
+      logits: {task: (B, H, W, C)}.
+      batch: labels of these tasks as `on_canvas` places them, or a band of those, "size" (B, 2) int32 of each, "mask" (B,).
       top: where the band begins; None where it is the whole canvas.
-      task: static.
+      tasks: static; those of `logits` or more.
     """
-    resize = functools.partial(resize_into, canvas=batch["label"].shape[1:3], top=top)
-    return task.statistics(jax.vmap(resize)(logits, batch["size"]), batch["label"], batch["mask"])
+    found = {}
+    for name, values in logits.items():
+        resize = functools.partial(resize_into, canvas=batch[name].shape[1:3], top=top)
+        found[name] = tasks[name].statistics(jax.vmap(resize)(values, batch["size"]), batch[name], batch["mask"])
+    return found
 
 
 def resize_into(logits: jax.Array, size: jax.Array, canvas: tuple[int, ...], top: jax.Array | None = None) -> jax.Array:
@@ -121,10 +129,10 @@ def resize_into(logits: jax.Array, size: jax.Array, canvas: tuple[int, ...], top
     return jax.image.scale_and_translate(logits, shape, (0, 1), scale, moved, method="linear", antialias=False)
 
 
-def picked(logits: jax.Array, rows: jax.Array, devices: int) -> jax.Array:
+def picked(logits: Mapping[str, jax.Array], rows: jax.Array, devices: int) -> dict[str, jax.Array]:
     """The same `rows` of each device's share of (B, H, W, C)."""
-    shares = logits.reshape(devices, -1, *logits.shape[1:])
-    return shares[:, rows].reshape(-1, *logits.shape[1:])
+    shares = {name: values.reshape(devices, -1, *values.shape[1:]) for name, values in logits.items()}
+    return {name: share[:, rows].reshape(-1, *share.shape[2:]) for name, share in shares.items()}
 
 
 def slow_statistics(job: tuple[Task, np.ndarray, np.ndarray, float]) -> dict[str, np.ndarray]:
