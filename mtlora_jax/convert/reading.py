@@ -45,11 +45,10 @@ def read(source: str | pathlib.Path, format: str = "auto", ema: bool = False) ->
     keys = [key for key in entries if isinstance(key, str) and torchfile.is_tensor(entries[key])]
     others = [key for key in entries if not (isinstance(key, str) and torchfile.is_tensor(entries[key]))]
     state = {key.removeprefix(prefix): entries[key] for key in keys if key.startswith(prefix)}
+    if not state and others:
+        raise UserError(f"{path}: {others[0]} is a {type(entries[others[0]]).__name__}, not a tensor; expected a state dict")
     if not state:
-        what = (
-            f"{others[0]} is a {type(entries[others[0]]).__name__}, not a tensor; expected a state dict" if others else "holds no tensors"
-        )
-        raise UserError(f"{path}: {what}")
+        raise UserError(f"{path}: holds no tensors")
     if others:
         report = [*report, f"dropped    {named([str(key) for key in others])}: no named tensors"]
     origin = {key: f"{file_of.get(prefix + key, path)}: {prefix}{key}" for key in state}
