@@ -145,7 +145,7 @@ def test_home_is_home(base, finished, monkeypatch):
 
 
 def test_a_run_none_of_whose_steps_trained_is_an_error(base):
-    flags = ["--config.optimizer.learning_rate=1e38", "--config.guards.max_skipped_in_row=99", "--config.optimizer.warmup_epochs=0.0"]
+    flags = ["--config.loss_weights.semseg=3e38", "--config.guards.max_skipped_in_row=99", "--config.optimizer.warmup_epochs=0.0"]
     with pytest.raises(UserError, match="not finite in all 3 steps, so nothing was trained"):
         call(base, *flags, "--config.epochs=1", "--config.eval_first=false", workdir="nothing_trained")
 
@@ -208,7 +208,7 @@ def call(base: pathlib.Path, *more: str, workdir: str = "bad", config: str = "mi
         (["--config.data.root=nowhere"], "nowhere: no such folder"),
         (["--config.decoder.name=unet"], "decoder.name = 'unet' is not one of hrnet, segformer, aspp"),
         (["--config.method.rank=0"], "ranks must be at least 1"),
-        (["--config.method.rank=2.5"], "whole numbers: rank [2.5, 2.5]"),
+        (["--config.method.rank=2.5"], "method.rank = 2.5 must be a whole number"),
         (["--config.seed=-1"], "seed = -1 must be at least 0"),
         (["--config.optimizer.warmup_epochs=20.0"], "warmup_epochs = 20.0 is 60 steps, but training has only 24"),
         (["--config.batch_size=0"], "batch_size = 0"),
