@@ -392,7 +392,8 @@ def differing(base: pathlib.Path) -> dict[str, tuple[list[str], str]]:
 def test_processes_that_differ_end_together_and_say_in_what(base):
     port = free_port()
     for what, (flags, told) in differing(base).items():
-        command = [sys.executable, "-m", "mtlora_jax.main", f"--config={base / 'micro.py'}", f"--workdir={base / what}"]
+        workdir = base / f"differ_{what}"
+        command = [sys.executable, "-m", "mtlora_jax.main", f"--config={base / 'micro.py'}", f"--workdir={workdir}"]
         command += [f"--coordinator=localhost:{port}", "--processes=2"]
         pipes = {"env": environment(1), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         both = [subprocess.Popen([*command, f"--process={i}", *(flags if i else [])], **pipes) for i in range(2)]
@@ -400,4 +401,4 @@ def test_processes_that_differ_end_together_and_say_in_what(base):
             assert process.returncode == 2, printed
             assert f"error: the processes differ in {told}" in printed
             assert printed.count("error: ") == 1
-        assert not (base / what).exists()
+        assert not workdir.exists()
