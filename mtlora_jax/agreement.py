@@ -83,6 +83,7 @@ def of_data(data: Dataset, split: str) -> dict[str, Any]:
         f"number of images of {split}": len(ids),
         f"ids of {split}": hashlib.sha256("\n".join(ids).encode("utf-8", "surrogateescape")).hexdigest()[:16],
         f"classes of {split}": {name: list(task.classes) for name, task in data.tasks.items() if task.classes},
+        f"label values of {split}": {name: task.reading() for name, task in data.tasks.items() if task.reading()},
     }
 
 

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from mtlora_jax import agreement, config_checks, saved_config, sharding
 from mtlora_jax import experiment as experiments
 from mtlora_jax.checkpoint import Checkpoints
+from mtlora_jax.data import survey
 from mtlora_jax.data.pipeline import Batches, Dataset
 from mtlora_jax.defaults import Config
 from mtlora_jax.errors import UserError
@@ -156,6 +157,8 @@ def evaluate_only(config: Config, workdir: pathlib.Path) -> dict[str, float]:
     agreement.require_same(agreement.of_start(config, mode="evaluate"))
     agreement.together(lambda: check_writable(workdir))
     (data,) = experiments.open_datasets(config, config.data.eval_split)
+    for line in survey.readings(data):
+        console.print(line)
     started = sharding.agreed((workdir / "initial").exists(), experiments.not_shared(workdir))
     if not started and not config.init:
         raise UserError(f"nothing to evaluate: {workdir} holds no run and config.init names no model folder")

@@ -192,6 +192,7 @@ def replacing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     removed. Raises UserError for what cannot be written.
     """
     check_writable(folder)
+    folder = folder.resolve()  # a link stays one
     make_folder(folder.parent)
     try:
         _remove_abandoned(folder)

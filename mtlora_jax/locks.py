@@ -38,6 +38,7 @@ def owned(folder: pathlib.Path, advice: str = "wait for its end, or choose anoth
 @contextlib.contextmanager
 def owned_name(folder: pathlib.Path, advice: str = "wait for its end, or choose another folder") -> Iterator[None]:
     """As `owned`, for a folder that is replaced as a whole: the lock lies beside it."""
+    folder = folder.resolve()
     files.make_folder(folder.parent)
     with _locked(folder.with_name(f".{folder.name[:200]}{NAME}"), folder, advice):
         yield

@@ -14,7 +14,7 @@ from mtlora_jax.files import read_json, write_json, write_text
 CONFIG, DATA = "config.json", "data.json"
 # No part of what a training run computes.
 ANY_TIME = (
-    *("wandb", "evaluation", "guards", "data.workers", "eval_batch_size", "remat", "accumulation"),
+    *("wandb", "evaluation", "guards", "data.workers", "eval_batch_size", "remat", "accumulation", "init_strict"),
     *("log_every", "keep_checkpoints", "checkpoint_every", "checkpoint_steps"),
 )
 ROOT = "data.root"  # may be another one where `DATA` tells whether it is the same data

@@ -173,6 +173,19 @@ def test_two_writers_leave_each_other_alone(tmp_path):
     assert os.listdir(tmp_path) == ["best"]
 
 
+def test_a_link_to_a_folder_stays_one(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "best").mkdir()
+    (tmp_path / "best").symlink_to(tmp_path / "disk" / "best")
+    for content in ("old", "new"):
+        with files.replacing(tmp_path / "best") as folder:
+            files.write_text(folder / "x", content)
+        assert (tmp_path / "disk" / "best" / "x").read_text() == content
+    assert (tmp_path / "best").is_symlink()
+    assert sorted(os.listdir(tmp_path)) == ["best", "disk"]
+    assert os.listdir(tmp_path / "disk") == ["best"]
+
+
 def test_without_the_exchange_of_linux(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "_exchange", lambda one, other: False)
     for content in ("old", "new"):
