@@ -13,6 +13,7 @@ from mtlora_jax.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP")  # of Pillow's some forty, of which one starts a program (EPS)
 LARGEST = 178_956_970  # pixels, from which on Pillow takes an image for an attack
+LONGEST = 65_535  # pixels of a side, the most that JPEG has
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # of whole files
 FLAGS = {"RGB": cv2.IMREAD_COLOR_RGB, "L": cv2.IMREAD_GRAYSCALE}  # OpenCV's names of Pillow's modes
 
@@ -30,9 +31,13 @@ def opened(data: bytes, origin: str, expected: str, formats: Sequence[str] = FOR
         with image:
             if image.width * image.height > LARGEST:
                 raise UserError(f"{origin}: has {image.width}x{image.height} pixels; expected at most {LARGEST} in all")
+            if max(image.size) > LONGEST:
+                raise UserError(f"{origin}: has {image.width}x{image.height} pixels; expected at most {LONGEST} on a side")
             yield image
-    except (UserError, MemoryError):
+    except UserError:
         raise
+    except MemoryError as error:
+        raise UserError(f"{origin}: cannot be read (there is not enough memory for it); expected {expected}") from error
     except Exception as error:  # Pillow's decoders pass on whatever damaged data make them stumble over
         # The text of this error would show an address in memory.
         reason = f"no {'/'.join(formats)} image" if isinstance(error, PIL.UnidentifiedImageError) else " ".join(str(error).split())

@@ -9,6 +9,7 @@ from flax import nnx
 
 from mtlora_jax import architecture as architectures
 from mtlora_jax import parameters
+from mtlora_jax.errors import UserError
 from mtlora_jax.methods.mtlora import FREEZABLE
 from mtlora_jax.models.decoders import Decoder
 from mtlora_jax.models.layers import BatchNorm, Linear, drop_channels, drop_path, dropout
@@ -177,6 +178,14 @@ def test_batch_norm_follows_pytorch():
     y = norm(jnp.asarray(x), train=False)
     np.testing.assert_allclose(y, (x - mean) / np.sqrt(var + 1e-5) * scale + bias, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(norm.mean[...], mean, rtol=1e-5)
+
+
+def test_batch_norm_does_not_learn_from_a_single_value():
+    norm = BatchNorm(4)
+    parameters.initialise(norm, 0)
+    with pytest.raises(UserError, match="single value per channel, whose variance is 0: take a larger batch_size"):
+        norm(jnp.ones((1, 1, 1, 4)), train=True)
+    assert norm(jnp.ones((1, 1, 1, 4)), train=False).shape == (1, 1, 1, 4)
 
 
 @pytest.mark.parametrize("fn", [dropout, drop_path, drop_channels])

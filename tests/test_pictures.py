@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from mtlora_jax import photographs
+from mtlora_jax import photographs, pictures
 from mtlora_jax.data.decoding import decode_image
 from mtlora_jax.errors import UserError
 from mtlora_jax.tasks import TASKS
@@ -55,3 +55,23 @@ def test_other_formats_are_refused_and_start_nothing(tmp_path, ghostscript, cont
         with pytest.raises(UserError, match=rf"a\{suffix}: ") as refused:
             read()
         assert "\n" not in str(refused.value)
+
+
+def test_images_of_bounded_size():
+    """A file of some thousand bytes may hold any number of pixels."""
+    for size, told in [((70_000, 1), "70000x1 pixels; expected at most 65535 on a side"), ((14_000, 14_000), "178956970 pixels")]:
+        buffer = io.BytesIO()
+        PIL.Image.new("1", size).save(buffer, "PNG")
+        with pytest.raises(UserError, match=told):
+            decode_image(buffer.getvalue(), "a.png")
+
+
+def test_a_picture_that_takes_more_memory_than_there_is(monkeypatch):
+    def full(*_):
+        raise MemoryError
+
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", (4, 4)).save(buffer, "PNG")
+    monkeypatch.setattr(pictures, "pixels_of", full)
+    with pytest.raises(UserError, match=r"a\.png: cannot be read \(there is not enough memory for it\)"):
+        decode_image(buffer.getvalue(), "a.png")
