@@ -84,14 +84,19 @@ def run(main: Callable[[], None], leave: Callable[[int], NoReturn] = sys.exit) -
 def _user_message(error: BaseException | None) -> str | None:
     """The text, on one line, of the first UserError among `error` and what it came of, or of an error of the system that names a file.
 
-    None where there is neither.
+    None where there is neither. Characters that cannot be seen, such as those that command a terminal, become their codes.
     """
     last = error
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     if error is None and isinstance(last, OSError) and last.filename is not None:
-        return f"{os.fsdecode(last.filename) if isinstance(last.filename, bytes | str) else last.filename}: {files.reason_of(last)}"
-    return None if error is None else " ".join(str(error).split())
+        name = os.fsdecode(last.filename) if isinstance(last.filename, bytes | str) else last.filename
+        return _visible(f"{name}: {files.reason_of(last)}")
+    return None if error is None else _visible(str(error))
+
+
+def _visible(text: str) -> str:
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in " ".join(text.split()))
 
 
 class Parser(argparse.ArgumentParser):

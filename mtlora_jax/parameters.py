@@ -57,8 +57,10 @@ def batch_statistics(model: nnx.Module) -> Flat:
 
 
 def named(keys: list[str]) -> str:
-    """A list of keys for an error message: the first ten, and how many there are."""
-    return f"{', '.join(keys[:10])}{', ...' if len(keys) > 10 else ''} ({len(keys)})"
+    """A list of keys for an error message: the first ten, cut off where they are long, and how many there are."""
+    return (
+        f"{', '.join(key if len(key) <= 100 else f'{key[:100]}...' for key in keys[:10])}{', ...' if len(keys) > 10 else ''} ({len(keys)})"
+    )
 
 
 def initialise(model: nnx.Module, seed: int) -> None:

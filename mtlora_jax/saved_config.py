@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from mtlora_jax.defaults import Config
 from mtlora_jax.errors import UserError
 from mtlora_jax.files import read_json, write_json, write_text
+from mtlora_jax.schema import shown
 
 CONFIG, DATA = "config.json", "data.json"
 # No part of what a training run computes.
@@ -70,7 +71,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _told(differing: Mapping[str, tuple[Any, Any]]) -> str:
-    return "; ".join(f"{key} was {json.dumps(there)} and is {json.dumps(here)}" for key, (there, here) in differing.items())
+    return "; ".join(f"{key} was {shown(there)} and is {shown(here)}" for key, (there, here) in differing.items())
 
 
 def differences(

@@ -68,6 +68,7 @@ HOSTILE = {
     "a long header": (header("-" * 60000 + "1"), ""),
     "no dictionary": (header("3"), ""),
     "no shape": (header("{'descr': '<f4', 'fortran_order': False, 'shape': 'x'}"), ""),
+    "backslashes": (header(r"{'\i': 1}"), "correct keys"),  # about which Python's compiler warns
     "no type": (lying("(12,)", "'nothing'"), ""),
 }
 

@@ -210,6 +210,7 @@ def chained(error: Exception, cause: Exception | None, context: Exception | None
         (UserError("two\n  lines"), 2, "error: two lines\n"),
         (chained(RuntimeError("a"), UserError("the cause"), None), 2, "error: the cause\n"),
         (chained(RuntimeError("a"), None, chained(ValueError("b"), UserError("far off"), None)), 2, "error: far off\n"),
+        (UserError("class \x1b[2Jred\u202e\ud800 größer"), 2, "error: class \\x1b[2Jred\\u202e\\ud800 größer\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )

@@ -244,6 +244,8 @@ INDICES = {
     ),
     "absolute": (lambda index: change(index, **{KEY: "/etc/passwd"}), "'/etc/passwd' is no name of a file"),
     "itself": (lambda index: change(index, **{KEY: ".."}), "'..' is no name of a file|no such file"),
+    "an empty name": (lambda index: change(index, **{KEY: ""}), "'' is no name of a file"),
+    "a long name": (lambda index: change(index, **{KEY: "a" * 10**4}), "'a{255}' is no name of a file"),
     "no file": (lambda index: change(index, **{KEY: "c.safetensors"}), r"c\.safetensors: no such file, but .* names it"),
     "another file": (
         lambda index: change(index, **{KEY: next(n for n in index["weight_map"].values() if n != index["weight_map"][KEY])}),

@@ -125,9 +125,22 @@ BROKEN = {
     ),
     "one class": (
         lambda root: (root / "classes.json").write_text(json.dumps({"semseg": ["thing"]})),
-        r"semseg: 'thing' is the only class; expected at least two",
+        r"classes.json: semseg: 'thing' is the only class; expected at least two",
     ),
     "empty name": (lambda root: (root / "classes.json").write_text(json.dumps({"semseg": ["a", " "]})), r"'semseg': name 1 is empty"),
+    "a class twice": (
+        lambda root: (root / "classes.json").write_text(json.dumps({"semseg": ["a", "b", "a"]})),
+        r"classes.json: classes of task 'semseg': the name \"a\" is given twice; expected each once$",
+    ),
+    "no class": (
+        lambda root: (root / "classes.json").write_text(json.dumps({"semseg": []})),
+        r"classes.json: classes of task 'semseg': \[\]; expected a list of at least one name$",
+    ),
+    "a long id": (lambda root: (root / "splits" / "val.txt").write_text("a" * 10**5), r"no file .*: a{100}\.\.\.$"),
+    "a long meaning": (
+        lambda root: (root / "labels.json").write_text(json.dumps({"sal": "a" * 10**5})),
+        r'labels.json: sal is "a{50,100}\.\.\.; expected one of',
+    ),
     "Latin-1": (
         lambda root: (root / "splits" / "val.txt").write_bytes("val000\nb\xe4r\n".encode("latin-1")),
         r"val.txt: is not UTF-8 text",

@@ -86,7 +86,7 @@ def test_a_few_that_disagree_are_bad_examples(tmp_path):
         ("0/1", "values 0, 1, 255"),
         ("0/1/255", [0, 1, IGNORE]),
         ("grey", "values 0, 1, 255"),
-        ("0/2", 'sal is \'0/2\'; expected one of "0/255", "0/1"'),
+        ("0/2", 'sal is "0/2"; expected one of "0/255", "0/1"'),
         (3, "sal is 3"),
     ],
 )

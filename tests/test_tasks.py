@@ -88,7 +88,7 @@ def test_make_tasks():
         (["human_parts"], {"human_parts": ["person"]}, "human_parts: 'person' is the only class"),
         (["semseg"], {"semseg": ["sky", ""]}, "name 1 is empty"),
         (["semseg"], {"semseg": []}, "'semseg': .*at least one name"),
-        (["semseg"], {"semseg": "sky"}, "'semseg': 'sky'"),
+        (["semseg"], {"semseg": "sky"}, "'semseg': \"sky\""),
         (["semseg"], {"semseg": ["sky", 3]}, "'semseg'"),
         (["semseg"], {"semseg": ["sky", "sky"]}, "given twice"),
         (["semseg"], {"semseg": [str(i) for i in range(256)]}, "256 class names .* at most 255"),
@@ -162,15 +162,16 @@ def test_normals_of_a_png(tmp_path):
 def test_depth_files(tmp_path):
     png = save(tmp_path / "d.png", np.array([[1500, 0, 65535]], np.uint16))
     np.testing.assert_allclose(decode("depth", png), [[1.5, IGNORE, 65.535]], rtol=1e-6)
-    np.save(tmp_path / "d.npy", np.array([[1.5, 0, -2, np.nan, np.inf, 254.5]]))
+    np.save(tmp_path / "d.npy", np.array([[1.5, 0, -2, np.nan, np.inf, 254.5, 1e-300]]))
     label = decode("depth", tmp_path / "d.npy")
     assert label.dtype == np.float32
-    np.testing.assert_array_equal(label, [[1.5, IGNORE, IGNORE, IGNORE, IGNORE, 254.5]])
+    np.testing.assert_array_equal(label, [[1.5, IGNORE, IGNORE, IGNORE, IGNORE, 254.5, IGNORE]])
 
 
 def test_bad_depth_files(tmp_path):
     for stem, array, message in [
         ("millimetres", np.array([[2000.0]]), "depth has the value 2000; expected metres below 255"),
+        ("beyond float32", np.array([[1e300]]), r"depth has the value 1e\+300; expected metres below 255"),
         ("integers", np.array([[2000]]), "holds int64 of shape .*; expected .* floats, metres"),
         ("volume", np.zeros((2, 2, 2)), r"holds float64 of shape \(2, 2, 2\)"),
         ("objects", np.array([None]), "cannot be read"),

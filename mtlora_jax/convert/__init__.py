@@ -91,7 +91,11 @@ def convert(
     architecture = architecture_of(arrays, Settings(**{key: known[label][key] for key, label in origin.items()}))
     if tasks is not None:
         architecture["tasks"] = {task: architecture["tasks"][task] for task in tasks}
-    parameters.assign(build(architecture), arrays, str(path))
+    try:
+        model = build(architecture)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    parameters.assign(model, arrays, str(path))
 
     report += lines(architecture, origin)
     if window_size is None:

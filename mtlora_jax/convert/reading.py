@@ -13,6 +13,7 @@ READERS: dict[str, Callable[[pathlib.Path], Mapping[Any, Any]]] = {
     ".safetensors": weights.read_tensors,
     **dict.fromkeys((".pth", ".pt", ".bin", ".ckpt", ".tar", ".th"), torchfile.read),
 }
+LONGEST_NAME = 255  # of files
 INDEX = ".index.json"  # ends the name of the file that tells which tensor is in which file
 IN_DIRECTORY = tuple(name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", INDEX))  # looked for in this order
 
@@ -89,9 +90,9 @@ def read_shards(index: pathlib.Path) -> tuple[dict[str, Any], dict[str, pathlib.
     places = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise UserError(f"{index}: expected an object with weight_map, the names of tensors and of their files")
-    outside = [name for name in places.values() if name != pathlib.PurePath(name).name or "\\" in name or "\0" in name]
+    outside = [name for name in places.values() if not _is_beside(name)]
     if outside:
-        raise UserError(f"{index}: {outside[0]!r} is no name of a file in its folder")
+        raise UserError(f"{index}: {outside[0][:LONGEST_NAME]!r} is no name of a file in its folder")
     state, file_of = {}, {}
     for name in dict.fromkeys(places.values()):
         path = index.with_name(name)
@@ -110,6 +111,11 @@ def read_shards(index: pathlib.Path) -> tuple[dict[str, Any], dict[str, pathlib.
     if unknown:
         raise UserError(f"{index}: names no file for {named(unknown)}, which is in {file_of[unknown[0]].name}")
     return state, file_of
+
+
+def _is_beside(name: str) -> bool:
+    """Whether a name is that of a file in the same folder, on any system."""
+    return bool(name) and name == pathlib.PurePath(name).name and not set("\\\0") & set(name) and len(name) <= LONGEST_NAME
 
 
 def description(path: pathlib.Path) -> Mapping[str, Any]:

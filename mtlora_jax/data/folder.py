@@ -13,11 +13,13 @@ from mtlora_jax.data.naming import files_of
 from mtlora_jax.data.survey import spread
 from mtlora_jax.errors import UserError
 from mtlora_jax.files import read_json, read_text, same_form
+from mtlora_jax.schema import shown
 from mtlora_jax.tasks import TASKS, Task, hint, make_tasks
 from mtlora_jax.tasks.binary import Binary
 from mtlora_jax.tasks.label_values import MEANINGS
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+LONGEST_NAME = 100  # characters of a name in a message
 
 
 class FolderDataset:
@@ -54,7 +56,12 @@ class FolderDataset:
     @classmethod
     def describe(cls, root: str | pathlib.Path, tasks: Sequence[str]) -> dict[str, Task]:
         """The tasks with the class names of the data set, or with their usual ones where there is no list of them."""
-        return make_tasks(tasks, _read_classes(pathlib.Path(root) / "classes.json"))
+        usual, path = make_tasks(tasks), pathlib.Path(root) / "classes.json"
+        classes = _read_classes(path)
+        try:
+            return usual if classes is None else make_tasks(tasks, classes)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -124,7 +131,7 @@ def _read_meanings(path: pathlib.Path) -> dict[str, str]:
     for name, meaning in told.items():
         _check_task(path, name, [task for task, kind in TASKS.items() if issubclass(kind, Binary)])
         if not isinstance(meaning, str) or meaning not in MEANINGS:
-            raise UserError(f"{path}: {name} is {meaning!r}; expected one of {', '.join(map(json.dumps, MEANINGS))}")
+            raise UserError(f"{path}: {name} is {shown(meaning)}; expected one of {', '.join(map(json.dumps, MEANINGS))}")
     return told
 
 
@@ -142,7 +149,7 @@ def _read_classes(path: pathlib.Path) -> dict[str, list[str]] | None:
 def _check_task(path: pathlib.Path, name: str, possible: Sequence[str]) -> None:
     if name not in possible:
         told = hint(name) if name not in TASKS else f"expected one of {', '.join(possible)}"
-        raise UserError(f"{path}: {name!r} is {'no task' if name not in TASKS else 'a task without such an entry'}; {told}")
+        raise UserError(f"{path}: {_short(name)!r} is {'no task' if name not in TASKS else 'a task without such an entry'}; {told}")
 
 
 def _is_list_of_names(value: object) -> bool:
@@ -154,14 +161,19 @@ def _first(names: list[str], count: int = 5) -> str:
 
 
 def _visible(name: str) -> str:
-    """A name, with quotes and codes where it holds what nobody sees."""
+    """A name, cut off where it is long, with quotes and codes where it holds what nobody sees."""
+    name = _short(name)
     return name if name.isprintable() else repr(name)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
 
 
 def _near(name: str, names: Iterable[str]) -> str:
     """Tells which of `names` differs from `name` only in what is hard to see."""
     close = next((other for other in names if _plain(other) == _plain(name)), None)
-    return "" if close is None else f"; there is {close!r}, which is not {name!r}"
+    return "" if close is None else f"; there is {_short(close)!r}, which is not {_short(name)!r}"
 
 
 def _plain(name: str) -> str:

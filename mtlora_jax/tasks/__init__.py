@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 
 from mtlora_jax.errors import UserError
+from mtlora_jax.schema import shown
 from mtlora_jax.tasks.depth import Depth
 from mtlora_jax.tasks.edge import Edge
 from mtlora_jax.tasks.human_parts import HumanParts
@@ -61,10 +62,11 @@ def hint(name: str) -> str:
 
 def _class_fields(name: str, classes: Sequence[str]) -> dict:
     if isinstance(classes, str) or not classes or not all(isinstance(entry, str) for entry in classes):
-        raise UserError(f"classes of task {name!r}: {classes!r}; expected a list of at least one name")
+        raise UserError(f"classes of task {name!r}: {shown(classes)}; expected a list of at least one name")
     if not all(entry.strip() for entry in classes):
         raise UserError(f"classes of task {name!r}: name {[bool(entry.strip()) for entry in classes].index(False)} is empty")
     if len(set(classes)) < len(classes):
-        raise UserError(f"classes of task {name!r}: a name is given twice in {', '.join(classes)}; expected each once")
+        twice = next(entry for index, entry in enumerate(classes) if entry in classes[:index])
+        raise UserError(f"classes of task {name!r}: the name {shown(twice)} is given twice; expected each once")
     fields = {"classes": tuple(classes)}
     return fields | {"channels": len(classes)} if issubclass(TASKS[name], SemSeg) else fields

@@ -31,11 +31,11 @@ class Depth(Task):
     def decode(self, data: bytes, origin: str) -> np.ndarray:
         """Decodes a `.npy` of float metres or a grey 16-bit PNG of millimetres. Zero, negative and not finite values are ignored."""
         metres = _metres(data, origin) if data.startswith(NPY) else _millimetres(data, origin) / 1000
-        metres = metres.astype(np.float32)
-        known = np.isfinite(metres) & (metres > 0) & (metres != IGNORE)
-        if np.any(metres[known] > IGNORE):
-            raise UserError(f"{origin}: depth has the value {metres[known].max():g}; expected metres below {IGNORE}, the value for ignore")
-        return np.where(known, metres, np.float32(IGNORE))
+        beyond = np.isfinite(metres) & (metres > IGNORE)  # before some numbers become infinite
+        if beyond.any():
+            raise UserError(f"{origin}: depth has the value {metres[beyond].max():g}; expected metres below {IGNORE}, the value for ignore")
+        metres = metres.astype(np.float32, copy=False)
+        return np.where((metres > 0) & (metres < IGNORE), metres, np.float32(IGNORE))
 
     def warp(self, label: np.ndarray, motion: Motion, size: tuple[int, int]) -> np.ndarray:
         """Also divides by the scale: what looks larger is nearer."""

@@ -55,10 +55,10 @@ def decode_grey(data: bytes, origin: str) -> tuple[np.ndarray, bool]:
 def _decode(data: bytes, origin: str, modes: Sequence[str], expected: str) -> tuple[np.ndarray, int]:
     """Pixels as stored, and bits per channel of the file."""
     with pictures.opened(data, origin, expected) as image:
-        mode, pixels = image.mode, pictures.pixels_of(image, data)
-        bits = 1 if mode == "1" else pictures.bits_of(image, data)
-    if mode not in modes:
-        raise UserError(f"{origin}: is an image of mode {mode}; expected {expected}")
+        if image.mode not in modes:
+            raise UserError(f"{origin}: is an image of mode {image.mode}; expected {expected}")
+        pixels = pictures.pixels_of(image, data)
+        bits = 1 if image.mode == "1" else pictures.bits_of(image, data)
     if pixels.dtype == bool:  # of Pillow, where True may be any number but 0
         pixels = (pixels.view(np.uint8) > 0).view(np.uint8)
     return pixels, bits
