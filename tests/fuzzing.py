@@ -75,7 +75,7 @@ class Kind(NamedTuple):
       genuine: {path below the folder: bytes}, each of which must be right; the damaged file takes this place.
       damage: one of `mutations`.
       ways: all are taken in turn.
-      command: arguments after `python -m` that end with one line because of a file that was refused.
+      command: arguments after `python -m` that end with one line because the first of the files was refused, the first way.
       after: asserts that nothing was left behind, of (the folder, whether the file was refused).
     """
 
@@ -542,7 +542,8 @@ def main(name: str, folder: pathlib.Path, count: int) -> None:
             result = {"outcome": outcome, "told": told, "seconds": time.monotonic() - start, "genuine": seed < 0}
             print(json.dumps(result), file=results)
             (world / place).write_bytes(kind.genuine[place])
-            if outcome == "refused" and way is kind.ways[0] and refused is None and seed >= 0 and not words(printed):
+            first = place == next(iter(kind.genuine)) and way is kind.ways[0] and seed >= 0
+            if refused is None and first and outcome == "refused" and not words(printed):
                 refused = place, data
             if outcome in ("right", "refused"):
                 copy.unlink()
