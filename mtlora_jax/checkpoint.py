@@ -263,13 +263,13 @@ def clear_when_full(workdir: pathlib.Path) -> Iterator[None]:
 
 @functools.cache  # once per process
 def leave_faults_to_the_caller() -> None:
-    """Keeps orbax, and asyncio on its behalf, from printing the faults that they raise.
+    """Keeps orbax, and asyncio on its behalf, from printing the faults that they raise, and advice on how often to save.
 
     They log one again for each thread that it hits, and print what is thrown away when the rest of a save or a restore gives up: up to
-    thousands of lines, and in the middle of one of them that of our error.
+    thousands of lines, and in the middle of one of them that of our error. How long saving held up a run is told at its end.
     """
     for logger in (absl.logging.get_absl_logger(), logging.getLogger("asyncio")):
-        logger.addFilter(lambda record: record.levelno < logging.ERROR or not _is_of_orbax(record.pathname))
+        logger.addFilter(lambda record: record.levelno < logging.WARNING or not _is_of_orbax(record.pathname))
     others = sys.unraisablehook
 
     def hook(told: Any) -> None:
