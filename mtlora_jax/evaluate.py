@@ -153,7 +153,7 @@ def evaluate_only(config: Config, workdir: pathlib.Path) -> dict[str, float]:
     Prints them and writes WORKDIR/evaluation.json: {"model": str, "split": str, "images": int, "scores": {"TASK/SCORE": value}}, and under
     "original_size" those at the size of each image's file, if `config.evaluation` asks for them. Returns the "scores".
     """
-    config_checks.check(config)
+    agreement.together(lambda: config_checks.check(config))
     agreement.require_same(agreement.of_start(config, mode="evaluate"))
     agreement.together(lambda: check_writable(workdir))
     (data,) = experiments.open_datasets(config, config.data.eval_split)

@@ -43,7 +43,7 @@ def train(config: Config, workdir: pathlib.Path, profile: bool = False, override
       UserError: for a config, data set or weights that cannot be used, before anything is written; for a fault that ends the run.
       Stopped: SIGTERM or SIGINT came. The run is saved.
     """
-    config_checks.check(config)
+    agreement.together(lambda: config_checks.check(config))
     with Shutdown(config.guards.grace_seconds) as shutdown, clear_when_full(workdir), contextlib.ExitStack() as closing:
         agreement.require_same(agreement.of_start(config, mode="train", override_config=override, profile=profile))
         agreement.together(lambda: claim(workdir, closing))
