@@ -54,7 +54,7 @@ PLACES = {
     "nowhere to write": lambda folder: ("/proc/data", r"/proc/data.* cannot be written"),
     "a device": lambda folder: ("/dev/null", "/dev/null is a file"),
     "a long name": lambda folder: (folder / ("a" * 300), "File name too long"),
-    "nobody's home": lambda folder: ("~nobody-of-this-name/data", "there is no user"),
+    "nobody's home": lambda folder: ("~nobody-of-this-name/data", "home folder"),
     "no text": lambda folder: (folder / os.fsdecode(b"\xff"), "no UTF-8 text"),
     "nothing": lambda folder: ("", "is empty"),
 }
