@@ -1,8 +1,10 @@
 """The weights that training starts from: those of a model folder, wherever they fit."""
 
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from flax import nnx
 
 from mtlora_jax import architecture as architectures
@@ -31,6 +33,16 @@ def origin_of(source: str) -> dict[str, str]:
     there = folder.read_config(source)
     known = there.get("converted_from") or there.get("started_from") or {}
     return {"folder": files.user_path(source).resolve().name, **{key: known[key] for key in ("file", "format") if key in known}}
+
+
+def holds(source: str, started: pathlib.Path) -> bool:
+    """Whether a model folder has the weights that a run, whose first ones are in the folder `started`, took from somewhere."""
+    try:
+        (_, there), (_, here) = folder.read(source), folder.read(started)
+    except UserError:
+        return False
+    both = there.keys() & here.keys()
+    return bool(both) and all(np.array_equal(there[path], here[path]) for path in both)
 
 
 def load(

@@ -21,12 +21,13 @@ ANY_TIME = (
 ROOT = "data.root"  # may be another one where `DATA` tells whether it is the same data
 
 
-def refuse_other(workdir: pathlib.Path, config: Config) -> None:
+def refuse_other(workdir: pathlib.Path, config: Config, anything_goes: Collection[str] = ()) -> None:
     """Raises UserError that names every key for which `config` contradicts the one that the run of `workdir` was started with.
 
-    Keys which that one does not have are newer than the run, and contradict nothing.
+    Keys which that one does not have are newer than the run, and contradict nothing; nor do those of `ANY_TIME` and `anything_goes`.
     """
-    differing = differences(_read(workdir / CONFIG), config, anything_goes=(*ANY_TIME, *([ROOT] if (workdir / DATA).exists() else [])))
+    moved = [ROOT] if (workdir / DATA).exists() else []
+    differing = differences(_read(workdir / CONFIG), config, anything_goes=(*ANY_TIME, *moved, *anything_goes))
     if differing:
         raise UserError(
             f"{workdir} holds a run with another config: {_told(differing)}. Give the values it was started with, choose another "

@@ -20,8 +20,8 @@ from mtlora_jax import sharding
 from mtlora_jax.errors import UserError
 from mtlora_jax.records import console
 
-# Besides SIGTERM and Ctrl-C: SIGHUP, when a terminal is closed, and those that SLURM sends where it is asked for a warning.
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+# Besides SIGTERM and Ctrl-C: SIGHUP, when a terminal is closed, and those by which SLURM, LSF and Grid Engine warn of a time limit.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 IMPATIENT = 1.0  # seconds after which a second Ctrl-C counts; launchers pass the same one on twice
 LAG = 2  # steps for which several processes let their question travel, so that none waits for the answer
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from mtlora_jax import agreement, config_checks, locks, saved_config, sharding
+from mtlora_jax import agreement, config_checks, initial_weights, locks, saved_config, sharding
 from mtlora_jax import architecture as architectures
 from mtlora_jax import experiment as experiments
 from mtlora_jax.accounting import group_of_each, summarise
@@ -55,7 +55,7 @@ def train(config: Config, workdir: pathlib.Path, profile: bool = False, override
         for line in agreement.together(lambda: survey.readings(train_data) + ([] if started else survey.lacks(train_data))):
             console.print(line)
         if not override:
-            agreement.together(lambda: saved_config.refuse_other(workdir, config))
+            agreement.together(lambda: refuse_other_config(workdir, config))
             agreement.together(lambda: saved_config.refuse_other_data(workdir, described))
         mesh, tasks, everywhere = experiment.mesh, experiment.tasks, sharding.replicated(experiment.mesh)
         steps_per_epoch = max(len(train_data) // config.batch_size, 1)
@@ -141,6 +141,12 @@ def train(config: Config, workdir: pathlib.Path, profile: bool = False, override
     print_scores(progress.scores, f"Scores after {progress.last} steps")
     console.print(f"best model: {workdir / 'best'}")
     return progress.scores
+
+
+def refuse_other_config(workdir: pathlib.Path, config: Config) -> None:
+    """Raises UserError for a config that contradicts that of the run. The model folder that it started from may have been moved."""
+    moved = config.init and config.init != saved_config.started_with(workdir, "init")
+    saved_config.refuse_other(workdir, config, ["init"] if moved and initial_weights.holds(config.init, workdir / "initial") else [])
 
 
 def claim(workdir: pathlib.Path, closing: contextlib.ExitStack) -> None:

@@ -106,9 +106,20 @@ def test_what_changes_nothing_that_is_computed_may_change(base, finished, tmp_pa
     """And the data may move; a finished run then has nothing to do."""
     shutil.copytree(base / "data", tmp_path / "moved")
     before = {path.name for path in finished[0].rglob("*")}
-    flags = ["data.workers=1", "log_every=7", "keep_checkpoints=5", "remat=block", "eval_batch_size=2", f"data.root={tmp_path / 'moved'}"]
+    shutil.copytree(finished[0] / "initial", tmp_path / "first_weights")
+    flags = [
+        f"init={tmp_path / 'first_weights'}",
+        "data.workers=1",
+        "log_every=7",
+        "keep_checkpoints=5",
+        "remat=block",
+        "eval_batch_size=2",
+        f"data.root={tmp_path / 'moved'}",
+    ]
     call(base, *(f"--config.{flag}" for flag in flags), workdir="whole")
     assert {path.name for path in finished[0].rglob("*") if "tfevents" not in path.name} <= before
+    with pytest.raises(UserError, match="another config: init was"):
+        call(base, f"--config.init={finished[0] / 'best'}", workdir="whole")
     split = tmp_path / "moved" / "splits" / "train.txt"
     split.write_text("".join(reversed(split.read_text().splitlines(keepends=True))))
     with pytest.raises(UserError, match="holds a run on other data: ids of train was"):

@@ -233,7 +233,7 @@ def _start_worker(index: int, count: int) -> None:
     jax.config.update("jax_platforms", "cpu")  # the accelerators belong to the main process
     _keep_freed_memory()
     # Ctrl-C, a closed terminal and the signals of a cluster reach all processes. The main one answers them, and ends its workers.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
