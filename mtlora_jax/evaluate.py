@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mtlora_jax import agreement, config_checks, saved_config, sharding
+from mtlora_jax import agreement, config_checks, initial_weights, saved_config, sharding
 from mtlora_jax import experiment as experiments
 from mtlora_jax.checkpoint import Checkpoints
 from mtlora_jax.data import survey
@@ -162,7 +162,8 @@ def evaluate_only(config: Config, workdir: pathlib.Path) -> dict[str, float]:
     started = sharding.agreed((workdir / "initial").exists(), experiments.not_shared(workdir))
     if not started and not config.init:
         raise UserError(f"nothing to evaluate: {workdir} holds no run and config.init names no model folder")
-    if started and config.init and config.init != saved_config.started_with(workdir, "init"):
+    other = started and config.init and config.init != saved_config.started_with(workdir, "init")
+    if other and not initial_weights.holds(config.init, workdir / "initial"):
         raise UserError(
             f"{workdir} holds a run, which is what would be evaluated, and not init = {config.init}; leave out --config.init, or choose "
             "another --workdir to evaluate that model"

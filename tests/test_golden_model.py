@@ -57,7 +57,7 @@ class Case:
 
     def ours(self, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Tensors under reference names -> under ours, in our layout."""
-        return apply(mtlora.table(tensors), tensors).arrays
+        return apply(mtlora.table(tensors), tensors, {key: key for key in tensors}).arrays
 
     @functools.cached_property
     def evaluated(self):

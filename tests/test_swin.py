@@ -64,7 +64,7 @@ def test_features_equal_hugging_face(hugging_face, height, width):
     with torch.no_grad():
         expected = model(torch.from_numpy(images.transpose(0, 3, 1, 2)), output_hidden_states=True).hidden_states[1:]
     tensors = {key: value.numpy() for key, value in state.items()}
-    ours = features_of(apply(hf.table(tensors), tensors).arrays, images)
+    ours = features_of(apply(hf.table(tensors), tensors, {key: key for key in tensors}).arrays, images)
     assert len(ours) == len(expected) == 2
     for stage, theirs in zip(ours, expected, strict=True):
         theirs = theirs.numpy()
