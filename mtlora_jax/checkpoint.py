@@ -198,11 +198,14 @@ class Checkpoints:
         return {name: trees[name] for name in like}, {name: rest[name] for name in further}
 
     def _remove_old(self) -> None:
-        """Removes all checkpoints but the newest `keep`, which are whole. Not by orbax, for which all processes would have to be here."""
+        """Removes all checkpoints but the newest `keep`, which are whole. Not by orbax, for which all processes would have to be here.
+
+        The others do not look: they would find a folder that vanishes under their eyes.
+        """
         if jax.process_index() == 0:
             for step in sorted(self._manager.all_steps())[: -self._keep]:
                 shutil.rmtree(self._folder / str(step), ignore_errors=True)
-        self._manager.reload()
+            self._manager.reload()
 
     def _lacking(self, step: int) -> str:
         """What a checkpoint that was written lacks, judged by its files; empty where it is whole."""
@@ -224,7 +227,8 @@ class Checkpoints:
         self._manager.reload()
 
     def _failed(self, error: Exception) -> UserError:
-        self._manager.reload()
+        with contextlib.suppress(OSError):
+            self._manager.reload()
         last = self._manager.latest_step()
         kept = "there is none yet" if last is None else f"the one of step {last} is whole, and the same command goes on from there"
         return UserError(f"{self._folder}: a checkpoint could not be written ({reason_of(error)}); {kept}")
