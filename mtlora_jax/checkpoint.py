@@ -115,11 +115,11 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when everything is written. Raises UserError if a checkpoint could not be, or does not hold what was saved."""
+        saved, self._saved = self._saved, None  # before an error, which says more than what is then not there
         try:
             self._manager.wait_until_finished()
         except Exception as error:
             raise self._failed(error) from error
-        saved, self._saved = self._saved, None
         if saved is not None and jax.process_index() == 0 and (lacking := self._lacking(saved)):
             raise self._failed(ValueError(f"{saved}/{lacking} is not there although it was saved"))
         if saved is not None:
