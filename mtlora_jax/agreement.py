@@ -1,6 +1,6 @@
-"""What the processes of one job must agree on before they compute together: the one place that compares it.
+"""Compares what all processes of a job must agree on, before they compute together.
 
-Each process that differs would train on with the others, or wait for them for ever.
+Without this, a process with another config or other data would spoil the training silently, or make all of them wait forever.
 """
 
 import functools
@@ -24,17 +24,17 @@ from mtlora_jax.errors import UserError
 Value = TypeVar("Value")
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
-# Where files lie and how a host reads them is its own affair: what is in them is compared.
+# Each host may keep its files elsewhere and read them in its own way; their contents are compared instead.
 OWN = ("init", "data.root", "data.workers", "single_task_files", "wandb.project", "wandb.mode")
 SAMPLES = 3  # examples of a split whose contents are compared
 
 
 def require_same(values: Mapping[str, Any], advice: str = "give all processes the same command and the same files") -> None:
-    """Raises UserError in all processes, with the first key and both values, unless `values` are the same in all of them.
+    """Raises UserError in all processes unless `values` are equal in all of them. Every process must call it.
 
     Args:
-      values: {what it is: JSON-able value}. All processes must call this at the same place.
-      advice: what to do about it.
+      values: {name: JSON-able value}. The error names the first one that differs, and both values.
+      advice: what the user should do then.
     """
     everyone = sharding.of_all_processes(json.loads(json.dumps(values)))
     first = everyone[0]
@@ -46,7 +46,7 @@ def require_same(values: Mapping[str, Any], advice: str = "give all processes th
 
 
 def together(action: Callable[[], Value]) -> Value:
-    """What `action` gives, called in all processes; a UserError of one of them is raised in all."""
+    """Calls `action` in every process and returns its result; a UserError in one process is raised in all of them."""
     if jax.process_count() == 1:
         return action()
     value, fault = None, ""
@@ -61,14 +61,14 @@ def together(action: Callable[[], Value]) -> Value:
 
 
 def of_start(config: Config, **more: Any) -> dict[str, Any]:
-    """What must agree before anything is read: the config, the program and the libraries; `more` is what else the command was asked for."""
+    """Describes the config, the program and the libraries, to be compared first; `more` adds flags of the command."""
     flat = {f"config.{key}": value for key, value in flattened(config).items() if key not in OWN}
     return {**more, **flat, "sources of mtlora_jax": sources(), **{name: importlib.metadata.version(name) for name in LIBRARIES}}
 
 
 @functools.cache
 def sources() -> str:
-    """SHA-256 of all modules of this package."""
+    """SHA-256 of the source files of this package, its first 16 digits."""
     root = pathlib.Path(mtlora_jax.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
@@ -77,7 +77,7 @@ def sources() -> str:
 
 
 def of_data(data: Dataset, split: str) -> dict[str, Any]:
-    """What identifies the images of a split and what its labels mean. Their files are not read."""
+    """Describes a split: how many images, which ids, and what its labels mean. Reads no image."""
     ids = list(data.ids)
     return {
         f"number of images of {split}": len(ids),
@@ -88,7 +88,7 @@ def of_data(data: Dataset, split: str) -> dict[str, Any]:
 
 
 def of_samples(data: Dataset, split: str) -> dict[str, Any]:
-    """Checksums of a few examples, decoded: files of the same names may hold something else."""
+    """Checksums of a few decoded examples, since files of the same name may differ."""
     chosen = sorted({int(index) for index in np.linspace(0, len(data) - 1, SAMPLES)})
     return {f"contents of {split} {data.ids[index]}": _checksum(data, index) for index in chosen}
 
@@ -102,6 +102,6 @@ def _checksum(data: Dataset, index: int) -> Any:
 
 
 def of_arrays(arrays: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """Shape and checksum of each array."""
+    """{`what` and path: shape and CRC-32} of each array."""
     values = {path: np.ascontiguousarray(jax.device_get(array)) for path, array in arrays.items()}
     return {f"{what} {path}": [list(value.shape), zlib.crc32(value.view(np.uint8).data)] for path, value in values.items()}

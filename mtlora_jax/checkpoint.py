@@ -46,7 +46,7 @@ class Checkpoints:
     and it lists its arrays with a checksum each: files that were cut off, altered or copied from another run are recognised when they are
     read, and the newest checkpoint without a fault is used. Weights are an item of their own, so that an evaluation reads nothing else.
 
-    An older one is removed when so many newer ones have been looked at and found to hold what was saved.
+    After each save its files are checked; only then are older checkpoints removed.
 
     Args:
       workdir: of the run.
@@ -114,7 +114,7 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Returns when everything is written. Raises UserError if a checkpoint could not be, or does not hold what was saved."""
+        """Waits until everything is written. Raises UserError if a save failed or lacks files."""
         saved, self._saved = self._saved, None  # before an error, which says more than what is then not there
         try:
             self._manager.wait_until_finished()
@@ -198,9 +198,10 @@ class Checkpoints:
         return {name: trees[name] for name in like}, {name: rest[name] for name in further}
 
     def _remove_old(self) -> None:
-        """Removes all checkpoints but the newest `keep`, which are whole. Not by orbax, for which all processes would have to be here.
+        """Removes all checkpoints but the newest `keep`.
 
-        The others do not look: they would find a folder that vanishes under their eyes.
+        Process 0 does it alone: orbax would need all processes at the same place. The others must not list the folder meanwhile, since an
+        entry may vanish while they read it.
         """
         if jax.process_index() == 0:
             for step in sorted(self._manager.all_steps())[: -self._keep]:
@@ -208,7 +209,7 @@ class Checkpoints:
             self._manager.reload()
 
     def _lacking(self, step: int) -> str:
-        """What a checkpoint that was written lacks, judged by its files; empty where it is whole."""
+        """The first file that a written checkpoint lacks; empty if it has them all."""
         wanted = [f"{name}/{pattern}" for name in ("weights", "optimizer") for pattern in ("manifest.ocdbt", "d/*")]
         folder = self._folder / str(step)
         return next((pattern for pattern in (*wanted, "contents/*") if not any(path.stat().st_size for path in folder.glob(pattern))), "")
@@ -236,10 +237,10 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def plain_path(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A path to `folder` that has no odd characters, by a link where it has some, until the block ends.
+    """Yields a path to `folder` without special characters: the folder itself, or a temporary link to it.
 
-    orbax takes `*`, `?` and `[` for patterns, and tensorstore takes other characters for parts of an address or cannot read them: the
-    checkpoints of such a folder would be empty, without an error.
+    orbax expands `*`, `?` and `[` as patterns, and tensorstore rejects or misreads other characters. Checkpoints saved to such a path
+    would be empty, without an error.
     """
     if re.fullmatch(r"[\w/.,=+@ -]+", str(folder), re.ASCII):
         yield folder

@@ -67,9 +67,11 @@ def open_datasets(config: Config, *splits: str) -> list[Dataset]:
     """Splits of the config's data set, the same in all processes. Raises UserError in all where one has bad files, or others."""
     opened = agreement.together(lambda: [open_dataset(config, split) for split in splits])
     if jax.process_count() > 1:
-        for data, split in zip(opened, splits, strict=True):
-            agreement.require_same(agreement.of_data(data, split), "give all hosts the same data")
-            agreement.require_same(agreement.of_samples(data, split), "give all hosts the same data")
+        found: dict[str, Any] = {}
+        for describe in (agreement.of_data, agreement.of_samples):
+            for data, split in zip(opened, splits, strict=True):
+                found |= describe(data, split)
+        agreement.require_same(found, "give all hosts the same data")
     return opened
 
 
@@ -148,8 +150,8 @@ def set_up(config: Config, tasks: dict[str, Task], workdir: pathlib.Path, comple
 
 def fill(
     model: nnx.Module, config: Config, architecture: Mapping[str, Any], tasks: Mapping[str, Task], workdir: pathlib.Path, complete: bool
-) -> Any:
-    """Gives a model its first weights, in place, as `set_up` says; returns where they come from, None for random ones."""
+) -> dict[str, str] | None:
+    """Gives a model its first weights, in place, as `set_up` says. Returns their origin, None for random ones."""
     initial = workdir / "initial"
     if initial.exists():
         started, values = folder.read(initial)

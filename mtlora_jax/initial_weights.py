@@ -36,7 +36,7 @@ def origin_of(source: str) -> dict[str, str]:
 
 
 def holds(source: str, started: pathlib.Path) -> bool:
-    """Whether a model folder has the weights that a run, whose first ones are in the folder `started`, took from somewhere."""
+    """Whether a model folder has the same weights as `started`, the initial weights of a run, wherever both have them."""
     try:
         (_, there), (_, here) = folder.read(source), folder.read(started)
     except UserError:

@@ -1,4 +1,4 @@
-"""One writer per folder: a second program that would write there is told who does, and leaves everything as it is."""
+"""Locks a folder for one writer: a second program learns who holds it, and changes nothing."""
 
 import contextlib
 import datetime
@@ -18,11 +18,11 @@ NOT_SUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)  # 
 
 @contextlib.contextmanager
 def owned(folder: pathlib.Path, advice: str = "wait for its end, or choose another folder") -> Iterator[None]:
-    """Keeps other programs from writing to `folder`, which is made if need be, until the block or this process ends.
+    """Holds the lock of `folder` until the block or this process ends. Creates the folder if it does not exist.
 
-    The lock belongs to the process: a kill ends it too, and what is left of its file means nothing. Reading is not affected.
-    Raises UserError, with host, process and start of the owner, where there is one; not a byte is changed then. Folders that were made
-    here and are still empty at the end vanish again.
+    The system releases the lock when the process dies, so a leftover lock file means nothing. Readers are not affected. Folders created
+    here that are still empty at the end are removed. Raises UserError naming host, process and start time if another program holds the
+    lock; nothing is changed then.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     files.make_folder(folder)
@@ -37,7 +37,7 @@ def owned(folder: pathlib.Path, advice: str = "wait for its end, or choose anoth
 
 @contextlib.contextmanager
 def owned_name(folder: pathlib.Path, advice: str = "wait for its end, or choose another folder") -> Iterator[None]:
-    """As `owned`, for a folder that is replaced as a whole: the lock lies beside it."""
+    """Like `owned`, for a folder that is replaced as a whole: the lock file lies beside it."""
     folder = folder.resolve()
     files.make_folder(folder.parent)
     with _locked(folder.with_name(f".{folder.name[:200]}{NAME}"), folder, advice):
@@ -57,7 +57,7 @@ def _locked(path: pathlib.Path, folder: pathlib.Path, advice: str) -> Iterator[N
 
 
 def _acquire(path: pathlib.Path, folder: pathlib.Path, advice: str) -> int:
-    """A descriptor that holds the lock."""
+    """Returns an open descriptor that holds the lock."""
     while True:
         try:
             opened = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)

@@ -54,7 +54,7 @@ class Progress:
         return is_best
 
     def odd(self) -> list[str]:
-        """What of the last evaluation cannot be compared, in words."""
+        """Tasks whose score or reference is not finite, each with the reason."""
         primary = primary_scores(self.scores, self._tasks)
         found = [f"{name} has the score {score}" for name, score in primary.items() if not math.isfinite(score)]
         return found + [f"{name} has nothing to be compared with" for name, score in self._reference.items() if not math.isfinite(score)]

@@ -13,7 +13,7 @@ from mtlora_jax.files import read_json, write_json, write_text
 from mtlora_jax.schema import shown
 
 CONFIG, DATA = "config.json", "data.json"
-# No part of what a training run computes.
+# Keys that do not change what a training run computes.
 ANY_TIME = (
     *("wandb", "evaluation", "guards", "data.workers", "eval_batch_size", "remat", "accumulation", "init_strict"),
     *("log_every", "keep_checkpoints", "checkpoint_every", "checkpoint_steps"),
@@ -38,7 +38,8 @@ def refuse_other(workdir: pathlib.Path, config: Config, anything_goes: Collectio
 def refuse_other_data(workdir: pathlib.Path, data: Mapping[str, Any]) -> None:
     """Raises UserError unless the data sets are those that the run of `workdir` was started with.
 
-    data: as `agreement.of_data` describes them.
+    Args:
+      data: as `agreement.of_data` describes them.
     """
     saved = _read(workdir / DATA)
     differing = {key: (saved[key], value) for key, value in data.items() if key in saved and saved[key] != value}
@@ -57,12 +58,12 @@ def save(workdir: pathlib.Path, config: Config, data: Mapping[str, Any] | None =
 
 
 def started_with(workdir: pathlib.Path, key: str) -> Any:
-    """What the run of a workdir has at a key of the first level; None where it does not tell."""
+    """A top-level value of the config that the run of a workdir was started with; None if unknown."""
     return _read(workdir / CONFIG).get(key)
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
-    """An object of one of these files; an empty one where there is none."""
+    """The object in one of these files; empty if there is no file."""
     if not path.exists():
         return {}
     value = read_json(path)

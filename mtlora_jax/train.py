@@ -150,9 +150,9 @@ def refuse_other_config(workdir: pathlib.Path, config: Config) -> None:
 
 
 def claim(workdir: pathlib.Path, closing: contextlib.ExitStack) -> None:
-    """Makes this program the one that writes to `workdir`, until `closing` ends. Process 0 does it for all.
+    """Locks `workdir` until `closing` is closed; process 0 does it for all processes.
 
-    Raises UserError where nothing can be written, and where another program is at work; nothing is changed then.
+    Raises UserError if the folder cannot be written or another program holds it; nothing is changed then.
     """
     check_writable(workdir)
     if jax.process_index() == 0:

@@ -1,4 +1,4 @@
-"""Reads weights: the one place that opens safetensors files and refuses tensors that are no finite floats."""
+"""Reads and writes safetensors files, and refuses tensors that are not finite floats. Nothing else opens such files."""
 
 import pathlib
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from mtlora_jax.errors import UserError
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """{name: float32 array} of a safetensors file, in its order. Raises UserError if it cannot be read or holds anything else."""
+    """{name: float32 array} of a safetensors file. Raises UserError if it cannot be read or holds anything but finite floats."""
     return {name: finite_float32(array, f"{path}: {name}") for name, array in read_tensors(path).items()}
 
 
@@ -50,7 +50,7 @@ def finite_float32(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def is_float(dtype: np.dtype) -> bool:
-    """Whether a type is one of real floats; numpy does not count bfloat16 among its own."""
+    """Whether a dtype is a real float. numpy does not count bfloat16 and the 8-bit floats as such."""
     return dtype.kind == "f" or dtype.name.startswith(("bfloat", "float"))
 
 
