@@ -2,38 +2,17 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from mtlora_jax.defaults import Config, flattened
 from mtlora_jax.errors import UserError
 from mtlora_jax.models.decoders import HEADS
+from mtlora_jax.schema import within
 
-
-class Bounds(NamedTuple):
-    """An interval, closed unless told otherwise."""
-
-    least: float = -math.inf
-    most: float = math.inf
-    open_least: bool = False
-    open_most: bool = False
-
-    def hold(self, value: float) -> bool:
-        above = value > self.least if self.open_least else value >= self.least
-        return above and (value < self.most if self.open_most else value <= self.most)
-
-    def __str__(self) -> str:
-        ends = []
-        if self.least > -math.inf:
-            ends.append(f"{'above' if self.open_least else 'at least'} {self.least:g}")
-        if self.most < math.inf:
-            ends.append(f"{'below' if self.open_most else 'at most'} {self.most:g}")
-        return " and ".join(ends)
-
-
-POSITIVE, NOT_NEGATIVE, COUNT = Bounds(0, open_least=True), Bounds(0), Bounds(1)
-BELOW_ONE = Bounds(0, 1, open_most=True)
+POSITIVE, NOT_NEGATIVE, COUNT = within(above=0), within(0), within(1)
+BELOW_ONE = within(0, below=1)
 BOUNDS = {
-    "seed": Bounds(0, 2**32 - 1),
+    "seed": within(0, 2**32 - 1),
     "epochs": COUNT,
     "batch_size": COUNT,
     "eval_batch_size": COUNT,
@@ -57,9 +36,9 @@ BOUNDS = {
     "optimizer.eps": POSITIVE,
     "guards.max_skipped_in_row": COUNT,
     "guards.max_bad_examples": NOT_NEGATIVE,
-    "guards.max_bad_share": Bounds(0, 1),
+    "guards.max_bad_share": within(0, 1),
     "guards.grace_seconds": NOT_NEGATIVE,
-    "evaluation.boundary_tolerance": Bounds(0, 1, open_least=True, open_most=True),
+    "evaluation.boundary_tolerance": within(above=0, below=1),
 }
 
 
@@ -71,8 +50,8 @@ def check(config: Config) -> None:
             if not math.isfinite(number):
                 raise UserError(f"{key} = {value} must be finite")
     for key, bounds in BOUNDS.items():
-        if key in values and not bounds.hold(values[key]):
-            raise UserError(f"{key} = {values[key]} must be {bounds}")
+        if key in values:
+            bounds(values[key], key)
     _check_tasks(config)
     name = config.decoder["name"] if config.decoder else ""
     least = getattr(HEADS.get(name), "smallest_batch", 1)

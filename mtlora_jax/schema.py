@@ -7,6 +7,7 @@ A check is called with a value and its key. It raises UserError where the value 
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -71,6 +72,13 @@ def number(least: float = -LARGEST, most: float = LARGEST) -> Check:
         return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
 
     return Check(f"a finite number from {least:g} to {most:g}", fits)
+
+
+def within(least: float = -math.inf, most: float = math.inf, *, above: float = -math.inf, below: float = math.inf) -> Check:
+    """A number in an interval, with or without its ends."""
+    ends = {"at least": least, "at most": most, "above": above, "below": below}
+    told = " and ".join(f"{words} {end:g}" for words, end in ends.items() if math.isfinite(end))
+    return Check(told, lambda value: isinstance(value, int | float) and least <= value <= most and above < value < below)
 
 
 def text(longest: int = LONGEST, like: str = "(?s).*", what: str = "text") -> Check:
