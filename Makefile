@@ -50,7 +50,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
-$(RUNNABLE): setup.py $(LOCK)
+$(RUNNABLE): pyproject.toml setup.py $(LOCK)
 	@echo "Installing into .venv (some minutes the first time)"
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/$(PIP_INSTALL) --constraint $(LOCK) setuptools

@@ -8,6 +8,7 @@ labels = mtlora_jax.postprocess("semseg", logits)["labels"]
 """
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from mtlora_jax.merging import merge
     from mtlora_jax.postprocessing import postprocess
 
-__version__ = "0.1.0"
 __all__ = ["add_task", "drop_task", "load", "load_adapter", "merge", "postprocess", "save_adapter"]
 
 # Where each is, to be imported when it is used, so that data workers need not import the models. No module may have the name of one.
@@ -24,6 +24,8 @@ _HOMES |= {"merge": "merging", "postprocess": "postprocessing"}
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.metadata.version(__name__)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,12 +1,14 @@
-"""What a fresh machine gets: a light import, and locked versions that setup.py accepts."""
+"""What a fresh machine gets: a light import, and locked versions that pyproject.toml accepts."""
 
 import pathlib
 import re
-import runpy
 import subprocess
 import sys
+import tomllib
 
 import pytest
+
+import mtlora_jax
 
 ROOT = pathlib.Path(__file__).parents[1]
 LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
@@ -20,13 +22,21 @@ def test_core_import_needs_no_other_framework():
 
 
 @pytest.fixture(scope="module")
-def setup_arguments():
-    setuptools = pytest.importorskip("setuptools")
-    arguments = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setuptools, "setup", arguments.update)
-        runpy.run_path(str(ROOT / "setup.py"))
-    return arguments
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def wanted(project: dict, extra: str) -> list[str]:
+    """What an extra asks for, with the extras it is made of."""
+    found = []
+    for requirement in project["optional-dependencies"][extra]:
+        inner = re.fullmatch(r"mtlora_jax\[(.*)\]", requirement)
+        found += [line for name in inner[1].split(",") for line in wanted(project, name)] if inner else [requirement]
+    return found
+
+
+def test_version_is_that_of_pyproject(project):
+    assert mtlora_jax.__version__ == project["version"]
 
 
 def versions(lock: pathlib.Path) -> dict[str, str]:
@@ -48,13 +58,13 @@ def test_lock_names_versions_only(lock):
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.stem)
-def test_lock_satisfies_setup(lock, setup_arguments):
+def test_lock_satisfies_setup(lock, project):
     requirements = pytest.importorskip("packaging.requirements")
     locked = versions(lock)
     extra = "dev" if "torch" in locked else "test"
-    wanted = [*setup_arguments["install_requires"], *setup_arguments["extras_require"][extra]]
-    assert len(wanted) > 10
-    for requirement in map(requirements.Requirement, wanted):
+    lines = [*project["dependencies"], *wanted(project, extra)]
+    assert len(lines) > 25
+    for requirement in map(requirements.Requirement, lines):
         assert requirement.specifier.contains(locked[_plain(requirement.name)]), requirement
 
 
