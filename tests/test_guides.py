@@ -19,7 +19,7 @@ from mtlora_jax.config import BY_TASK
 
 ROOT = pathlib.Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 COMMAND = re.compile(r"python -m ((?:mtlora_jax|tfds_pascal_context)[\w.]*)((?:\\\n|[^\n`])*)")  # up to the end of the line or of the code
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*(?=[=\s\])]|$)")
