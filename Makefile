@@ -2,6 +2,7 @@
 # make test        everything the tests need goes into .venv, then the tests run, but for the slow ones
 # make test-slow   the tests that kill, stop and distribute whole runs
 # make lint        ruff and pyright
+# make docs        the documentation as a site, in site/; a link that leads nowhere is an error
 # make lock        writes the versions that a fresh install takes today into requirements/
 #
 # PYTHON=python3.12 chooses the interpreter, PYTEST_ARGS="tests/test_cli.py -x" what pytest runs, DEMO_ARGS="--workdir=elsewhere" where
@@ -24,6 +25,7 @@ RUNNABLE := .venv/runnable-$(SERIES)
 # Versions that `make lock` does not raise to the newest.
 HELD := torch==2.13.0
 INSTALLED := .venv/installed-$(SERIES)
+DOCUMENTING := .venv/documenting-$(SERIES)
 PIP_INSTALL = python -m pip install -qq --disable-pip-version-check
 
 COMPILED := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5
@@ -34,7 +36,7 @@ TEST_ENV := OMP_NUM_THREADS=1 $(COMPILED)
 
 PYTEST := JAX_PLATFORMS=$${JAX_PLATFORMS-cpu} $(TEST_ENV) $(BIN)/python -m pytest -n 2
 
-.PHONY: demo test test-slow lint lock
+.PHONY: demo test test-slow lint docs lock
 
 demo: $(RUNNABLE)
 	$(HUGE_PAGES) $(COMPILED) $(BIN)/python -m mtlora_jax.demo $(DEMO_ARGS)
@@ -50,6 +52,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
+docs: $(DOCUMENTING)
+	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -q -W --keep-going -E -d .cache/doctrees -c docs . site
+	@echo "Written: site/index.html"
+
 $(RUNNABLE): pyproject.toml setup.py $(LOCK)
 	@echo "Installing into .venv (some minutes the first time)"
 	$(PYTHON) -m venv --clear .venv
@@ -62,10 +68,15 @@ $(INSTALLED): $(RUNNABLE)
 	$(BIN)/$(PIP_INSTALL) --constraint $(LOCK) --no-build-isolation --editable '.[$(EXTRA)]'
 	@touch $@
 
+$(DOCUMENTING): $(RUNNABLE)
+	@echo "Installing what the documentation needs"
+	$(BIN)/$(PIP_INSTALL) --constraint $(LOCK) --no-build-isolation --editable '.[docs]'
+	@touch $@
+
 # What torch brings along for one vendor's devices, and local build names, would tie the list to one machine.
 lock:
 	$(PYTHON) -m venv --clear .cache/lock
 	echo '$(HELD)' > .cache/lock/held.txt
 	.cache/lock/bin/$(PIP_INSTALL) --upgrade setuptools
-	.cache/lock/bin/$(PIP_INSTALL) --constraint .cache/lock/held.txt --no-build-isolation --editable '.[$(EXTRA)]'
+	.cache/lock/bin/$(PIP_INSTALL) --constraint .cache/lock/held.txt --no-build-isolation --editable '.[$(EXTRA),docs]'
 	.cache/lock/bin/python -m pip freeze --all --exclude pip --exclude-editable | sed -E '/^(nvidia|cuda|triton)/d; s/\+.*//' > $(LOCK)

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import pkgutil
 import re
 import runpy
 import shutil
@@ -14,6 +15,7 @@ import pytest
 import run_guide
 from nbclient import NotebookClient
 
+import mtlora_jax
 from mtlora_jax import defaults
 from mtlora_jax.config import BY_TASK
 
@@ -109,6 +111,13 @@ def test_links_lead_somewhere(path):
         file = path.parent / target if target else path
         assert file.exists(), f"{path.name}: {link}"
         assert not anchor or anchor in anchors(file.read_text()), f"{path.name}: {link}"
+
+
+def test_the_page_of_the_api_names_what_there_is():
+    names = re.findall(r"^\.\. auto\w+:: ([\w.]+)", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    assert {f"mtlora_jax.{name}" for name in mtlora_jax.__all__} <= set(names)
+    for name in names:
+        assert pkgutil.resolve_name(name).__doc__, name
 
 
 def commands() -> dict[str, set[str]]:

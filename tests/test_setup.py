@@ -62,7 +62,7 @@ def test_lock_satisfies_setup(lock, project):
     requirements = pytest.importorskip("packaging.requirements")
     locked = versions(lock)
     extra = "dev" if "torch" in locked else "test"
-    lines = [*project["dependencies"], *wanted(project, extra)]
+    lines = [*project["dependencies"], *wanted(project, extra), *wanted(project, "docs")]
     assert len(lines) > 25
     for requirement in map(requirements.Requirement, lines):
         assert requirement.specifier.contains(locked[_plain(requirement.name)]), requirement
