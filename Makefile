@@ -5,7 +5,7 @@
 # make docs        the documentation as a site, in site/; a link that leads nowhere is an error
 # make lock        writes the versions that a fresh install takes today into requirements/
 #
-# PYTHON=python3.12 chooses the interpreter, PYTEST_ARGS="tests/test_cli.py -x" what pytest runs, DEMO_ARGS="--workdir=elsewhere" where
+# PYTHON=python3.12 chooses the interpreter, PYTEST_ARGS="tests/commands/test_cli.py -x" what pytest runs, DEMO_ARGS="--workdir=elsewhere" where
 # the demo goes. The tests run on the CPU unless JAX_PLATFORMS says otherwise.
 
 recent = $(shell $(1) -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $(1))

@@ -53,8 +53,8 @@ peer() { run peer.jsonl "$python" benchmarks/peer.py "${config[@]}" "$@" --batch
 # The files whose numbers come from the device. float32 is to be exact there, as tolerances are those of float32, not of TF32.
 tests() {
     local files=()
-    for name in functions fused swin mtlora golden_model merge precision step accumulation losses tasks metrics memory benchmark; do
-        files+=("tests/test_$name.py")
+    for name in models methods model_io/test_merge.py train/test_step.py tasks benchmark; do
+        files+=("tests/$name")
     done
     run tests.txt env JAX_PLATFORMS="${JAX_PLATFORMS:-cuda}" JAX_DEFAULT_MATMUL_PRECISION=highest \
         "$python" -m pytest "${files[@]}" -m 'not slow' -x -q
@@ -84,9 +84,7 @@ find_data() {
     [[ -n ${DATA:-} ]] && return
     DATA=$PWD/runs/benchmark_data
     [[ -d $DATA ]] && return
-    run errors.txt "$python" -c "import pathlib
-from mtlora_jax.data import demo
-demo.write(pathlib.Path('$DATA.raw'), {'train': 150, 'val': 50}, (375, 500))"
+    run errors.txt "$python" -m tfds_pascal_context.rendered "$DATA.raw" --train=150 --val=50 --size 375 500
     run errors.txt "$python" -m tfds_pascal_context.build --manual_dir="$DATA.raw" --data_dir="$DATA" --allow_partial
 }
 

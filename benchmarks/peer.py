@@ -36,10 +36,10 @@ from rich.table import Table
 from torch_peer.timing import alternated
 
 from mtlora_jax import cli
-from mtlora_jax.benchmark.tell import duration, gigabytes, percent
+from mtlora_jax.benchmark.report import duration, gigabytes, percent
+from mtlora_jax.console import console
 from mtlora_jax.errors import UserError
-from mtlora_jax.parameters import PRECISIONS
-from mtlora_jax.records import console
+from mtlora_jax.models.parameters import PRECISIONS
 
 WORK = ("train", "infer")
 

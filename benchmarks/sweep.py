@@ -28,11 +28,13 @@ from typing import Any
 from sweep_plot import draw
 from sweep_report import tables
 
-from mtlora_jax import cli, files, locks
+from mtlora_jax import cli
+from mtlora_jax.console import console
 from mtlora_jax.errors import UserError
-from mtlora_jax.files import user_path
-from mtlora_jax.parameters import PRECISIONS
-from mtlora_jax.records import Speed, console
+from mtlora_jax.io import files, locks
+from mtlora_jax.io.files import user_path
+from mtlora_jax.metric_writers import Speed
+from mtlora_jax.models.parameters import PRECISIONS
 
 Value = int | str
 Setting = dict[str, Any]  # {"what": ..., axis: value}

@@ -7,8 +7,8 @@ from typing import Any
 
 from sweep_report import DOUBLED, STEP, WORK, Results, centre_of, cost, known, memory_of, rows_of, told_centre, varied
 
-from mtlora_jax import files
-from mtlora_jax.benchmark.tell import duration, gigabytes
+from mtlora_jax.benchmark.report import duration, gigabytes
+from mtlora_jax.io import files
 
 COLOURS: dict[str, str] = {"train": "#2f6db3", "infer": "#d9762b"}
 GREY = "#8a8f98"

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mtlora_jax.benchmark.tell import duration, gigabytes, percent
+from mtlora_jax.benchmark.report import duration, gigabytes, percent
 
 Results = Mapping[str, Any]
 Row = tuple[Any, dict[str, Any]]  # value on an axis, entry of sweep.json

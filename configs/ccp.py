@@ -6,8 +6,8 @@ The argument is VARIANT,SIZE,METHOD: tiny, small, base or large; the side of the
 mtlora_ta_only, decoders_only or full. The schedule is made for minutes to hours, not for 300 epochs: the learning rate is not scaled
 down by the batch size. Numbers that this gives are in docs/results.md; the paper has none on these photographs.
 
-The data set has the layout of the folder data set (`mtlora_jax.data.folder`). There are no single-task scores for it, so the best model is
-the one with the largest gain over the first evaluation of the run.
+The data set has the layout of the folder data set (`mtlora_jax.data.image_folder`). There are no single-task scores for it, so the
+best model is the one with the largest gain over the first evaluation of the run.
 """
 
 from ml_collections import ConfigDict

@@ -25,7 +25,7 @@ def get_config(method: str = "mtlora") -> ConfigDict:
         raise UserError(f"configs/demo.py:{method}: the argument is the method, one of {', '.join(METHODS)}")
     config = defaults.default(method)
     config.method.update(METHODS[method])
-    config.init = str(pathlib.Path(mtlora_jax.__file__).parent / "data" / "demo_swin")
+    config.init = str(pathlib.Path(mtlora_jax.__file__).parent / "demo" / "swin_micro")
     config.image_size = (160, 160)
     config.backbone.variant = "micro"
     config.backbone.window_size = 5

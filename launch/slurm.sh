@@ -12,7 +12,7 @@
 # SIGTERM, which SLURM sends on preemption and, as asked for below, two minutes before the time limit, makes the run save and exit with 143;
 # so does SIGUSR1 (--signal=USR1@120), with 138. SLURM itself requeues a preempted job (--requeue); after the time limit this script does. Any other failure ends the job.
 #
-# Checked: shellcheck; tests/test_launch.py runs this file with stand-ins for srun, squeue and scontrol, two processes on one machine
+# Checked: shellcheck; tests/project/test_launch.py runs this file with stand-ins for srun, squeue and scontrol, two processes on one machine
 # included. Not checked: on a real cluster; partition, account and memory are up to yours.
 #
 #SBATCH --job-name=mtlora

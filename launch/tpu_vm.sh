@@ -10,7 +10,7 @@
 #
 # Exit codes: 0 finished; 2 a mistake in flags, data or weights, which a new start would not mend. All others start again, at most TRIES times.
 #
-# Checked: shellcheck; tests/test_launch.py runs this file with a stand-in for gcloud (a slice that is preempted and made again).
+# Checked: shellcheck; tests/project/test_launch.py runs this file with a stand-in for gcloud (a slice that is preempted and made again).
 # Not checked: on a real TPU; the names of types and versions are Google's and change.
 
 set -euo pipefail

@@ -12,15 +12,15 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtlora_jax.adapter import add_task, drop_task, load, load_adapter, save_adapter
-    from mtlora_jax.merging import merge
-    from mtlora_jax.postprocessing import postprocess
+    from mtlora_jax.model_io.adapters import add_task, drop_task, load, load_adapter, save_adapter
+    from mtlora_jax.model_io.merging import merge
+    from mtlora_jax.tasks.postprocess import postprocess
 
 __all__ = ["add_task", "drop_task", "load", "load_adapter", "merge", "postprocess", "save_adapter"]
 
 # Where each is, to be imported when it is used, so that data workers need not import the models. No module may have the name of one.
-_HOMES = {name: "adapter" for name in ("add_task", "drop_task", "load", "load_adapter", "save_adapter")}
-_HOMES |= {"merge": "merging", "postprocess": "postprocessing"}
+_HOMES = {name: "model_io.adapters" for name in ("add_task", "drop_task", "load", "load_adapter", "save_adapter")}
+_HOMES |= {"merge": "model_io.merging", "postprocess": "tasks.postprocess"}
 
 
 def __getattr__(name: str) -> Any:

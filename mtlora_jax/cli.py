@@ -25,8 +25,8 @@ from typing import NoReturn
 from absl import flags
 
 from mtlora_jax import config as configs
-from mtlora_jax import files
 from mtlora_jax.errors import UserError
+from mtlora_jax.io import files
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 

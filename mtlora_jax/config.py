@@ -18,7 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mtlora_jax.errors import UserError
-from mtlora_jax.files import user_path
+from mtlora_jax.io.files import user_path
 
 FLAG = "--config"
 PATHS = ("init", "data.root", "single_task_files")

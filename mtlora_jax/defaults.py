@@ -53,7 +53,7 @@ def default(method: str = "mtlora") -> Config:
                 "eval_split": "val",
                 "workers": 2,
                 "augmentation": {"flip": 0.5, "degrees": 20.0, "scale": (0.75, 1.25), "discrete": False},
-                "parity": False,  # transforms as the reference's, borders and overflows included; see mtlora_jax.data.parity
+                "parity": False,  # transforms as the reference's, borders and overflows included; see mtlora_jax.data.reference_transforms
             },
             "epochs": 300,
             "batch_size": 32,

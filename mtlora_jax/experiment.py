@@ -13,16 +13,17 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from mtlora_jax import agreement, class_names, folder, initial_weights, parameters, sharding
-from mtlora_jax import architecture as architectures
+from mtlora_jax import model_factory
 from mtlora_jax.data import DATASETS
 from mtlora_jax.data.pipeline import Batches, Dataset, eval_batches, train_batches
 from mtlora_jax.data.transforms import Augmentation
 from mtlora_jax.defaults import Config
+from mtlora_jax.distributed import agreement, sharding
 from mtlora_jax.errors import UserError
-from mtlora_jax.methods import Method
-from mtlora_jax.parameters import Flat
-from mtlora_jax.step import check_accumulation
+from mtlora_jax.methods.base import Method
+from mtlora_jax.model_io import class_names, initial_weights, model_folder
+from mtlora_jax.models import parameters
+from mtlora_jax.models.parameters import Flat
 from mtlora_jax.tasks.task import Task
 
 
@@ -48,7 +49,7 @@ class Experiment:
         if jax.process_index() == 0:
             # What is bfloat16 on the devices is float32 in files, where every reader takes it.
             arrays = {p: np.asarray(a, np.float32) for p, a in jax.device_get({**self.frozen, **trainable, **batch_stats}).items()}
-            folder.save(where, self.architecture, arrays, {"classes": class_names.of(self.tasks), **self.record, **extra})
+            model_folder.save(where, self.architecture, arrays, {"classes": class_names.of(self.tasks), **self.record, **extra})
         sharding.barrier(str(where))
         sharding.agreed(where.exists(), not_shared(where))
 
@@ -131,13 +132,13 @@ def set_up(config: Config, tasks: dict[str, Task], workdir: pathlib.Path, comple
     sharding.check_batch_size(config.batch_size, mesh, "batch_size")
     check_accumulation(config.accumulation, config.batch_size, mesh.size)
     sharding.check_batch_size(config.eval_batch_size, mesh, "eval_batch_size")
-    architecture = architectures.from_config(config, {name: task.channels for name, task in tasks.items()})
+    architecture = model_factory.from_config(config, {name: task.channels for name, task in tasks.items()})
     initial = workdir / "initial"
     if not sharding.agreed(initial.exists(), not_shared(initial)) and complete and config.init:
         architecture |= agreement.together(lambda: initial_weights.merged_method(config.init))
-    model = architectures.build(architecture)
-    architectures.configure(model, compute=config.precision.compute, remat=config.remat, fused=config.fused)
-    method = architectures.method_of(architecture)
+    model = model_factory.build(architecture)
+    model_factory.configure(model, compute=config.precision.compute, remat=config.remat, fused=config.fused)
+    method = model_factory.method_of(architecture)
     origin = agreement.together(lambda: fill(model, config, architecture, tasks, workdir, complete))
     graph, trainable, frozen, batch_stats = parameters.split(model, method.trainable)
     if jax.process_count() > 1:
@@ -154,7 +155,7 @@ def fill(
     """Gives a model its first weights, in place, as `set_up` says. Returns their origin, None for random ones."""
     initial = workdir / "initial"
     if initial.exists():
-        started, values = folder.read(initial)
+        started, values = model_folder.read(initial)
         class_names.check(
             started.get("classes", {}), tasks, f"the run in {workdir}", "choose another --workdir, or the data it was trained on"
         )
@@ -177,3 +178,9 @@ def training_of(config: Config) -> dict[str, Any]:
     ours = any(argument.startswith("mtlora_jax.") for argument in sys.orig_argv)
     command = shlex.join(["python", *sys.orig_argv[1:]]) if ours else ""
     return {"command": command, "config": json.loads(config.to_json_best_effort())}
+
+
+def check_accumulation(parts: int, batch_size: int, devices: int) -> None:
+    """Raises UserError unless a global batch, split over the devices, can be cut into so many parts on each."""
+    if parts < 1 or batch_size % (parts * devices):
+        raise UserError(f"accumulation = {parts} must be at least 1 and divide the {batch_size // devices} images of each device's batch")

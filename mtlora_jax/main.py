@@ -18,9 +18,10 @@ import pathlib
 from collections.abc import Sequence
 from typing import NoReturn
 
-from mtlora_jax import cli, files
+from mtlora_jax import cli
 from mtlora_jax.errors import UserError
-from mtlora_jax.files import user_path
+from mtlora_jax.io import files
+from mtlora_jax.io.files import user_path
 
 MODES = ("train", "evaluate")
 
@@ -44,12 +45,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = flags().parse(argv)
 
     # here: data workers import this module again and need none of it
-    from mtlora_jax import distributed
-    from mtlora_jax.evaluate import evaluate_only
-    from mtlora_jax.train import train
+    from mtlora_jax.distributed import processes
+    from mtlora_jax.train.evaluate_run import evaluate_only
+    from mtlora_jax.train.run import train
 
     keep_compiled(args.compile_cache)
-    distributed.start(args.coordinator, args.processes, args.process)
+    processes.start(args.coordinator, args.processes, args.process)
     workdir = args.workdir
     if args.mode == "train":
         train(args.config, workdir, profile=args.profile, override=args.override_config)
@@ -82,9 +83,9 @@ def keep_compiled(folder: str | None) -> None:
 
 def leave(code: int) -> NoReturn:
     """Ends a failed process, one of several or alone."""
-    from mtlora_jax import distributed
+    from mtlora_jax.distributed import processes
 
-    distributed.leave(code)
+    processes.leave(code)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from typing import Any
 
 from mtlora_jax import cli
 from mtlora_jax.errors import UserError
-from mtlora_jax.files import user_path
-from mtlora_jax.outputs import Outputs
-from mtlora_jax.records.lines import Line, parsed
+from mtlora_jax.io.files import user_path
+from mtlora_jax.io.jsonl import Line, parsed
+from mtlora_jax.io.output_folder import Outputs
 
 SUFFIXES = (".png", ".pdf", ".svg")
 

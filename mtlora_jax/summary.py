@@ -17,7 +17,7 @@ gmacs_fused (as gmacs, as the program executes it, which takes products together
 gmacs_merged (as gmacs_fused, after mtlora_jax.merge), total_merged,
 per_task ({task: {trainable, total, gmacs, gmacs_fused, gmacs_merged}} of the model of the tasks up to this one),
 memory (bytes of a training step on one device: parameters, gradients, optimizer, batch, activations that the forward pass keeps for the
-backward pass, total; and batch_size), estimated from shapes, see mtlora_jax.memory.
+backward pass, total; and batch_size), estimated from shapes, see mtlora_jax.benchmark.memory.
 
 Keys of --paper --json: rows ([{table, row, computed, printed, note}], trained values, in Table 6 multiply-accumulates), remarks.
 """
@@ -56,17 +56,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def explain(config: Any, batch_size: int) -> dict[str, Any]:
     """Everything that is told, with the keys of --json. Raises UserError for a config that describes no model."""
-    from mtlora_jax import architecture as architectures
-    from mtlora_jax.accounting import summarise
-    from mtlora_jax.experiment import tasks_of
-    from mtlora_jax.memory import estimate
-    from mtlora_jax.step import check_accumulation
+    from mtlora_jax import model_factory
+    from mtlora_jax.analysis.param_counts import summarise
+    from mtlora_jax.benchmark.memory import estimate
+    from mtlora_jax.experiment import check_accumulation, tasks_of
 
     check_accumulation(config.accumulation, batch_size, 1)
     tasks = tasks_of(config)
-    architecture = architectures.from_config(config, {name: task.channels for name, task in tasks.items()})
+    architecture = model_factory.from_config(config, {name: task.channels for name, task in tasks.items()})
     size = tuple(architecture["image_size"])
-    summary = summarise(architectures.build(architecture), architectures.method_of(architecture), size)
+    summary = summarise(model_factory.build(architecture), model_factory.method_of(architecture), size)
     per_task = {list(some)[-1]: size_and_cost(architecture | {"tasks": some}) for some in first(architecture["tasks"])}
     whole = list(per_task.values())[-1]
     return summary | {
@@ -88,17 +87,17 @@ def first(tasks: Mapping[str, int]) -> list[dict[str, int]]:
 
 def size_and_cost(architecture: Mapping[str, Any]) -> dict[str, float]:
     """Parameters and 10^9 multiply-accumulates of a model, as it is and merged."""
-    from mtlora_jax import architecture as architectures
-    from mtlora_jax.accounting import count_parameters
-    from mtlora_jax.macs import macs_of
-    from mtlora_jax.merging import merged_architecture
+    from mtlora_jax import model_factory
+    from mtlora_jax.analysis.macs import macs_of
+    from mtlora_jax.analysis.param_counts import count_parameters
+    from mtlora_jax.model_io.merging import merged_architecture
 
     size = tuple(architecture["image_size"])
-    model = architectures.build(architecture)
-    counts = count_parameters(model, architectures.method_of(architecture)).values()
+    model = model_factory.build(architecture)
+    counts = count_parameters(model, model_factory.method_of(architecture)).values()
     sums = {key: sum(count[key] for count in counts) for key in ("trainable", "total")}
-    folded = architectures.build(merged_architecture(architecture))
-    total = sum(count["total"] for count in count_parameters(folded, architectures.method_of(architecture)).values())
+    folded = model_factory.build(merged_architecture(architecture))
+    total = sum(count["total"] for count in count_parameters(folded, model_factory.method_of(architecture)).values())
     ways = {"gmacs": (model, False), "gmacs_fused": (model, True), "gmacs_merged": (folded, True)}
     return {
         **sums,
@@ -109,7 +108,7 @@ def size_and_cost(architecture: Mapping[str, Any]) -> dict[str, float]:
 
 def tell(summary: Mapping[str, Any]) -> None:
     """Prints tables."""
-    from mtlora_jax.records import console, print_parameters, print_table
+    from mtlora_jax.console import console, print_parameters, print_table
 
     print_parameters(summary)
     modules = [
@@ -144,8 +143,8 @@ def tell(summary: Mapping[str, Any]) -> None:
 
 def tell_paper(as_json: bool) -> None:
     """Prints what the paper prints next to what is counted here."""
-    from mtlora_jax.paper import REMARKS, compared, entries
-    from mtlora_jax.records import console, print_table
+    from mtlora_jax.analysis.paper_tables import REMARKS, compared, entries
+    from mtlora_jax.console import console, print_table
 
     if as_json:
         print(json.dumps({"rows": list(entries()), "remarks": REMARKS}))

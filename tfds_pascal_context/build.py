@@ -19,7 +19,7 @@ from absl import logging
 
 from mtlora_jax import cli
 from mtlora_jax.errors import UserError
-from mtlora_jax.files import check_writable, user_path
+from mtlora_jax.io.files import check_writable, user_path
 
 FORMAT = "array_record"  # random access, and read without TensorFlow
 

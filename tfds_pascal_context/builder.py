@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_builder import ShardBasedBuilder  # not in tfds.core before 4.9.10
 
 from mtlora_jax.errors import UserError
-from mtlora_jax.files import user_path
+from mtlora_jax.io.files import user_path
 from tfds_pascal_context import convert, download, files, raw, source, storage
 
 SHARD = 512  # images in a file; about 100 MB

@@ -4,9 +4,9 @@ import functools
 import pathlib
 from typing import Any
 
-from mtlora_jax import pictures
 from mtlora_jax.errors import UserError
-from mtlora_jax.files import reason_of
+from mtlora_jax.io import pictures
+from mtlora_jax.io.files import reason_of
 from tfds_pascal_context import convert, files, workers
 
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from mtlora_jax import pictures
 from mtlora_jax.errors import UserError
+from mtlora_jax.io import pictures
 from tfds_pascal_context import files, labels
 from tfds_pascal_context.raw import Raw
 from tfds_pascal_context.workers import in_parallel, note

@@ -7,8 +7,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 
-from mtlora_jax import files, locks
 from mtlora_jax.errors import UserError
+from mtlora_jax.io import files, locks
 
 CHECKSUMS = pathlib.Path(__file__).with_name("checksums.tsv")  # lines of url, size, sha256, file name, as TFDS has them
 CHUNK = 1 << 20

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 import PIL.Image
 
-from mtlora_jax import cli, pictures
+from mtlora_jax import cli
 from mtlora_jax.errors import UserError
-from mtlora_jax.files import check_writable, read_text, user_path, write_text
+from mtlora_jax.io import pictures
+from mtlora_jax.io.files import check_writable, read_text, user_path, write_text
 from tfds_pascal_context import layout
 from tfds_pascal_context.layout import PERSON, Annotated
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 import cv2
 import numpy as np
 
-from mtlora_jax import arrays, pictures
 from mtlora_jax.errors import UserError
-from mtlora_jax.files import read_bytes, reason_of
+from mtlora_jax.io import arrays, pictures
+from mtlora_jax.io.files import read_bytes, reason_of
 from tfds_pascal_context import matlab, workers
 
 IGNORE = 255

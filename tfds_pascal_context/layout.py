@@ -18,7 +18,7 @@ import PIL.Image
 import scipy.io
 
 from mtlora_jax.errors import UserError
-from mtlora_jax.files import write_text
+from mtlora_jax.io.files import write_text
 from tfds_pascal_context import files
 
 PERSON = 15  # VOC class
@@ -95,7 +95,7 @@ def write_raw(
       image: (H, W, 3) uint8 RGB. semseg: (H, W) uint8, 0 to 20 or 255. objects: for human_parts.
       context: (H, W) PASCAL-Context class indices. normals: (H, W, 3) float, unit vectors. sal: (H, W) bool.
     """
-    from mtlora_jax.tasks.images import class_palette  # here: it brings JAX along
+    from mtlora_jax.tasks.label_images import class_palette  # here: it brings JAX along
 
     def place(folder: str, suffix: str) -> pathlib.Path:
         path = pathlib.Path(root, folder, image_id + suffix)

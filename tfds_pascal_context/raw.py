@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from mtlora_jax.errors import UserError
-from mtlora_jax.files import read_text
+from mtlora_jax.io.files import read_text
 
 SPLITS = ("train", "val")
 

@@ -9,8 +9,8 @@ import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from mtlora_jax import files
 from mtlora_jax.errors import UserError
+from mtlora_jax.io import files
 from tfds_pascal_context.files import LARGEST
 from tfds_pascal_context.raw import Raw
 

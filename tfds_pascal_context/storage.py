@@ -9,9 +9,9 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader  # pyright: ignore[reportAttributeAccessIssue]
 from tensorflow_datasets.proto import tf_example_pb2  # pyright: ignore[reportAttributeAccessIssue]
 
-from mtlora_jax import locks
 from mtlora_jax.errors import UserError
-from mtlora_jax.files import is_full
+from mtlora_jax.io import locks
+from mtlora_jax.io.files import is_full
 
 
 class ReproducibleWriter(tfds.core.ExampleWriter):

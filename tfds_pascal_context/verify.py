@@ -16,7 +16,7 @@ from typing import Any
 
 from mtlora_jax import cli
 from mtlora_jax.errors import UserError
-from mtlora_jax.files import user_path
+from mtlora_jax.io.files import user_path
 from tfds_pascal_context import checks  # its functions run in workers, which could not find them in a program's main module
 
 

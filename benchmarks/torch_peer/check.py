@@ -12,14 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from mtlora_jax import architecture as architectures
-from mtlora_jax import parameters
+from mtlora_jax import model_factory
 from mtlora_jax.convert import to_mtlora
 from mtlora_jax.errors import UserError
-from mtlora_jax.losses import IGNORE
-from mtlora_jax.parameters import Flat
-from mtlora_jax.step import losses_of, normalise
+from mtlora_jax.models import parameters
+from mtlora_jax.models.inputs import normalise
+from mtlora_jax.models.parameters import Flat
+from mtlora_jax.tasks.losses import IGNORE
 from mtlora_jax.tasks.task import Task
+from mtlora_jax.train.step import losses_of
 from torch_peer import training
 from torch_peer.model import MTLoRA, load
 
@@ -33,7 +34,7 @@ IMAGES = 2  # that are compared
 
 def random_arrays(architecture: Mapping[str, Any], seed: int) -> dict[str, np.ndarray]:
     """Initial weights and noise, so that no low-rank factor, bias or statistic is zero."""
-    model = architectures.build(architecture)
+    model = model_factory.build(architecture)
     parameters.initialise(model, seed)
     rng = np.random.default_rng(seed)
     return {path: value + 0.02 * rng.standard_normal(value.shape, np.float32) for path, value in parameters.arrays(model).items()}
@@ -41,8 +42,8 @@ def random_arrays(architecture: Mapping[str, Any], seed: int) -> dict[str, np.nd
 
 def peer_of(architecture: Mapping[str, Any], arrays: Arrays) -> MTLoRA:
     """The peer with our weights, by way of a checkpoint of the reference. Raises UserError for a model that has no such form."""
-    method = architectures.method_of(architecture)
-    own = parameters.variables(architectures.build(architecture))
+    method = model_factory.method_of(architecture)
+    own = parameters.variables(model_factory.build(architecture))
     trained = {path: arrays[path] for path, variable in own.items() if method.trainable(path, variable)}
     names = frozenset(to_mtlora.state_of(architecture, trained))
     return load(architecture, to_mtlora.state_of(architecture, arrays), names)
@@ -93,10 +94,10 @@ def our_gradients(
     architecture: Mapping[str, Any], arrays: Arrays, batch: Arrays, tasks: Mapping[str, Task], weights: Mapping[str, float]
 ) -> tuple[jax.Array, Flat]:
     """(total loss, gradients of what is trained) of our model in training mode, computed in float64."""
-    model = architectures.build(architecture)
+    model = model_factory.build(architecture)
     parameters.assign(model, arrays, "the random weights")
     model.compute = "float64"
-    graph, *parts = parameters.split(model, architectures.method_of(architecture).trainable)
+    graph, *parts = parameters.split(model, model_factory.method_of(architecture).trainable)
     trainable, frozen, stats = ({path: jnp.asarray(value, jnp.float64) for path, value in part.items()} for part in parts)
 
     def loss(trainable: Flat, frozen: Flat, batch: Mapping[str, jax.Array]) -> jax.Array:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtlora_jax.methods.mtlora import LOCATIONS, per_stage, per_task
+from mtlora_jax.methods.mtlora.method import LOCATIONS, per_stage, per_task
 
 Tasks = dict[str, Tensor]  # a stream per task, {} before the first layer with task-specific branches
 

@@ -9,15 +9,15 @@ import jax
 import numpy as np
 import torch
 
-from mtlora_jax import architecture as architectures
-from mtlora_jax import parameters
-from mtlora_jax.benchmark import random_batch
+from mtlora_jax import model_factory
 from mtlora_jax.benchmark.train import start
+from mtlora_jax.data.synthetic import random_batch
 from mtlora_jax.errors import UserError
 from mtlora_jax.experiment import tasks_of
-from mtlora_jax.merging import merged_arrays
-from mtlora_jax.parameters import Flat
-from mtlora_jax.step import normalise
+from mtlora_jax.model_io.merging import merged_arrays
+from mtlora_jax.models import parameters
+from mtlora_jax.models.inputs import normalise
+from mtlora_jax.models.parameters import Flat
 from mtlora_jax.tasks.task import Task
 from torch_peer import check, training
 from torch_peer.model import MTLoRA
@@ -47,7 +47,7 @@ def compared_sides(args: argparse.Namespace) -> tuple[dict[str, float], Side, Si
     """(differences in float32, ours, the peer). Raises UserError if they are not the same model."""
     config = args.config
     tasks = tasks_of(config)
-    architecture = architectures.from_config(config, {name: task.channels for name, task in tasks.items()})
+    architecture = model_factory.from_config(config, {name: task.channels for name, task in tasks.items()})
     if jax.device_count() > 1:
         raise UserError(f"jax has {jax.device_count()} devices, the peer uses one: hide the others, as with CUDA_VISIBLE_DEVICES=0")
     batch = random_batch(tasks, args.batch_size, tuple(config.image_size))
@@ -88,10 +88,10 @@ def compare(job: Job, forward: Forward, device: torch.device) -> dict[str, float
 def forward_of(job: Job, compute: str, frozen: str) -> Forward:
     """Our forward pass from normalised images to logits; weights are arguments of the compiled program."""
     architecture, arrays = merged_arrays(job.architecture, job.arrays) if job.args.merged else (job.architecture, job.arrays)
-    model = architectures.build(architecture)
-    architectures.configure(model, compute=compute)
+    model = model_factory.build(architecture)
+    model_factory.configure(model, compute=compute)
     parameters.assign(model, arrays, "the random weights")
-    graph, trainable, rest, stats = parameters.split(model, architectures.method_of(architecture).trainable)
+    graph, trainable, rest, stats = parameters.split(model, model_factory.method_of(architecture).trainable)
     weights = {**trainable, **stats, **parameters.narrowed(rest, frozen)}
     run = jax.jit(lambda weights, images: parameters.merge(graph, weights)(images))
     return lambda images: run(weights, images)

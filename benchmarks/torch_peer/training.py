@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtlora_jax.losses import IGNORE
-from mtlora_jax.step import MEAN, STD
+from mtlora_jax.models.inputs import MEAN, STD
 from mtlora_jax.tasks.edge import POSITIVE_WEIGHT
+from mtlora_jax.tasks.losses import IGNORE
 from mtlora_jax.tasks.normals import vectors_of
 from torch_peer.lora import Tasks
 

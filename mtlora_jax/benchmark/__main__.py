@@ -54,7 +54,7 @@ from typing import Any
 from mtlora_jax import cli
 from mtlora_jax.benchmark.data import data, feed
 from mtlora_jax.benchmark.infer import infer
-from mtlora_jax.benchmark.tell import tell_data, tell_feed, tell_program
+from mtlora_jax.benchmark.report import tell_data, tell_feed, tell_program
 from mtlora_jax.benchmark.train import train
 from mtlora_jax.errors import UserError
 

@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import psutil
 
-from mtlora_jax import sharding
 from mtlora_jax.benchmark import train as training_step
 from mtlora_jax.benchmark.timing import WARM_UP, rates_of, steps_of
 from mtlora_jax.data.pipeline import Batches
+from mtlora_jax.distributed import sharding
 from mtlora_jax.errors import UserError
 from mtlora_jax.experiment import batches_to_train, open_dataset
-from mtlora_jax.records import InputWait
+from mtlora_jax.metric_writers import InputWait
 
 ROUNDS = 5
 BATCHES = 4  # of each worker in a round

@@ -12,15 +12,17 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from mtlora_jax import architecture as architectures
-from mtlora_jax import parameters, sharding
-from mtlora_jax.accounting import group_of_each
-from mtlora_jax.benchmark import cost, random_batch
+from mtlora_jax import model_factory
+from mtlora_jax.analysis.param_counts import group_of_each
+from mtlora_jax.benchmark import roofline
+from mtlora_jax.benchmark.memory import estimate, nbytes
 from mtlora_jax.benchmark.timing import Program, compiled, steps_of
+from mtlora_jax.data.synthetic import random_batch
+from mtlora_jax.distributed import sharding
 from mtlora_jax.experiment import Experiment, set_up, tasks_of
-from mtlora_jax.memory import estimate, nbytes
-from mtlora_jax.optim import make_optimizer
-from mtlora_jax.step import TrainState, create_state, train_step
+from mtlora_jax.models import parameters
+from mtlora_jax.train.optimizer import make_optimizer
+from mtlora_jax.train.step import TrainState, create_state, train_step
 
 
 @dataclasses.dataclass
@@ -49,7 +51,7 @@ class Training:
 
 
 def start(config: Any) -> Training:
-    """Sets up and compiles what `mtlora_jax.train` would, without data and files. Raises UserError for a config that describes no model."""
+    """Sets up and compiles what a training run would, without data and files. Raises UserError for a config that describes no model."""
     config.init = ""
     tasks = tasks_of(config)
     with tempfile.TemporaryDirectory() as nothing:
@@ -65,7 +67,7 @@ def start(config: Any) -> Training:
             weights={name: task.weight for name, task in tasks.items()},
             optimizer=optimizer,
             accumulation=config.accumulation,
-            groups=group_of_each(architectures.build(experiment.architecture)),
+            groups=group_of_each(model_factory.build(experiment.architecture)),
         ),
         in_shardings=(everywhere, everywhere, split, everywhere),
         out_shardings=everywhere,
@@ -83,7 +85,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     training = start(config)
     steps = steps_of(training.step, args.steps, training.device)
     return {
-        **cost.measured(training.program, steps, config, training.experiment.mesh, least_bytes(config, training)),
+        **roofline.measured(training.program, steps, config, training.experiment.mesh, least_bytes(config, training)),
         "accumulation": config.accumulation,
         "remat": config.remat,
         "gmacs_forward": forward_products(training.experiment) / 1e9,
@@ -108,4 +110,4 @@ def forward_products(experiment: Experiment) -> int:
     def forward(values: parameters.Flat, image: jax.Array) -> dict[str, jax.Array]:
         return parameters.merge(experiment.graph, values)(image, train=True, rngs=nnx.Rngs(dropout=0))
 
-    return cost.products(jax.make_jaxpr(forward)(shapes, image).jaxpr)
+    return roofline.products(jax.make_jaxpr(forward)(shapes, image).jaxpr)

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtlora_jax import parameters
-from mtlora_jax.architecture import build
-from mtlora_jax.convert import described, hf, mmseg, mtlora, reading, swin, timm, torchvision
-from mtlora_jax.convert.geometry import Settings, architecture_of, resize_tables
-from mtlora_jax.convert.reading import Checkpoint
-from mtlora_jax.convert.table import Table, apply, first_match
+from mtlora_jax.convert import checkpoint_reader, described, hf, mmseg, mtlora, swin, timm, torchvision
+from mtlora_jax.convert.checkpoint_reader import Checkpoint
+from mtlora_jax.convert.infer_architecture import Settings, architecture_of, resize_tables
+from mtlora_jax.convert.key_mapping import Table, apply, first_match
 from mtlora_jax.convert.torchfile import refuse_without_array
 from mtlora_jax.errors import UserError
+from mtlora_jax.model_factory import build
+from mtlora_jax.models import parameters
 from mtlora_jax.models.backbones.swin import VARIANTS
 
 FORMATS = {"swin": swin, "mtlora": mtlora, "timm": timm, "hf": hf, "mmseg": mmseg, "torchvision": torchvision}
@@ -50,7 +50,7 @@ def convert(
     """Converts the checkpoint `source`.
 
     Args:
-      source: a file of weights, an index of several, or a directory with one of these (`mtlora_jax.convert.reading`).
+      source: a file of weights, an index of several, or a directory with one of these (`mtlora_jax.convert.checkpoint_reader`).
       format: key of `FORMATS`, or "auto" to tell it by the names of the tensors.
       scale: of all low-rank branches. None takes it from the checkpoint's configuration, else 4.0.
       image_size: side of the images in pixels. None takes it from the checkpoint's configuration, else from config.json beside it, else
@@ -63,7 +63,7 @@ def convert(
       UserError: the file cannot be read, is of no known format, its tensors are not exactly those of a model we can build, or their values
         are no finite floats.
     """
-    checkpoint = reading.read(source, format, ema)
+    checkpoint = checkpoint_reader.read(source, format, ema)
     path, state = checkpoint.path, checkpoint.state
     name, evidence = recognise(checkpoint, format)
     report = [f"format     {name} ({evidence})", *checkpoint.report]

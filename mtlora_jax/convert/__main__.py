@@ -19,12 +19,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtlora_jax import adapter, cli, files, folder, locks, parameters, weights
-from mtlora_jax.architecture import build
+from mtlora_jax import cli
 from mtlora_jax.convert import FORMATS, convert, to_mtlora
 from mtlora_jax.errors import UserError
-from mtlora_jax.files import user_path
-from mtlora_jax.retask import keep_tasks
+from mtlora_jax.io import files, locks, weights
+from mtlora_jax.io.files import user_path
+from mtlora_jax.model_factory import build
+from mtlora_jax.model_io import adapters, model_folder
+from mtlora_jax.model_io.tasks import keep_tasks
+from mtlora_jax.models import parameters
 
 OF_CHECKPOINTS = ("scale", "image_size", "window_size", "ema")  # flags that mean nothing for a model folder, which knows
 LARGEST_WINDOW = 256  # tokens on a side; those of Swin have 7 to 24
@@ -58,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check(args)
     config, arrays, report = read(args)
     if args.merge:
-        from mtlora_jax.merging import merged_arrays
+        from mtlora_jax.model_io.merging import merged_arrays
 
         with np.errstate(all="ignore"):
             config["architecture"], arrays = merged_arrays(config["architecture"], arrays)
@@ -69,9 +72,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.to == "mtlora":
             to_mtlora.save(args.out, config["architecture"], arrays)
         elif args.adapter:
-            adapter.write_adapter(args.out, config, arrays, args.base)
+            adapters.write_adapter(args.out, config, arrays, args.base)
         else:
-            folder.write(args.out, config, arrays, folder.WEIGHTS)
+            model_folder.write(args.out, config, arrays, model_folder.WEIGHTS)
     print("\n".join([*report, f"written    {args.out}"]))
 
 
@@ -109,7 +112,7 @@ def check(args: argparse.Namespace) -> None:
 def read(args: argparse.Namespace) -> Source:
     """The source as a whole model, with the tasks that are to be kept."""
     tasks = None if args.tasks is None else args.tasks.split(",")
-    if folder.is_model_folder(args.source):
+    if model_folder.is_model_folder(args.source):
         return read_folder(args, tasks)
     if args.base is not None and not args.adapter:
         raise UserError(f"--base: {args.source} is no adapter folder")
@@ -132,9 +135,9 @@ def read_folder(args: argparse.Namespace, tasks: Sequence[str] | None) -> Source
     if given:
         raise UserError(f"--{given[0]}: {args.source} is a model folder already, whose config.json says that")
     if args.base is None or args.adapter:
-        config, arrays = folder.read(args.source)
+        config, arrays = model_folder.read(args.source)
     else:
-        config, arrays = adapter.read_adapter(args.source, args.base)
+        config, arrays = adapters.read_adapter(args.source, args.base)
     if tasks is not None:
         config, arrays = keep_tasks(config, arrays, tasks)
     parameters.assign(build(config["architecture"]), arrays, str(args.source))

@@ -7,7 +7,7 @@ name the same tensors `attention.q_proj`, `attention.o_proj`, `mlp.fc1` and `mlp
 from collections.abc import Collection
 
 from mtlora_jax.convert import swin
-from mtlora_jax.convert.table import Row, Table, conv, linear, matrix, vector
+from mtlora_jax.convert.key_mapping import Row, Table, conv, linear, matrix, vector
 
 ANCHOR = "embeddings.patch_embeddings.projection.weight"
 

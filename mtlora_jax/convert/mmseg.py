@@ -10,7 +10,7 @@ from collections.abc import Collection
 import numpy as np
 
 from mtlora_jax.convert import swin
-from mtlora_jax.convert.table import Change, Row, Table, conv, linear, matrix
+from mtlora_jax.convert.key_mapping import Change, Row, Table, conv, linear, matrix
 
 ANCHOR = "patch_embed.projection.weight"
 

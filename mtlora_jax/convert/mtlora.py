@@ -4,9 +4,9 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from mtlora_jax.convert import swin
-from mtlora_jax.convert.table import Change, Row, Table, conv, conv1x1, linear
+from mtlora_jax.convert.key_mapping import Change, Row, Table, conv, conv1x1, linear
 from mtlora_jax.errors import UserError
-from mtlora_jax.methods.mtlora import of_each_stage, of_each_task
+from mtlora_jax.methods.mtlora.method import of_each_stage, of_each_task
 from mtlora_jax.schema import either, list_of, number, whole
 
 BACKBONE = [row._replace(key=f"backbone.{row.key}") for row in (*swin.PATCH_EMBED, *swin.BLOCKS, *swin.MERGING)]

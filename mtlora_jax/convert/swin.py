@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from mtlora_jax.convert.table import Row, Table, conv, linear, matrix
+from mtlora_jax.convert.key_mapping import Row, Table, conv, linear, matrix
 
 ANCHOR = "patch_embed.proj.weight"  # of the reference and of timm too
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from mtlora_jax.convert import swin
-from mtlora_jax.convert.table import Row, Table, linear
+from mtlora_jax.convert.key_mapping import Row, Table, linear
 
 STAGES = 8  # no Swin has as many
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from mtlora_jax import files, weights
+from mtlora_jax.convert.key_mapping import Row, unapply
 from mtlora_jax.convert.mtlora import BACKBONE, FREEZE, HEADS, LORA, PROJECTIONS
-from mtlora_jax.convert.table import Row, unapply
 from mtlora_jax.errors import UserError
-from mtlora_jax.methods.mtlora import LOCATIONS, per_stage, per_task
-from mtlora_jax.models.windows import attention_mask, relative_position_index
+from mtlora_jax.io import files, weights
+from mtlora_jax.methods.mtlora.method import LOCATIONS, per_stage, per_task
+from mtlora_jax.models.backbones.swin_windows import attention_mask, relative_position_index
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from mtlora_jax import files, weights
 from mtlora_jax.errors import UserError
+from mtlora_jax.io import files, weights
 
 SAVE_ALONE = 'where its model can be built, save the weights alone: torch.save(model.state_dict(), "weights.pth")'
 DEEPEST = 6  # containers in containers

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from mtlora_jax.convert import swin
-from mtlora_jax.convert.table import Row, Table, conv, linear, matrix
+from mtlora_jax.convert.key_mapping import Row, Table, conv, linear, matrix
 from mtlora_jax.convert.timm import STAGES
 
 ANCHOR = "features.1.0.attn.relative_position_bias_table"  # many networks have features.0.0

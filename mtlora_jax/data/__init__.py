@@ -1,6 +1,6 @@
 """Data sets by name; to add one, write a class with the interface of `mtlora_jax.data.pipeline.Dataset` and list it here."""
 
-from mtlora_jax.data.folder import FolderDataset
-from mtlora_jax.data.prepared import NYUD, PascalContext
+from mtlora_jax.data.image_folder import FolderDataset
+from mtlora_jax.data.tfds import NYUD, PascalContext
 
 DATASETS = {"folder": FolderDataset, "pascal_context": PascalContext, "nyud": NYUD}

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtlora_jax import files, pictures
 from mtlora_jax.errors import UserError
+from mtlora_jax.io import files, pictures
 from mtlora_jax.tasks.task import Task
 
 Example = dict[str, Any]  # strings and arrays

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Collection
 
 from mtlora_jax.errors import UserError
-from mtlora_jax.files import reason_of, same_form
+from mtlora_jax.io.files import reason_of, same_form
 
 
 def id_of(path: pathlib.Path) -> str:

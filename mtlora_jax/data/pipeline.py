@@ -22,10 +22,10 @@ import jax
 import numpy as np
 from absl import flags
 
-from mtlora_jax.data import parity as reference
+from mtlora_jax.data import reference_transforms as reference
 from mtlora_jax.data import transforms
+from mtlora_jax.data.batching import release, stack
 from mtlora_jax.data.decoding import Example
-from mtlora_jax.data.stacking import release, stack
 from mtlora_jax.data.transforms import PASCAL, Augmentation
 from mtlora_jax.errors import UserError
 from mtlora_jax.tasks.task import IGNORE, Task

@@ -12,7 +12,7 @@ import numpy as np
 
 from mtlora_jax.data.decoding import Example
 from mtlora_jax.errors import UserError
-from mtlora_jax.tasks.motion import Motion
+from mtlora_jax.tasks.affine import Motion
 from mtlora_jax.tasks.task import Task
 
 

@@ -11,10 +11,10 @@ import numpy as np
 from flax import nnx
 from jax import export as jax_export
 
-from mtlora_jax import parameters
 from mtlora_jax.errors import UserError
-from mtlora_jax.folder import Model
-from mtlora_jax.step import MEAN, STD, normalise
+from mtlora_jax.model_io.model_folder import Model
+from mtlora_jax.models import parameters
+from mtlora_jax.models.inputs import MEAN, STD, normalise
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 INPUTS = {"uint8": jnp.uint8, "float32": jnp.float32}

@@ -23,12 +23,14 @@ from collections.abc import Sequence
 import jax
 
 import mtlora_jax
-from mtlora_jax import cli, export, files, locks, parameters, weights
+from mtlora_jax import cli, export
+from mtlora_jax.console import console
 from mtlora_jax.errors import UserError
 from mtlora_jax.export import onnx
-from mtlora_jax.files import user_path
-from mtlora_jax.folder import Model
-from mtlora_jax.records import console
+from mtlora_jax.io import files, locks, weights
+from mtlora_jax.io.files import user_path
+from mtlora_jax.model_io.model_folder import Model
+from mtlora_jax.models import parameters
 
 FORMATS = ("stablehlo", "onnx")
 SIDES = (32, 8192)  # least and most pixels of an image's side

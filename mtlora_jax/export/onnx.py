@@ -12,10 +12,10 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
-from mtlora_jax import parameters
 from mtlora_jax.errors import UserError
 from mtlora_jax.export import Size, forward, images_spec
-from mtlora_jax.folder import Model
+from mtlora_jax.model_io.model_folder import Model
+from mtlora_jax.models import parameters
 
 FILE = "model.onnx"
 INSTALL = "pip install 'mtlora_jax[onnx]' && pip install --no-deps jax2onnx==0.17.1"

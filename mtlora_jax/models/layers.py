@@ -1,6 +1,6 @@
 """Layers every backbone and decoder is made of, with the numerics of PyTorch.
 
-Constructors declare parameters: shape, and how to initialise it. `mtlora_jax.parameters` fills them in, from files or from a seed.
+Constructors declare parameters: shape, and how to initialise it. `mtlora_jax.models.parameters` fills them in, from files or from a seed.
 Every layer computes in the dtype of its input and returns it, whatever dtype its parameters are stored in. Where that is bfloat16,
 norms, activation functions and the adding of biases are float32 inside all the same.
 """
@@ -15,9 +15,9 @@ import numpy as np
 from flax import nnx
 
 from mtlora_jax.errors import UserError
-from mtlora_jax.models.functions import batch_norm, layer_norm, precise
+from mtlora_jax.models.functional import batch_norm, layer_norm, precise
 from mtlora_jax.models.initializers import Constant, Initializer, TruncatedNormal, fan_in_uniform
-from mtlora_jax.models.streams import Streams
+from mtlora_jax.models.task_features import Streams
 
 SWIN_INIT = TruncatedNormal(0.02)  # of the linear layers and position tables of Swin
 ZEROS = Constant(0.0)
@@ -78,6 +78,15 @@ def resize_bilinear(x: jax.Array, height: int, width: int) -> jax.Array:
     if x.shape[1:3] == (height, width):
         return x
     return jax.image.resize(x, (x.shape[0], height, width, x.shape[3]), "bilinear", antialias=False)
+
+
+def pad_to_multiple(x: jax.Array, height: int, width: int) -> jax.Array:
+    """Zero-pads x (..., H, W, C) at the bottom and right to multiples of `height` and `width`."""
+    # Not -x % height: padded sides have to be multiples to see, also of sides that `jax.export` leaves open.
+    bottom, right = -(-x.shape[-3] // height) * height - x.shape[-3], -(-x.shape[-2] // width) * width - x.shape[-2]
+    if bottom == 0 and right == 0:
+        return x
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(0, bottom), (0, right), (0, 0)])
 
 
 def biased(x: jax.Array, bias: jax.Array) -> jax.Array:

@@ -7,16 +7,16 @@ import jax
 from flax import nnx
 
 from mtlora_jax.models.decoders import Decoder, Features, Kernels
-from mtlora_jax.models.functions import precise
+from mtlora_jax.models.functional import precise
 from mtlora_jax.models.layers import resize_bilinear
 from mtlora_jax.models.remat import in_parts, plain, rematerialised
-from mtlora_jax.models.streams import Streams
+from mtlora_jax.models.task_features import Streams
 
 
 class MultiTaskModel(nnx.Module):
     """Backbone whose features every task's decoder reads, each from its own stream. The order of `decoders` is the task order.
 
-    How it is executed, in which precision and with how much memory, is set by `mtlora_jax.architecture.configure`.
+    How it is executed, in which precision and with how much memory, is set by `mtlora_jax.model_factory.configure`.
     """
 
     def __init__(self, backbone: nnx.Module, decoders: Mapping[str, Decoder]):

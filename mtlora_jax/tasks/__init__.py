@@ -9,7 +9,7 @@ from mtlora_jax.tasks.depth import Depth
 from mtlora_jax.tasks.edge import Edge
 from mtlora_jax.tasks.human_parts import HumanParts
 from mtlora_jax.tasks.normals import Normals
-from mtlora_jax.tasks.sal import Saliency
+from mtlora_jax.tasks.saliency import Saliency
 from mtlora_jax.tasks.semseg import SemSeg
 from mtlora_jax.tasks.task import IGNORE, Task
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from mtlora_jax.errors import UserError
-from mtlora_jax.tasks.images import decode_binary, decode_grey
+from mtlora_jax.tasks.label_images import decode_binary, decode_grey
 from mtlora_jax.tasks.label_values import MEANINGS, find
 from mtlora_jax.tasks.task import Task
 

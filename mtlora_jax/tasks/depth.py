@@ -6,12 +6,12 @@ from typing import ClassVar
 import jax
 import numpy as np
 
-from mtlora_jax import losses, metrics
-from mtlora_jax.arrays import read_npy
 from mtlora_jax.errors import UserError
-from mtlora_jax.tasks.images import decode_image, heat_picture
+from mtlora_jax.io.arrays import read_npy
+from mtlora_jax.tasks import losses, metrics
+from mtlora_jax.tasks.affine import Motion
+from mtlora_jax.tasks.label_images import decode_image, heat_picture
 from mtlora_jax.tasks.legend import STEPS, Legend, colours, ignored
-from mtlora_jax.tasks.motion import Motion
 from mtlora_jax.tasks.task import IGNORE, Task
 
 NPY = b"\x93NUMPY"  # how such a file begins

@@ -6,9 +6,9 @@ from typing import ClassVar
 import jax
 import numpy as np
 
-from mtlora_jax import boundaries, losses, metrics
+from mtlora_jax.tasks import boundary_metrics, losses, metrics
 from mtlora_jax.tasks.binary import Binary
-from mtlora_jax.tasks.images import grey_picture, sigmoid
+from mtlora_jax.tasks.label_images import grey_picture, sigmoid
 from mtlora_jax.tasks.legend import STEPS, Legend, colours, ignored
 from mtlora_jax.tasks.task import IGNORE
 
@@ -37,10 +37,10 @@ class Edge(Binary):
         return metrics.edge_scores(totals)
 
     def slow_statistics(self, logits: np.ndarray, label: np.ndarray, tolerance: float) -> dict[str, np.ndarray]:
-        return boundaries.boundary_statistics(sigmoid(logits[..., 0]), label, tolerance)
+        return boundary_metrics.boundary_statistics(sigmoid(logits[..., 0]), label, tolerance)
 
     def slow_scores(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
-        return boundaries.boundary_scores(totals)
+        return boundary_metrics.boundary_scores(totals)
 
     def results(self, logits: np.ndarray) -> dict[str, np.ndarray]:
         """ "probabilities" (..., H, W)."""

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from mtlora_jax.errors import UserError
-from mtlora_jax.losses import IGNORE
+from mtlora_jax.tasks.losses import IGNORE
 
 ONE, WHITE, BETWEEN, ONE_BIT = 1, 2, 4, 8  # what a file holds besides 0; a file of one bit per pixel holds yes and no, whatever the numbers
 ANY_GREY = {BETWEEN, BETWEEN | ONE, BETWEEN | WHITE, BETWEEN | ONE | WHITE}

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from mtlora_jax.losses import IGNORE
-from mtlora_jax.tasks.images import IGNORED_COLOUR
+from mtlora_jax.tasks.label_images import IGNORED_COLOUR
+from mtlora_jax.tasks.losses import IGNORE
 
 Colour = tuple[int, int, int]  # RGB
 STEPS = 33  # colours of a bar

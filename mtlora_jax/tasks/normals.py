@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtlora_jax import losses, metrics
-from mtlora_jax.tasks.images import decode_image, vector_picture
+from mtlora_jax.tasks import losses, metrics
+from mtlora_jax.tasks.affine import Motion
+from mtlora_jax.tasks.label_images import decode_image, vector_picture
 from mtlora_jax.tasks.legend import Legend, colours, ignored
-from mtlora_jax.tasks.motion import Motion
 from mtlora_jax.tasks.task import IGNORE, Task
 
 COMPONENT = (2 * np.arange(256) / 255 - 1).astype(np.float32)  # of a byte

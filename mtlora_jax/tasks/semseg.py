@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import scipy.special
 
-from mtlora_jax import losses, metrics
 from mtlora_jax.errors import UserError
-from mtlora_jax.tasks.images import class_palette, decode_image
+from mtlora_jax.tasks import losses, metrics
+from mtlora_jax.tasks.label_images import class_palette, decode_image
 from mtlora_jax.tasks.legend import Legend, colours
 from mtlora_jax.tasks.task import IGNORE, Task
 

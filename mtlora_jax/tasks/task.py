@@ -9,9 +9,9 @@ import cv2
 import jax
 import numpy as np
 
-from mtlora_jax.losses import IGNORE
+from mtlora_jax.tasks.affine import Motion
 from mtlora_jax.tasks.legend import Legend
-from mtlora_jax.tasks.motion import Motion
+from mtlora_jax.tasks.losses import IGNORE
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,12 +10,12 @@ import numpy as np
 from flax import nnx
 
 from mtlora_jax.errors import UserError
-from mtlora_jax.models.functions import gelu, precise
-from mtlora_jax.models.layers import SWIN_INIT, Conv, LayerNorm, Linear, declare, drop_path
-from mtlora_jax.models.lora import SharedBase, through_hidden
+from mtlora_jax.methods.mtlora.layers import SharedBase, through_hidden
+from mtlora_jax.models.backbones.swin_windows import attention_mask, partition, relative_position_index, unpartition, window_of
+from mtlora_jax.models.functional import gelu, precise
+from mtlora_jax.models.layers import SWIN_INIT, Conv, LayerNorm, Linear, declare, drop_path, pad_to_multiple
 from mtlora_jax.models.remat import plain, rematerialised
-from mtlora_jax.models.streams import Streams
-from mtlora_jax.models.windows import attention_mask, partition, relative_position_index, unpartition, window_of
+from mtlora_jax.models.task_features import Streams
 from mtlora_jax.schema import list_of, number, whole
 
 VARIANTS = {
@@ -28,15 +28,6 @@ VARIANTS = {
 
 
 DEEPEST = 128  # blocks in all
-
-
-def pad_to_multiple(x: jax.Array, height: int, width: int) -> jax.Array:
-    """Zero-pads x (..., H, W, C) at the bottom and right to multiples of `height` and `width`."""
-    # Not -x % height: padded sides have to be multiples to see, also of sides that `jax.export` leaves open.
-    bottom, right = -(-x.shape[-3] // height) * height - x.shape[-3], -(-x.shape[-2] // width) * width - x.shape[-2]
-    if bottom == 0 and right == 0:
-        return x
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(0, bottom), (0, right), (0, 0)])
 
 
 class PatchEmbed(nnx.Module):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mtlora_jax.models.functions import precise
+from mtlora_jax.models.functional import precise
 from mtlora_jax.models.layers import BatchNorm, Conv1x1, biased, product, resize_bilinear
 from mtlora_jax.schema import list_of, whole
 

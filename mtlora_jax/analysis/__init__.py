@@ -1,0 +1,1 @@
+"""Counts and tables: parameters, multiply-accumulates, the tables of the paper."""

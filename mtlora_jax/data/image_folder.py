@@ -1,0 +1,180 @@
+"""The folder data set: images, one folder of label files per task, and lists of ids."""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from mtlora_jax.data.decoding import Encoded, Example, decode_example, decode_label, read_file
+from mtlora_jax.data.naming import files_of
+from mtlora_jax.data.survey import spread
+from mtlora_jax.errors import UserError
+from mtlora_jax.io.files import read_json, read_text, same_form
+from mtlora_jax.schema import shown
+from mtlora_jax.tasks import TASKS, Task, hint, make_tasks
+from mtlora_jax.tasks.binary import Binary
+from mtlora_jax.tasks.label_values import MEANINGS
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+LONGEST_NAME = 100  # characters of a name in a message
+
+
+class FolderDataset:
+    """Random access to the examples of one split of
+
+        ROOT/images/ID.jpg        (or .jpeg, .png, .webp)
+        ROOT/TASK/ID.png          one folder per task of `TASKS`, label files as the task reads them
+        ROOT/splits/SPLIT.txt     ids, one per line
+        ROOT/classes.json         optional, {"TASK": ["name of class 0", ...]}
+        ROOT/labels.json          optional, {"TASK": what its values mean, of `mtlora_jax.tasks.label_values.MEANINGS`}
+
+    `dataset[i]` is what `decode_example` makes of its files, with its errors. `tasks` maps the names asked for, in
+    their order, to tasks that know the class names, and what label values mean, which some of the files of all splits tell. Everything
+    that shows without decoding more is checked here: UserError for a missing folder, list, image or label, for ids given twice, for a task
+    the data set does not have, and for labels of which some mean one thing and some another.
+    """
+
+    def __init__(self, root: str | pathlib.Path, split: str, tasks: Sequence[str]):
+        self.root = pathlib.Path(root)
+        self.split = split
+        for folder in (self.root, self.root / "images", self.root / "splits"):
+            if not folder.is_dir():
+                raise UserError(f"{folder}: no such folder; a data set needs images/, splits/ and one folder of labels per task")
+        self.tasks = self.describe(root, tasks)
+        for name in self.tasks:
+            if not (self.root / name).is_dir():
+                has = [task for task in TASKS if (self.root / task).is_dir()]
+                raise UserError(f"{self.root}: no labels for task {name!r}; the data set has {', '.join(has) or 'no task at all'}")
+        self.ids = self._read_ids()
+        self._images = self._find("images", IMAGE_SUFFIXES)
+        self._labels = {name: self._find(name, task.suffixes) for name, task in self.tasks.items()}
+        self.tasks = with_meanings(self.root, self.tasks)
+
+    @classmethod
+    def describe(cls, root: str | pathlib.Path, tasks: Sequence[str]) -> dict[str, Task]:
+        """The tasks with the class names of the data set, or with their usual ones where there is no list of them."""
+        usual, path = make_tasks(tasks), pathlib.Path(root) / "classes.json"
+        classes = _read_classes(path)
+        try:
+            return usual if classes is None else make_tasks(tasks, classes)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Example:
+        image = read_file(self.root / "images" / self._images[index])
+        labels = {name: read_file(self.root / name / files[index]) for name, files in self._labels.items()}
+        return decode_example(self.ids[index], image, labels, self.tasks)
+
+    def label(self, index: int, task: str) -> np.ndarray:
+        """One label of an example. Raises UserError if it is bad."""
+        return decode_label(self.tasks[task], read_file(self.root / task / self._labels[task][index]))
+
+    def __repr__(self) -> str:
+        return f"FolderDataset({str(self.root)!r}, {self.split!r}, {list(self.tasks)})"
+
+    def _read_ids(self) -> list[str]:
+        path = self.root / "splits" / f"{self.split}.txt"
+        if not path.is_file():
+            has = sorted(file.stem for file in path.parent.glob("*.txt"))
+            raise UserError(f"{path}: no such file; the data set has the splits {', '.join(has) or '(none)'}")
+        ids = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+        if not ids:
+            raise UserError(f"{path}: empty; it must list one id per line")
+        seen = set()
+        twice = [id_ for id_ in ids if same_form(id_) in seen or seen.add(same_form(id_))]
+        if twice:
+            raise UserError(f"{path}: {len(twice)} ids are listed again: {_first(twice)}")
+        return ids
+
+    def _find(self, folder: str, suffixes: tuple[str, ...]) -> list[str]:
+        """Names of the files of `folder` that belong to the ids, in their order."""
+        files = files_of(self.root / folder, suffixes)
+        missing = [id_ for id_ in self.ids if same_form(id_) not in files]
+        if missing:
+            wanted = " or ".join("ID" + suffix for suffix in suffixes)
+            raise UserError(
+                f"{self.root / folder}: no file ({wanted}) for {len(missing)} of the {len(self.ids)} ids of splits/{self.split}.txt: "
+                f"{_first(missing)}{_near(missing[0], files)}"
+            )
+        return [files[same_form(id_)].name for id_ in self.ids]
+
+
+def with_meanings(root: pathlib.Path, tasks: Mapping[str, Task]) -> dict[str, Task]:
+    """The tasks as the label files of a data set mean them. Raises UserError for a bad labels.json, and where the files do not agree."""
+    told = _read_meanings(root / "labels.json")
+    return {
+        name: dataclasses.replace(task, meaning=told[name])
+        if isinstance(task, Binary) and name in told
+        else task.of_data_set(_mixed(root / name, task.suffixes))
+        for name, task in tasks.items()
+    }
+
+
+def _mixed(folder: pathlib.Path, suffixes: tuple[str, ...]) -> Iterator[Encoded]:
+    """The label files of all splits that can be read, in an order that mixes them."""
+    paths = [path for path in files_of(folder, suffixes).values() if not path.name.startswith(".")]
+    for index in spread(len(paths)):
+        with contextlib.suppress(UserError):
+            yield read_file(paths[index])
+
+
+def _read_meanings(path: pathlib.Path) -> dict[str, str]:
+    told = read_json(path) if path.exists() else {}
+    if not isinstance(told, dict):
+        raise UserError(f'{path}: must be {{"task": "what its values mean", ...}}')
+    for name, meaning in told.items():
+        _check_task(path, name, [task for task, kind in TASKS.items() if issubclass(kind, Binary)])
+        if not isinstance(meaning, str) or meaning not in MEANINGS:
+            raise UserError(f"{path}: {name} is {shown(meaning)}; expected one of {', '.join(map(json.dumps, MEANINGS))}")
+    return told
+
+
+def _read_classes(path: pathlib.Path) -> dict[str, list[str]] | None:
+    if not path.exists():
+        return None
+    classes = read_json(path)
+    if not isinstance(classes, dict) or not all(_is_list_of_names(names) for names in classes.values()):
+        raise UserError(f'{path}: must be {{"task": ["name of class 0", ...], ...}}')
+    for name in classes:
+        _check_task(path, name, list(TASKS))
+    return classes
+
+
+def _check_task(path: pathlib.Path, name: str, possible: Sequence[str]) -> None:
+    if name not in possible:
+        told = hint(name) if name not in TASKS else f"expected one of {', '.join(possible)}"
+        raise UserError(f"{path}: {_short(name)!r} is {'no task' if name not in TASKS else 'a task without such an entry'}; {told}")
+
+
+def _is_list_of_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _first(names: list[str], count: int = 5) -> str:
+    return ", ".join(map(_visible, names[:count])) + (", ..." if len(names) > count else "")
+
+
+def _visible(name: str) -> str:
+    """A name, cut off where it is long, with quotes and codes where it holds what nobody sees."""
+    name = _short(name)
+    return name if name.isprintable() else repr(name)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
+
+
+def _near(name: str, names: Iterable[str]) -> str:
+    """Tells which of `names` differs from `name` only in what is hard to see."""
+    close = next((other for other in names if _plain(other) == _plain(name)), None)
+    return "" if close is None else f"; there is {_short(close)!r}, which is not {_short(name)!r}"
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in same_form(name).casefold() if letter.isprintable() and not letter.isspace())

@@ -1,0 +1,87 @@
+"""The transforms of the reference implementation, its borders and overflows included, to compare scores with it.
+
+Chosen by `config.data.parity`; the functions have the signatures of those of `mtlora_jax.data.transforms`, from which they differ so:
+
+* What comes from outside of a rotated image is background (class 0, not salient, no edge), not ignored; normals and depth, which have no
+  background, are ignored there in both.
+* Where the cubic interpolation of the image leaves [0, 255] it is taken modulo 256, not clipped, and decimals are cut off, not rounded.
+* Rotation and zoom turn around (W/2, H/2), half a pixel off the centre, and come before the resize, as two interpolations.
+* Nearest neighbours are those of OpenCV's INTER_NEAREST in training as in evaluation.
+* A normal is known wherever the interpolated vector is not exactly 0, which reaches two pixels over the rim of what is annotated.
+* A map of human parts is ignored where all of it is background. (By default also where its only other values are ignored ones.)
+
+Vectors and images are float64 until the last step. Normals are given as float32, not in their compact form.
+"""
+
+from collections.abc import Mapping
+
+import cv2
+import numpy as np
+
+from mtlora_jax.data.decoding import Example
+from mtlora_jax.tasks.affine import Motion
+from mtlora_jax.tasks.task import IGNORE, Task
+
+UNKNOWN = ("normals", "depth")  # tasks that mark what is not known with 0, and only at last with `IGNORE`
+EPS = np.finfo(np.float64).eps
+
+
+def warp(example: Example, tasks: Mapping[str, Task], motion: Motion, image_size: tuple[int, int]) -> Example:
+    """A training example of `image_size` = (H, W)."""
+    height, width = example["image"].shape[:2]
+    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), motion.degrees, motion.scale)
+
+    def moved(pixels: np.ndarray, interpolation: int) -> np.ndarray:
+        mirrored = cv2.flip(pixels, 1) if motion.mirrored else pixels
+        return cv2.warpAffine(mirrored, matrix, (width, height), flags=interpolation)
+
+    arrays = _prepared(example, tasks)
+    arrays |= {name: arrays[name] @ motion.turn().T for name in arrays if name == "normals"}
+    arrays = {name: moved(values, _interpolation(name, tasks)) for name, values in arrays.items()}
+    arrays |= {name: arrays[name] / motion.scale for name in arrays if name == "depth"}
+    return example | _resized(arrays, tasks, image_size)
+
+
+def resize(example: Example, tasks: Mapping[str, Task], image_size: tuple[int, int]) -> Example:
+    """An example of `image_size` = (H, W) for evaluation."""
+    return example | _resized(_prepared(example, tasks), tasks, image_size)
+
+
+def _prepared(example: Example, tasks: Mapping[str, Task]) -> dict[str, np.ndarray]:
+    """Image and labels as they enter the interpolations."""
+    arrays = {name: np.asarray(example[name]) for name in ("image", *tasks)}
+    arrays |= {name: np.where(arrays[name] == IGNORE, 0, arrays[name]) for name in arrays if name in UNKNOWN}
+    return {name: values.astype(np.float64) for name, values in arrays.items()}
+
+
+def _interpolation(name: str, tasks: Mapping[str, Task]) -> int:
+    return tasks[name].interpolation if name in tasks else cv2.INTER_CUBIC
+
+
+def _resized(arrays: Mapping[str, np.ndarray], tasks: Mapping[str, Task], image_size: tuple[int, int]) -> dict[str, np.ndarray]:
+    small = {name: cv2.resize(values, image_size[::-1], interpolation=_interpolation(name, tasks)) for name, values in arrays.items()}
+    return {name: FINISH.get(name, _finish_classes)(values) for name, values in small.items()}
+
+
+def _finish_image(image: np.ndarray) -> np.ndarray:
+    return np.trunc(image).astype(np.int64).astype(np.uint8)  # from whole numbers, where leaving out high bits is defined everywhere
+
+
+def _finish_normals(vectors: np.ndarray) -> np.ndarray:
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.where(length == 0, IGNORE, vectors / (length + EPS)).astype(np.float32)
+
+
+def _finish_depth(depth: np.ndarray) -> np.ndarray:
+    return np.where(depth == 0, IGNORE, depth).astype(np.float32)
+
+
+def _finish_parts(label: np.ndarray) -> np.ndarray:
+    return label.astype(np.uint8) if label.any() else np.full(label.shape, IGNORE, np.uint8)
+
+
+def _finish_classes(label: np.ndarray) -> np.ndarray:
+    return label.astype(np.uint8)
+
+
+FINISH = {"image": _finish_image, "normals": _finish_normals, "depth": _finish_depth, "human_parts": _finish_parts}

@@ -1,0 +1,91 @@
+"""Sums over a split, and what is made of the scores of several tasks together."""
+
+import math
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from mtlora_jax.defaults import Config
+from mtlora_jax.errors import UserError
+from mtlora_jax.io.files import read_json
+from mtlora_jax.tasks.task import Task
+
+Totals = dict[str, dict[str, np.ndarray]]  # {task: {name: sum over the set so far}}
+
+
+def add(totals: Totals, statistics: Mapping[str, Mapping[str, jax.Array | np.ndarray]]) -> None:
+    """Adds the statistics of a batch, {task: {name: sum}}, to the totals, in float64."""
+    for name, sums in jax.device_get(statistics).items():
+        mine = totals.setdefault(name, {})
+        for key, value in sums.items():
+            mine[key] = mine.get(key, 0.0) + np.asarray(value, np.float64)
+
+
+def delta_m(scores: Mapping[str, float], single_task: Mapping[str, float], tasks: Mapping[str, Task]) -> float:
+    """Mean relative gain over single-task models, in percent (MTLoRA, eq. 5): mean of +-(M - S) / S over `tasks`.
+
+    `scores` and `single_task` map task names to the primary score; + where higher is better. Raises UserError if a task has no
+    score, or none to compare with.
+    """
+    gains = []
+    for name, task in tasks.items():
+        for kind, values in {"score": scores, "single-task score": single_task}.items():
+            if name not in values:
+                raise UserError(f"Delta_m: no {kind} for task {name!r}; there are {', '.join(values) or 'none'}")
+        if not single_task[name]:
+            raise UserError(f"Delta_m: the single-task score of {name!r} is {single_task[name]}; expected a number other than 0")
+        gain = (scores[name] - single_task[name]) / single_task[name]
+        gains.append(gain if task.higher_is_better else -gain)
+    if not gains:
+        raise UserError("Delta_m: no tasks; expected at least one")
+    return 100 * sum(gains) / len(gains)
+
+
+def primary_scores(scores: Mapping[str, float], tasks: Mapping[str, Task]) -> dict[str, float]:
+    """{task: its score of the papers' tables}."""
+    return {name: scores[f"{name}/{task.primary}"] for name, task in tasks.items()}
+
+
+def with_gain(
+    scores: Mapping[str, float], tasks: Mapping[str, Task], reference: Mapping[str, float], name: str = "delta_m"
+) -> dict[str, float]:
+    """Adds the mean relative gain (percent) over the tasks that `reference` has a finite score other than 0 for; nothing if there is none.
+
+    With the scores of single-task models as reference this is Delta_m.
+    """
+    compared = {task: tasks[task] for task in tasks if reference.get(task) and math.isfinite(reference[task])}
+    if not compared:
+        return dict(scores)
+    return {**scores, name: delta_m(primary_scores(scores, compared), reference, compared)}
+
+
+def single_task_scores(config: Config, tasks: Mapping[str, Task]) -> dict[str, float]:
+    """{task: primary score of its single-task model}, what Delta_m compares with; tasks without one are not in it.
+
+    From the files of `config.single_task_files` if there are any: each a metrics.json or the workdir that holds one, as a run of the
+    single_task method leaves it, and each tells of at least one of the tasks. Else `config.single_task`.
+
+    Raises:
+      UserError: for a file that cannot be read or tells of none of the tasks, and for a task that two files tell of.
+    """
+    if not config.single_task_files:
+        return {name: score for name, score in config.single_task.items() if name in tasks}
+    found: dict[str, float] = {}
+    for name in config.single_task_files:
+        path = pathlib.Path(name)
+        path = path / "metrics.json" if path.is_dir() else path
+        try:
+            values = read_json(path)
+        except UserError as error:
+            raise UserError(f"single_task_files: {error}; expected the workdir of a finished run") from error
+        values = values if isinstance(values, dict) else {}
+        scores = {task: values[f"{task}/{tasks[task].primary}"] for task in tasks if f"{task}/{tasks[task].primary}" in values}
+        wanted = ", ".join(f"{task}/{tasks[task].primary}" for task in tasks)
+        if not scores or not all(isinstance(score, int | float) and math.isfinite(score) for score in scores.values()):
+            raise UserError(f"single_task_files: {path} has no score of these tasks; expected a number for one of {wanted}")
+        if found.keys() & scores:
+            raise UserError(f"single_task_files: {path} tells of {', '.join(found.keys() & scores)} again; give each task once")
+        found |= scores
+    return found

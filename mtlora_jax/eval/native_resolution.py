@@ -1,0 +1,171 @@
+"""Scores at the size of each image's file: predictions are resized to the labels, where the other evaluation resizes labels to them."""
+
+import contextlib
+import functools
+import multiprocessing
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import cast
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtlora_jax.data.native_resolution import OriginalSize, band_of, groups_of, on_canvas, sizes_of
+from mtlora_jax.data.pipeline import Batches, Dataset
+from mtlora_jax.defaults import Config
+from mtlora_jax.distributed import sharding
+from mtlora_jax.eval.aggregate import Totals, add
+from mtlora_jax.eval.visualize import logits_of
+from mtlora_jax.experiment import Experiment, batches_to_evaluate
+from mtlora_jax.models.parameters import Flat
+from mtlora_jax.tasks.task import Task
+
+
+class OriginalSizeEvaluator:
+    """Evaluates weights on one split at the sizes its images have.
+
+    Logits are interpolated bilinearly (half-pixel centres, no antialiasing: PyTorch's align_corners=False, OpenCV's INTER_LINEAR) to the
+    image's size, and then read as always. The public evaluation of the PASCAL_MT papers resizes what is made of them: the chosen classes by
+    nearest neighbours, everything else bilinearly.
+
+    With `config.evaluation.boundaries` also the slow scores, such as odsF of edges, for which `config.data.workers` processes share the
+    images.
+    """
+
+    def __init__(self, config: Config, experiment: Experiment, data: Dataset):
+        self._experiment = experiment
+        everywhere, split = sharding.replicated(experiment.mesh), sharding.by_batch(experiment.mesh)
+        self._forward = jax.jit(
+            functools.partial(logits_of, graph=experiment.graph),
+            in_shardings=(everywhere, everywhere, everywhere, split),
+            out_shardings=split,
+        )
+        tasks = experiment.tasks
+        shardings = {"in_shardings": (split, split, everywhere), "out_shardings": everywhere}
+        self._score = jax.jit(functools.partial(statistics, tasks=tasks), **shardings)
+        self._pick = jax.jit(picked, static_argnums=2, in_shardings=(split, everywhere), out_shardings=split)
+        self._slow = {name: task for name, task in tasks.items() if config.evaluation.boundaries and task.has_slow_scores}
+        self._tolerance = config.evaluation.boundary_tolerance
+        self._workers = config.data.workers
+        self._batches = functools.partial(batches_to_evaluate, config, cast(Dataset, OriginalSize(data)))
+
+    def __call__(
+        self, trainable: Flat, batch_stats: Flat, watched: Callable[[Batches], Iterable[Mapping[str, np.ndarray]]] = iter
+    ) -> tuple[dict[str, float], float]:
+        """({"TASK/SCORE": value}, seconds). `watched` passes the batches on, and may look at them or raise."""
+        start = time.monotonic()
+        mesh, tasks = self._experiment.mesh, self._experiment.tasks
+        totals: Totals = {}
+        slow_totals = {name: nothing(task) for name, task in self._slow.items()}
+        with several(self._workers if self._slow else 0) as run, contextlib.closing(self._batches()) as batches:
+            for batch in watched(batches):
+                originals, mask = list(batch["originals"]), batch["mask"]
+                images = sharding.put({"image": batch["image"]}, mesh)["image"]
+                logits = self._forward(trainable, batch_stats, self._experiment.frozen, images)
+                for sums in self._statistics(logits, originals, mask):
+                    add(totals, sums)
+                for name, task in self._slow.items():
+                    own = local_rows(logits[name])
+                    counted = [(task, own[row], originals[row][name], self._tolerance) for row in np.flatnonzero(mask)]
+                    for sums in run(slow_statistics, counted):
+                        add(slow_totals, {name: sums})
+        scores = {f"{name}/{score}": value for name, task in tasks.items() for score, value in task.scores(totals[name]).items()}
+        for name, task in self._slow.items():
+            scores |= {f"{name}/{score}": value for score, value in task.slow_scores(over_processes(slow_totals[name])).items()}
+        return scores, time.monotonic() - start
+
+    def _statistics(
+        self, logits: Mapping[str, jax.Array], originals: Sequence[Mapping[str, np.ndarray]], mask: np.ndarray
+    ) -> Iterator[dict[str, dict[str, jax.Array]]]:
+        """{task: {name: sum}} of the parts of a batch, each small enough for the memory; all processes make the same ones."""
+        mesh = self._experiment.mesh
+        sizes, devices = sizes_of(originals), len(mesh.local_devices)
+        everywhere = np.concatenate(sharding.of_all_processes(sizes.tolist())).reshape(mesh.size, -1, 2)
+        count, channels = everywhere.shape[1], {name: values.shape[-1] for name, values in logits.items()}
+        for rows, canvas in groups_of(everywhere, sum(channels.values())):
+            own = [device * count + row for device in range(devices) for row in rows]
+            whole = band_of(canvas, len(rows), sum(channels.values())) == canvas[0]
+            for names in [list(channels)] if whole else [[name] for name in channels]:
+                labels = on_canvas([{name: originals[row][name] for name in names} for row in own], canvas)
+                some = {name: logits[name] for name in names}
+                if len(rows) < count:
+                    some = self._pick(some, np.array(rows), mesh.size)
+                height = band_of(canvas, len(rows), sum(channels[name] for name in names))
+                for top in range(0, canvas[0], height):
+                    band = {name: labels[name][:, top : top + height] for name in names}
+                    batch = sharding.put(band | {"size": sizes[own], "mask": mask[own]}, mesh)
+                    yield self._score(some, batch, None if height == canvas[0] else np.float32(top))
+
+
+def statistics(
+    logits: Mapping[str, jax.Array], batch: Mapping[str, jax.Array], top: jax.Array | None, *, tasks: Mapping[str, Task]
+) -> dict[str, dict[str, jax.Array]]:
+    """{task: {name: sum}} over some images.
+
+    Args:
+      logits: {task: (B, H, W, C)}.
+      batch: labels of these tasks as `on_canvas` places them, or a band of those, "size" (B, 2) int32 of each, "mask" (B,).
+      top: where the band begins; None where it is the whole canvas.
+      tasks: static; those of `logits` or more.
+    """
+    found = {}
+    for name, values in logits.items():
+        resize = functools.partial(resize_into, canvas=batch[name].shape[1:3], top=top)
+        found[name] = tasks[name].statistics(jax.vmap(resize)(values, batch["size"]), batch[name], batch["mask"])
+    return found
+
+
+def resize_into(logits: jax.Array, size: jax.Array, canvas: tuple[int, ...], top: jax.Array | None = None) -> jax.Array:
+    """(H, W, C) interpolated to `size` (2,), which is known at run time only, in the upper left corner of (*canvas, C).
+
+    With `top` the canvas begins so many lines below the upper edge.
+    """
+    scale = size.astype(np.float32) / np.array(logits.shape[:2], np.float32)
+    shape = (*canvas, logits.shape[2])
+    moved = np.zeros(2, np.float32) if top is None else jnp.stack([-top, jnp.zeros_like(top)])
+    return jax.image.scale_and_translate(logits, shape, (0, 1), scale, moved, method="linear", antialias=False)
+
+
+def picked(logits: Mapping[str, jax.Array], rows: jax.Array, devices: int) -> dict[str, jax.Array]:
+    """The same `rows` of each device's share of (B, H, W, C)."""
+    shares = {name: values.reshape(devices, -1, *values.shape[1:]) for name, values in logits.items()}
+    return {name: share[:, rows].reshape(-1, *share.shape[2:]) for name, share in shares.items()}
+
+
+def slow_statistics(job: tuple[Task, np.ndarray, np.ndarray, float]) -> dict[str, np.ndarray]:
+    """Statistics of one image: (task, logits (H, W, C), label, tolerance)."""
+    task, logits, label, tolerance = job
+    large = cv2.resize(logits, label.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    return task.slow_statistics(large.reshape(*label.shape[:2], -1), label, tolerance)
+
+
+def nothing(task: Task) -> dict[str, np.ndarray]:
+    """Sums of `slow_statistics` over no image, shaped as those over some."""
+    blank = task.slow_statistics(np.zeros((16, 16, task.channels), np.float32), np.zeros((16, 16), np.uint8), 0.1)
+    return {name: np.zeros_like(value) for name, value in blank.items()}
+
+
+@contextlib.contextmanager
+def several(workers: int) -> Iterator[Callable]:
+    """A `map` that so many processes share; 0: the ordinary one."""
+    if not workers:
+        yield map
+        return
+    # Started afresh: a fork of a process in which JAX runs may hang.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        yield pool.map
+
+
+def local_rows(array: jax.Array) -> np.ndarray:
+    """The rows of a batch that lie on this process's devices, float32."""
+    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate([np.asarray(shard.data, np.float32) for shard in shards])
+
+
+def over_processes(totals: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Sums over the processes."""
+    parts = sharding.of_all_processes({name: value.tolist() for name, value in totals.items()})
+    return {name: np.sum([part[name] for part in parts], axis=0) for name in totals}

@@ -1,0 +1,129 @@
+"""From a plain dict to a model: the dict is what configs make, model folders hold and converters read off tensors.
+
+{"backbone": {"name": "swin", "embed_dim": 96, ...},
+ "tasks": {"semseg": 21, ...},                              outputs per task, in task order; {} for a bare backbone
+ "decoder": {"name": "hrnet", "channels": [18, 36, 72, 144]},  None for a bare backbone
+ "method": {"name": "mtlora", "rank": 64, ...},          of a merged model {"name": "merged", "of": {"name": "mtlora", ...}}
+ "image_size": [448, 448]}
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from mtlora_jax.errors import UserError
+from mtlora_jax.methods import make_method
+from mtlora_jax.methods.base import Method
+from mtlora_jax.models.backbones import BACKBONES
+from mtlora_jax.models.backbones.swin import VARIANTS
+from mtlora_jax.models.decoders import HEADS, Decoder
+from mtlora_jax.models.multitask import MultiTaskModel
+from mtlora_jax.models.parameters import PRECISIONS
+from mtlora_jax.registry import choose
+from mtlora_jax.schema import list_of, mapping, shown, text, whole
+
+Architecture = Mapping[str, Any]
+PARTS = ("backbone", "tasks", "decoder", "method", "image_size")
+REMAT = ("none", "block", "stage")
+MOST_TASKS = 64
+MOST_OUTPUTS = 4096
+SIDES = (32, 8192)  # pixels of an image: one pixel of the coarsest feature map, and more than memory takes
+TASK_NAME = text(64, "[A-Za-z][A-Za-z0-9_]*", "a name of letters, digits and underscores")
+
+
+def method_of(architecture: Architecture) -> Method:
+    """The method, with its options checked."""
+    return make_method(architecture["method"])
+
+
+def build(architecture: Architecture) -> MultiTaskModel:
+    """The model, its parameters declared but not yet filled (see `mtlora_jax.models.parameters`).
+
+    Raises UserError for names and options that do not exist or do not fit, and for sizes that are out of bounds.
+    """
+    check_tasks(architecture["tasks"])
+    backbone_class, options = choose(BACKBONES, "backbone", architecture["backbone"])
+    check_image_size(architecture["image_size"])
+    backbone = backbone_class(**options)
+    decoders = {}
+    if architecture["tasks"]:
+        _, options = choose(HEADS, "decoder", architecture["decoder"], ("self", "outputs"))
+        head, channels = architecture["decoder"]["name"], options.pop("channels")
+        if len(channels) != len(backbone.widths):
+            raise UserError(f"decoder.channels = {list(channels)} must have {len(backbone.widths)} entries, one per feature map")
+        for task, outputs in architecture["tasks"].items():
+            decoders[task] = Decoder(head, backbone.widths, channels, outputs, **options)
+    model = MultiTaskModel(backbone, decoders)
+    method_of(architecture).adapt(model)
+    return model
+
+
+def configure(model: MultiTaskModel, *, compute: str = "float32", remat: str = "none", fused: bool = True) -> None:
+    """Sets, in place, how a model is executed. It stays the same model, so none of this is part of the architecture.
+
+    Args:
+      model: as `build` makes it.
+      compute: dtype of matrix products, convolutions and activations, one of `PRECISIONS`. Parameters and their gradients,
+        softmax, norms and logits are float32 in any case.
+      remat: what is kept for the backward pass: everything ("none"), or only the inputs of each block or stage of the backbone
+        and of each decoder, which are then computed twice.
+      fused: products that follow each other are taken together, and hidden maps of tasks never held, wherever that is faster; otherwise
+        every layer is executed as the paper draws it, for checking. Differs by rounding alone.
+
+    Raises:
+      UserError: for another word.
+    """
+    for key, value, allowed in (("precision.compute", compute, PRECISIONS), ("remat", remat, REMAT)):
+        if value not in allowed:
+            raise UserError(f"{key} = {value!r} is not one of {', '.join(allowed)}")
+    model.fuse(fused)
+    model.compute = compute
+    model.remat_decoders = remat != "none"
+    model.backbone.remat_stages = remat == "stage"
+    for stage in model.backbone.layers:
+        stage.remat_blocks = remat == "block"
+
+
+def from_config(config: Mapping[str, Any], tasks: Mapping[str, int]) -> dict[str, Any]:
+    """The architecture that a config describes, JSON-able.
+
+    Args:
+      config: as `mtlora_jax.defaults.default` makes it; its backbone has a `variant`, or embed_dim, depths and num_heads.
+      tasks: {task: outputs}.
+
+    Raises:
+      UserError: for an unknown variant.
+    """
+    backbone = dict(config["backbone"])
+    if "variant" in backbone:
+        variant = backbone.pop("variant")
+        if variant not in VARIANTS:
+            raise UserError(f"backbone.variant = {variant!r} is not one of {', '.join(VARIANTS)}")
+        backbone |= VARIANTS[variant]
+    architecture = {
+        "backbone": backbone,
+        "tasks": dict(tasks),
+        "decoder": dict(config["decoder"]),
+        "method": plain(config["method"]),
+        "image_size": list(config["image_size"]),
+    }
+    return json.loads(json.dumps(architecture))
+
+
+def plain(options: Any) -> Any:
+    """Nested mappings as dicts."""
+    return {key: plain(value) for key, value in options.items()} if hasattr(options, "items") else options
+
+
+def check_image_size(size: Any) -> None:
+    """Raises UserError unless `size` is two integers within `SIDES`."""
+    if not list_of(whole(*SIDES), 2, 2).holds(size):
+        raise UserError(f"image_size = {shown(size)} must be (height, width), integers from {SIDES[0]} to {SIDES[1]} pixels")
+
+
+def check_tasks(tasks: Any) -> None:
+    """Raises UserError unless `tasks` is {name: outputs}, with names that can be part of a parameter's path, and bounded."""
+    mapping(whole(1, MOST_OUTPUTS), TASK_NAME, MOST_TASKS)(tasks, "tasks")
+    for name in tasks:
+        if hasattr(dict, name):
+            raise UserError(f"tasks: {name!r} cannot be the name of a task; choose another word")

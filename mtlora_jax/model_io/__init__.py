@@ -1,0 +1,1 @@
+"""Model folders: reading, writing, adapters, merging, adding and removing tasks, cards."""

@@ -1,0 +1,91 @@
+"""The model card, README.md of a model folder: what it predicts, how well, how large it is, where it comes from, how to use it."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from mtlora_jax import model_factory
+from mtlora_jax.analysis.param_counts import count_parameters
+from mtlora_jax.model_io import markdown
+from mtlora_jax.models.backbones.swin import VARIANTS
+from mtlora_jax.tasks import TASKS
+
+# {task: what the Hugging Face Hub files such models under}; the first task of a model that is here decides.
+PIPELINES = {"semseg": "image-segmentation", "human_parts": "image-segmentation", "sal": "image-segmentation", "depth": "depth-estimation"}
+METHODS = {
+    "mtlora": "MTLoRA",
+    "merged": "MTLoRA, merged,",
+    "full": "Full fine-tuning",
+    "decoders_only": "Decoders",
+    "single_task": "Single-task fine-tuning",
+}
+OFFICIAL = r"swin_(tiny|small|base|large)_patch4_window(7|12)_(224|384)(_22k)?\.\w+"  # on the Hub under other names
+
+
+def card(config: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    """Markdown with the metadata of the Hugging Face Hub on top.
+
+    Args:
+      config: config.json of a model folder: "architecture" and, where known, "classes" {task: names}, "scores" {"TASK/SCORE": value} with
+        the "step" they are of, "training" {"command": str, "config": dict}, "started_from" and "converted_from" (each with "file" and
+        "format"), "base_model" (its name on the Hub), "adapter" {"base": str, "sha256": str}.
+      arrays: {path: array} of what is stored.
+    """
+    architecture = config["architecture"]
+    tasks = list(architecture["tasks"])
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mtlora_jax.model_io"),
+        finalize=markdown.escaped,  # of every value: config.json may come from a stranger
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"code": markdown.code, "block": markdown.block, "as_json": markdown.as_json}
+    absent = dict.fromkeys(("step", "started_from", "converted_from", "adapter"))
+    training = config.get("training") or {}
+    return environment.get_template("card.md").render(
+        config={**absent, "scores": {}, "classes": {}, **config},
+        command=training.get("command", ""),
+        training=training.get("config", {}),
+        data={"name": "", "eval_split": "", **training.get("config", {}).get("data", {})},
+        title=title(architecture),
+        pipeline=next((PIPELINES[task] for task in tasks if task in PIPELINES), "image-to-image" if tasks else "image-feature-extraction"),
+        tags=["mtlora", "multi-task-learning", "jax", "flax", "swin", *(task.replace("_", "-") for task in tasks)],
+        base_model=markdown.one_line(base_model(config)),
+        method=architecture["method"],
+        scores=list(table(tasks, config.get("scores") or {})),
+        delta_m=(config.get("scores") or {}).get("delta_m"),
+        groups=count_parameters(model_factory.build(architecture), model_factory.method_of(architecture)),
+        stored=sum(array.size for array in arrays.values()),
+    )
+
+
+def title(architecture: Mapping[str, Any]) -> str:
+    """One line: method, backbone, tasks."""
+    backbone, method = architecture["backbone"], architecture["method"]["name"]
+    sizes = (name for name, variant in VARIANTS.items() if all(np.array_equal(backbone.get(key), size) for key, size in variant.items()))
+    swin = f"Swin {next(sizes, 'of its own size')}"
+    return f"{METHODS.get(method, method)} on {swin}: {', '.join(architecture['tasks'])}" if architecture["tasks"] else f"{swin}, encoder"
+
+
+def table(tasks: list[str], scores: Mapping[str, float]) -> Iterator[dict[str, Any]]:
+    """A row for each score, those of papers' tables first; scores of single classes are left out."""
+    for task in tasks:
+        kind = TASKS.get(task)
+        own = {name.removeprefix(f"{task}/"): value for name, value in scores.items() if name.startswith(f"{task}/")}
+        for name in sorted(own, key=lambda name: kind is None or name != kind.primary):
+            if "/" not in name:
+                yield {"task": task, "name": name, "value": own[name], "note": kind.notes.get(name, "") if kind else ""}
+
+
+def base_model(config: Mapping[str, Any]) -> str:
+    """The base's name on the Hub, as the config gives it or as its converted file tells; empty where it is not known."""
+    origins = [config.get(key) or {} for key in ("converted_from", "started_from")]
+    for found in (re.fullmatch(OFFICIAL, str(origin.get("file"))) for origin in origins if origin.get("format") == "swin"):
+        if found:
+            size, window, pixels, more = found.groups()
+            return config.get("base_model") or f"microsoft/swin-{size}-patch4-window{window}-{pixels}{'-in22k' if more else ''}"
+    return config.get("base_model") or ""

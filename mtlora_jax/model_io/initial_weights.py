@@ -1,0 +1,165 @@
+"""The weights that training starts from: those of a model folder, wherever they fit."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from mtlora_jax import model_factory
+from mtlora_jax.console import console
+from mtlora_jax.errors import UserError
+from mtlora_jax.io import files
+from mtlora_jax.methods.param_groups import groups_of
+from mtlora_jax.model_factory import Architecture
+from mtlora_jax.model_io import class_names, model_folder
+from mtlora_jax.model_io.tasks import only
+from mtlora_jax.models import parameters
+from mtlora_jax.tasks.task import Task
+
+FRESH = {"ta_lora": "low-rank factors", "ts_lora": "task-specific factors", "decoders": "decoders"}  # groups that may be started anew
+
+# Attributes of modules that change how, or how fast, they learn, and how they are executed.
+OF_TRAINING = ("dropout", "drop_path_rate", "momentum", "fused", "compute", "remat_blocks", "remat_stages", "remat_decoders")
+
+
+def merged_method(source: str) -> dict[str, Any]:
+    """{"method": ...} of a merged model folder, which no config describes; of any other {}."""
+    method = model_folder.read_config(source)["architecture"]["method"]
+    return {"method": method} if method["name"] == "merged" else {}
+
+
+def origin_of(source: str) -> dict[str, str]:
+    """The model folder that training starts from, and which checkpoint it was converted from."""
+    there = model_folder.read_config(source)
+    known = there.get("converted_from") or there.get("started_from") or {}
+    return {"folder": files.user_path(source).resolve().name, **{key: known[key] for key in ("file", "format") if key in known}}
+
+
+def holds(source: str, started: pathlib.Path) -> bool:
+    """Whether a model folder has the same weights as `started`, the initial weights of a run, wherever both have them."""
+    try:
+        (_, there), (_, here) = model_folder.read(source), model_folder.read(started)
+    except UserError:
+        return False
+    both = there.keys() & here.keys()
+    return bool(both) and all(np.array_equal(there[path], here[path]) for path in both)
+
+
+def load(
+    model: nnx.Module, source: str, architecture: Architecture, tasks: Mapping[str, Task], complete: bool = False, strict: bool = True
+) -> None:
+    """Assigns the weights of a model folder. Low-rank factors and decoders that it has not stay to be initialised.
+
+    Args:
+      model: declared. architecture: what it was built from.
+      source: the model folder.
+      tasks: of the data, for what the outputs mean.
+      complete: it must hold every weight, as an evaluation needs.
+      strict: all that it has must fit. Otherwise low-rank factors and parts of decoders that do not fit are told and left out.
+
+    Raises:
+      UserError: for a source that is merged (unless the model is), whose backbone is another one, or lacks a part of it, for what does not
+        fit otherwise, by name, and for outputs that mean other classes.
+    """
+    config, values = model_folder.read(source)
+    there = config["architecture"]
+    kept = {key: value for key, value in architecture["backbone"].items() if key != "drop_path_rate"}
+    refuse_differences({**kept, **there["backbone"]}, kept, f"init = {source} holds another backbone", "see --config.backbone.variant")
+    if there["method"]["name"] == "merged" != architecture["method"]["name"]:
+        raise UserError(f"init = {source} is merged, which cannot be trained further: start from the model that it was made from")
+    if complete:
+        class_names.check(config.get("classes", {}), tasks, f"init = {source}")
+        parameters.assign(model, values, source)
+        refuse_differences(
+            computing(model_factory.build(only(there, list(architecture["tasks"])))),
+            computing(model),
+            f"init = {source} computes something else",
+            "give the values it was trained with",
+        )
+        console.print(f"weights of {source}")
+        return
+
+    whole = model_factory.build(there)
+    parameters.assign(whole, values, source)
+    left_out = misfits(model, architecture, whole, there, class_names.differences(config.get("classes", {}), tasks))
+    taken = {path: value for path, value in values.items() if path not in left_out}
+    missing = parameters.assign(model, taken, source, lambda path, variable: group_of(path, variable) in FRESH)
+    reasons = parameters.named(list(dict.fromkeys(left_out.values())))
+    if left_out and strict:
+        raise UserError(
+            f"init = {source} does not fit the config: {reasons}; --config.init_strict=False takes what fits, and starts the rest anew"
+        )
+    console.print(f"weights of {source}" + (f"; {len(missing)} tensors are new (low-rank factors, decoders)" if missing else ""))
+    if left_out:
+        console.print(f"left out of {source}: {reasons}", markup=False)
+
+
+def misfits(
+    model: nnx.Module, architecture: Architecture, whole: nnx.Module, there: Architecture, meaning: Mapping[str, str]
+) -> dict[str, str]:
+    """{path: what does not fit, in words} of all that the model `whole` has and `model` has not alike, in the groups of `FRESH`.
+
+    `meaning` tells of tasks whose outputs are other classes.
+    """
+    own, found = parameters.variables(model), {}
+    outputs = {task: outputs_of(there, task) for task in there["tasks"]}
+    heads = [part["decoder"] and part["decoder"]["name"] for part in (there, architecture)]
+    for path, variable in parameters.variables(whole).items():
+        group = group_of(path, variable)
+        task = task_of(path, group)
+        if group not in FRESH:
+            continue
+        if task and task not in architecture["tasks"]:
+            found[path] = f"the config has no task {task}"
+        elif group == "decoders" and heads[0] != heads[1]:
+            found[path] = f"decoder {heads[0]} there, {heads[1]} here"
+        elif path not in own:
+            found[path] = f"{FRESH[group]} there, none here"
+        elif path in outputs.get(task, ()) and task in meaning:
+            found[path] = f"{path.rpartition('.')[0]}: {meaning[task]}"
+        elif own[path].shape != variable.shape:
+            size, other = next(pair for pair in zip(variable.shape, own[path].shape, strict=True) if pair[0] != pair[1])
+            what = "outputs" if path in outputs.get(task, ()) else "channels"
+            module = path.rpartition(".")[0]
+            decoder = f"{module}: {size} {what} there, {other} here"
+            found[path] = decoder if group == "decoders" else f"{FRESH[group]}: rank {size} there, {other} here"
+    return found
+
+
+def computing(model: nnx.Module) -> dict[str, Any]:
+    """{attribute: its value, or values, in all modules} of what says, beside the weights, what a trained model computes."""
+    found: dict[str, list[Any]] = {}
+    for _, module in nnx.iter_modules(model):
+        for name, value in vars(module).items():
+            if isinstance(value, int | float | str | tuple) and name not in OF_TRAINING and not name.startswith("_"):
+                values = found.setdefault(name, [])
+                values += [value] if value not in values else []
+    return {name: values[0] if len(values) == 1 else values for name, values in found.items()}
+
+
+def group_of(path: str, variable: nnx.Variable) -> str:
+    """The most telling group of a parameter or a batch statistic."""
+    return groups_of(path, variable)[0]
+
+
+def task_of(path: str, group: str) -> str:
+    """The task that a variable belongs to; empty where tasks share it."""
+    return {"decoders": path.split(".")[1], "ts_lora": path.rpartition(".")[2]}.get(group, "")
+
+
+def outputs_of(architecture: Architecture, task: str) -> list[str]:
+    """Paths of the variables of a task whose shapes depend on how many outputs it has."""
+    alone = only(architecture, [task])
+    other = {**alone, "tasks": {task: alone["tasks"][task] % 2 + 1}}
+    shapes, others = ({path: v.shape for path, v in parameters.variables(model_factory.build(a)).items()} for a in (alone, other))
+    return [path for path in shapes if shapes[path] != others[path]]
+
+
+def refuse_differences(there: Mapping[str, Any], here: Mapping[str, Any], what: str, advice: str) -> None:
+    """Raises UserError naming the entries of `here` that are another thing `there`."""
+    differing = [key for key in here if there[key] != here[key]]
+    if differing:
+        told = "; ".join(f"{key} {there[key]} there, {here[key]} in the config" for key in differing)
+        raise UserError(f"{what}: {told}; {advice}")

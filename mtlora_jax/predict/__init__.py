@@ -1,0 +1,1 @@
+"""The command that shows what a model sees in images."""

@@ -1,0 +1,189 @@
+"""Shows what a model predicts for photographs: a page to look at, pictures, and arrays.
+
+    python -m mtlora_jax.predict --model=runs/r64/best --images=photos/ --output=predictions/
+    python -m mtlora_jax.predict --model=runs/ccp/best --images=data/ccp/images --output=predictions/ --labels=data/ccp --only=0003,0006
+
+writes, for each ID (a file name without its ending; a very long one is shortened),
+
+    index.html            a page with everything, to open in a browser
+    TASK/ID.png           the prediction at the photograph's size; classes as a palette image whose values are class indices
+    overlay/ID.png        each task blended over the photograph, with its legend
+    panels/ID.png         the photograph and all tasks in a row, and the labels below
+    legends/TASK.png      all colours of a task
+    raw/ID.npz            with --save-raw: TASK/NAME, what mtlora_jax.postprocess gives, at the model's size
+
+Photographs are turned as EXIF says, unless --labels names a folder data set: labels belong to pixels as they are stored. What cannot
+be read is told in one line and left out.
+"""
+
+import argparse
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from rich import progress
+from rich.text import Text
+
+import mtlora_jax
+from mtlora_jax import cli
+from mtlora_jax.console import console
+from mtlora_jax.errors import UserError
+from mtlora_jax.io import locks
+from mtlora_jax.io.files import user_path
+from mtlora_jax.io.output_folder import Outputs, short
+from mtlora_jax.predict import images
+from mtlora_jax.predict.gallery import Gallery
+from mtlora_jax.predict.panels import View, as_image, draw_legend, overlay, panel_of
+from mtlora_jax.tasks import Task, make_tasks
+from mtlora_jax.tasks.postprocess import chooses_class, postprocess
+
+LEGENDS = "legends"  # folder that tells outputs of this command; it comes first
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses the flags, predicts and writes below OUTPUT."""
+    parser = cli.Parser("mtlora_jax.predict", __doc__)
+    parser.add_argument("--model", required=True, type=user_path, help="model folder, merged or not; or an adapter folder, with --base")
+    parser.add_argument("--base", type=user_path, help="the model folder with the frozen weights of an adapter")
+    parser.add_argument("--images", required=True, type=user_path, help="a JPEG, PNG or WebP image, or a folder of such")
+    parser.add_argument("--output", required=True, type=user_path, help="folder for what is made; files of the same names are replaced")
+    parser.add_argument("--labels", type=user_path, help="root of a folder data set with labels of these images, to compare with")
+    parser.add_argument("--only", default="", help="ids to predict, separated by commas (default: all)")
+    parser.add_argument("--save-raw", action="store_true", help="also write the arrays")
+    args = parser.parse(argv)
+
+    files = images.find(args.images, [name for name in args.only.split(",") if name])
+    outputs = Outputs(args.output)
+    with locks.owned(args.output):
+        predict(args, files, outputs)
+
+
+def predict(args: argparse.Namespace, files: Mapping[str, pathlib.Path], outputs: Outputs) -> None:
+    """Predicts `files`, {id: file}."""
+    model = mtlora_jax.load(args.model, args.base)
+    tasks = tasks_of(model)
+    check_output(args.output, tasks)
+    labels = images.Labels(args.labels, tasks) if args.labels else None
+    predictor = Predictor(model, tasks, labels, outputs, args.save_raw)
+    title = "/".join(args.model.resolve().parts[-2:])
+    height, width = model.architecture["image_size"]
+    subtitle = f"{model.architecture['method']['name']}, predicts at {width} × {height} pixels"
+    predictor.predict(files, Gallery(title, subtitle, list(tasks), len(files), labelled=labels is not None))
+
+
+def tasks_of(model: Any) -> dict[str, Task]:
+    """The tasks of a model, with the names of its classes where it tells them. Raises UserError for a bare backbone."""
+    if not model.tasks:
+        raise UserError("the model folder holds a bare backbone without tasks: there is nothing to predict; fine-tune it first")
+    classes = dict(model.config.get("classes") or {})
+    for name, task in make_tasks(model.tasks, classes).items():
+        outputs = model.architecture["tasks"][name]
+        if chooses_class(task) and outputs != task.channels:
+            classes[name] = [f"class {index}" for index in range(outputs)]
+    return make_tasks(model.tasks, classes)
+
+
+def check_output(folder: pathlib.Path, tasks: Mapping[str, Task]) -> None:
+    """Raises UserError where predictions would replace what does not come from here, such as the labels of a data set."""
+    taken = [name for name in tasks if (folder / name).exists()]
+    if taken and not (folder / LEGENDS).exists():
+        raise UserError(f"{folder} holds {', '.join(taken)} from elsewhere, which predictions would replace; choose another --output")
+
+
+class Predictor:
+    """Predicts photograph after photograph. The model sees all of them at its own size, so that it is compiled once."""
+
+    def __init__(self, model: Any, tasks: Mapping[str, Task], labels: images.Labels | None, outputs: Outputs, save_raw: bool):
+        self._model = model
+        self._tasks = tasks
+        self._labels = labels
+        self._outputs = outputs
+        self._save_raw = save_raw
+
+    def predict(self, files: Mapping[str, pathlib.Path], gallery: Gallery) -> None:
+        """Writes everything for all `files`, {id: file}, and the page at last. Raises UserError if none of them can be read."""
+        done, started, reason = 0, time.monotonic(), ""
+        with progress_bar() as bar:
+            for name, file in bar.track(files.items(), description="predicting"):
+                try:
+                    photograph = images.read(file, upright=self._labels is None)
+                except UserError as error:
+                    reason = str(error)
+                    if len(files) > 1:
+                        console.print(f"left out: {reason}", markup=False)
+                    continue
+                if not done:
+                    self._write_legends()
+                written = {task: f"{task}/{short(name)}.png" for task in self._tasks}
+                gallery.add(name, photograph, self._one(short(name), file, photograph), written)
+                done += 1
+        if not done:
+            raise UserError(reason if len(files) == 1 else f"none of the {len(files)} images can be read, the last: {reason}")
+        page = gallery.page().encode()
+        path = self._outputs.write("index.html", page)
+        console.print(f"{done} images in {time.monotonic() - started:.0f} s, {len(files) - done} left out")
+        console.print(f"look at {path} ({len(page) / 1e6:.1f} MB)")
+
+    def _write_legends(self) -> None:
+        for name, task in self._tasks.items():
+            self._outputs.picture(f"{LEGENDS}/{name}.png", draw_legend(task.legend()))
+
+    def _one(self, name: str, file: pathlib.Path, photograph: np.ndarray) -> dict[str, View]:
+        """Writes everything of one photograph; {task: what is shown}."""
+        height, width = self._model.architecture["image_size"]
+        small = cv2.resize(photograph, (width, height), interpolation=cv2.INTER_CUBIC)
+        logits = {task: np.asarray(values, np.float32) for task, values in self._model(small, fit="none").items()}
+        views = {}
+        for task_name, task in self._tasks.items():
+            values = enlarged(task, logits[task_name], photograph.shape[:2])
+            views[task_name] = View.of(task, values, self._label(task_name, file, photograph.shape[:2]))
+            self._outputs.picture(f"{task_name}/{name}.png", as_image(task, values, views[task_name]))
+        self._outputs.picture(f"overlay/{name}.png", overlay(photograph, views))
+        self._outputs.picture(f"panels/{name}.png", panel_of(photograph, views))
+        if self._save_raw:
+            raw = {f"{task}/{key}": array for task in self._tasks for key, array in postprocess(self._tasks[task], logits[task]).items()}
+            self._outputs.arrays(f"raw/{name}.npz", raw)
+        return views
+
+    def _label(self, task: str, file: pathlib.Path, size: tuple[int, ...]) -> np.ndarray | None:
+        try:
+            return self._labels.read(task, file, size) if self._labels else None
+        except UserError as error:
+            console.print(f"without label: {error}", markup=False)
+            return None
+
+
+def enlarged(task: Task, logits: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """What `task.picture` takes, at `size` = (H, W): logits (H, W, C) interpolated bilinearly, as an evaluation at the original size does.
+
+    For tasks with classes the most likely ones, (H, W) uint8, found channel by channel: all logits of a large photograph take gigabytes.
+    """
+    height, width = size
+    channels = (cv2.resize(np.ascontiguousarray(channel), (width, height)) for channel in np.moveaxis(logits, -1, 0))
+    if not chooses_class(task):
+        return np.stack(list(channels), axis=-1)
+    best, chosen = next(channels), np.zeros((height, width), np.uint8)
+    for index, channel in enumerate(channels, start=1):
+        chosen[channel > best] = index
+        np.maximum(best, channel, out=best)
+    return chosen
+
+
+class Rate(progress.ProgressColumn):
+    """Images per second."""
+
+    def render(self, task: progress.Task) -> Text:
+        return Text(f"{task.speed:.2f} images/s" if task.speed else "")
+
+
+def progress_bar() -> progress.Progress:
+    """Counts images, with their rate and the time left."""
+    text, bar, count = progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn()
+    return progress.Progress(text, bar, count, Rate(), progress.TimeRemainingColumn(), progress.TextColumn("left"), console=console)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,1 @@
+"""A training run: its step, loop, optimizer, checkpoints, history and recovery from faults."""

@@ -1,0 +1,77 @@
+"""Scores of a run, or of a model folder, without training."""
+
+import functools
+import pathlib
+
+import jax
+
+from mtlora_jax import config_checks
+from mtlora_jax import experiment as experiments
+from mtlora_jax.console import console, print_columns
+from mtlora_jax.data import survey
+from mtlora_jax.defaults import Config
+from mtlora_jax.distributed import agreement, sharding
+from mtlora_jax.errors import UserError
+from mtlora_jax.eval.aggregate import single_task_scores, with_gain
+from mtlora_jax.eval.evaluator import Evaluator
+from mtlora_jax.eval.native_resolution import OriginalSizeEvaluator
+from mtlora_jax.io.files import check_writable, write_json
+from mtlora_jax.metric_writers import finite_or_none
+from mtlora_jax.model_io import initial_weights
+from mtlora_jax.train import run_config
+from mtlora_jax.train.checkpoints import Checkpoints
+from mtlora_jax.train.fault_tolerance import BadExamples
+
+
+def evaluate_only(config: Config, workdir: pathlib.Path) -> dict[str, float]:
+    """Scores of the newest checkpoint of `workdir`, or of the model folder `config.init` if there is no run.
+
+    Prints them and writes WORKDIR/evaluation.json: {"model": str, "split": str, "images": int, "scores": {"TASK/SCORE": value}}, and under
+    "original_size" those at the size of each image's file, if `config.evaluation` asks for them. Returns the "scores".
+    """
+    agreement.together(lambda: config_checks.check(config))
+    agreement.require_same(agreement.of_start(config, mode="evaluate"))
+    agreement.together(lambda: check_writable(workdir))
+    (data,) = experiments.open_datasets(config, config.data.eval_split)
+    for line in survey.readings(data):
+        console.print(line)
+    started = sharding.agreed((workdir / "initial").exists(), experiments.not_shared(workdir))
+    if not started and not config.init:
+        raise UserError(f"nothing to evaluate: {workdir} holds no run and config.init names no model folder")
+    other = started and config.init and config.init != run_config.started_with(workdir, "init")
+    if other and not initial_weights.holds(config.init, workdir / "initial"):
+        raise UserError(
+            f"{workdir} holds a run, which is what would be evaluated, and not init = {config.init}; leave out --config.init, or choose "
+            "another --workdir to evaluate that model"
+        )
+    experiment = experiments.set_up(config, data.tasks, workdir, complete=True)
+    reference = single_task_scores(config, experiment.tasks)
+    trainable, batch_stats, what = experiment.trainable, experiment.batch_stats, config.init
+    if started:
+        checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+        step = 0
+        if checkpoints.latest() is not None:
+            step, trainable, batch_stats = checkpoints.restore_weights(trainable, batch_stats)
+        what = f"{workdir}, step {step}"
+
+    height, width = config.image_size
+    evaluators: dict[str, Evaluator | OriginalSizeEvaluator] = {f"at {height}x{width}": Evaluator(config, experiment, data)}
+    if config.evaluation.original_size or config.evaluation.boundaries:
+        evaluators["at original size"] = OriginalSizeEvaluator(config, experiment, data)
+    bad = BadExamples(config.guards.max_bad_examples, share=config.guards.max_bad_share, sizes={"evaluation": len(data)})
+    columns, seconds = {}, 0.0
+    for heading, evaluator in evaluators.items():
+        scores, own_seconds = evaluator(trainable, batch_stats, functools.partial(bad.watch, 0))
+        columns[heading] = with_gain(scores, experiment.tasks, reference)
+        seconds += own_seconds
+    for message in bad.settle():
+        console.print(f"left out: {message}")
+    notes = {f"{name}/{score}": note for name, task in experiment.tasks.items() for score, note in task.notes.items()}
+    split, images = config.data.eval_split, len(data) - len(bad.known)
+    print_columns(columns, f"Scores of {what} on {split}", notes)
+    console.print(f"{images} images in {seconds:.0f} s, {len(bad.known)} left out")
+    named = dict(zip(("scores", "original_size"), map(finite_or_none, columns.values()), strict=False))
+    report = {"model": what, "split": split, "images": images, **named}
+    if jax.process_index() == 0:
+        write_json(workdir / "evaluation.json", report)
+    return next(iter(columns.values()))

@@ -1,0 +1,141 @@
+"""What a run tolerates, up to a limit: steps that are not finite, and examples that cannot be read."""
+
+import collections
+import json
+import math
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mtlora_jax.distributed.sharding import of_all_processes
+from mtlora_jax.errors import UserError
+from mtlora_jax.io.files import write_text
+
+
+class Skips:
+    """Ends a run after `limit` steps in a row whose loss or gradient was not finite, and writes down which in WORKDIR/nonfinite.json.
+
+    The step itself leaves everything but its number as it was, see `mtlora_jax.train.step`.
+
+    Attributes:
+      in_row: so many of the last steps were skipped.
+    """
+
+    def __init__(self, limit: int, workdir: pathlib.Path, in_row: int = 0):
+        self.in_row = in_row
+        self._limit = limit
+        self._path = workdir / "nonfinite.json"
+        self._recent: collections.deque[dict[str, Any]] = collections.deque(maxlen=limit)
+
+    def count(self, step: int, metrics: Mapping[str, float], image_ids: Sequence[str]) -> None:
+        """Takes note of one step, in their order.
+
+        Args:
+          step: updates with this one.
+          metrics: of `train_step`, on the host.
+          image_ids: of this process's part of the batch.
+
+        Raises:
+          UserError: there were too many.
+        """
+        if not metrics["skipped"]:
+            self.in_row = 0
+            self._recent.clear()
+            return
+        self.in_row += 1
+        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+        self._recent.append(
+            {
+                "step": step,
+                "tasks": [name.removeprefix("loss/") for name in bad if name.startswith("loss/")],
+                "gradients": [name.removeprefix("grad_norm/") for name in bad if name.startswith("grad_norm/")],
+                "image_ids": list(image_ids),
+            }
+        )
+        if self.in_row >= self._limit:
+            self._give_up(step)
+
+    def _give_up(self, step: int) -> None:
+        everyone = of_all_processes([entry["image_ids"] for entry in self._recent])
+        steps = [
+            entry | {"image_ids": [image_id for ids in all_ids for image_id in ids]}
+            for entry, all_ids in zip(self._recent, zip(*everyone, strict=True), strict=True)
+        ]
+        tasks = list(dict.fromkeys(task for entry in steps for task in entry["tasks"]))
+        image_ids = list(dict.fromkeys(image_id for entry in steps for image_id in entry["image_ids"]))
+        if jax.process_index() == 0:
+            write_text(self._path, json.dumps({"step": step, "tasks": tasks, "image_ids": image_ids, "steps": steps}, indent=2) + "\n")
+        what = f"loss of {', '.join(tasks)}" if tasks else "gradient"
+        raise UserError(
+            f"the {what} was not finite in {self.in_row} steps in a row, the last of them step {step}; {self._path} tells their images. "
+            "A lower --config.optimizer.learning_rate, or precision.compute=float32, may help"
+        )
+
+
+class BadExamples:
+    """Counts the examples that could not be read, each once, in WORKDIR/bad_examples.jsonl; too many of them end the run.
+
+    Too many are more than `limit` in all, or more than `share` of the examples of a split: where the data set is small, a few are much of
+    it. One of a split is never a too large share.
+
+    Attributes:
+      known: {what is wrong, with the file or the record: step at which it was met}.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        path: pathlib.Path | None = None,
+        known: Mapping[str, int] | None = None,
+        share: float = 1.0,
+        sizes: Mapping[str, int] | None = None,
+    ):
+        """`sizes`: how many examples there are for "training" and for "evaluation"; what has no size there has no share."""
+        self.known = dict(known or {})
+        self._limit = limit
+        self._path = path
+        self._share = share
+        self._sizes = sizes or {}
+        self._met: dict[str, str] = {}  # {what is wrong: which split it is of}; after a resume, of what was met again
+        self._new: dict[str, tuple[int, str]] = {}
+
+    def look(self, step: int, batch: Mapping[str, np.ndarray], purpose: str = "training") -> None:
+        """Takes note of what a batch of this process lacks."""
+        for message in batch["bad"]:
+            if message and message not in self._met:
+                self._new.setdefault(str(message), (step, purpose))
+
+    def watch(self, step: int, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Mapping[str, np.ndarray]]:
+        """The batches of an evaluation, looked at as they pass."""
+        for batch in batches:
+            self.look(step, batch, "evaluation")
+            yield batch
+
+    def settle(self) -> list[str]:
+        """Brings together what the processes met since the last call, writes down what was not known, and returns it.
+
+        All processes must take part. Raises UserError if it is too much.
+        """
+        told = {message: tuple(place) for part in of_all_processes(self._new) for message, place in part.items()}
+        self._new = {}
+        self._met |= {message: purpose for message, (_, purpose) in told.items()}
+        met = {message: step for message, (step, _) in told.items() if message not in self.known}
+        self.known |= met
+        if met and self._path is not None and jax.process_index() == 0:
+            write_text(self._path, "".join(json.dumps({"step": step, "error": message}) + "\n" for message, step in self.known.items()))
+        where = f"{self._path} lists them; the last" if self._path else "the last"
+        for purpose, size in self._sizes.items():
+            bad = [message for message, of in self._met.items() if of == purpose]
+            if len(bad) > math.ceil(self._share * size):
+                share = f"more than guards.max_bad_share = {self._share:g} of them"
+                raise UserError(f"{len(bad)} of the {size} examples for {purpose} cannot be read, {share}; {where}: {bad[-1]}")
+        if len(self.known) > self._limit:
+            examples = f"examples of {sum(self._sizes.values())}" if self._sizes else "examples"
+            raise UserError(
+                f"{len(self.known)} {examples} cannot be read, more than guards.max_bad_examples = {self._limit}; "
+                f"{where}: {list(self.known)[-1]}"
+            )
+        return list(met)

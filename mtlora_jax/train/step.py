@@ -1,0 +1,121 @@
+"""The training and evaluation step: pure functions of explicit arguments, compiled by the caller."""
+
+import functools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from mtlora_jax.models import parameters
+from mtlora_jax.models.inputs import normalise
+from mtlora_jax.models.layers import resize_bilinear
+from mtlora_jax.models.parameters import Flat
+from mtlora_jax.tasks.task import Task
+
+Batch = Mapping[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+    """Everything that changes in training. Frozen weights are not in it."""
+
+    step: jax.Array  # () int32, steps made so far
+    trainable: Flat
+    batch_stats: Flat
+    opt_state: optax.OptState
+    skipped: jax.Array  # () int32, steps that changed nothing because a number was not finite
+    skipped_in_row: jax.Array  # () int32, of these the ones since the last step that did change something
+
+
+def create_state(trainable: Flat, batch_stats: Flat, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    zeros = [jnp.zeros((), jnp.int32) for _ in range(3)]  # three buffers, for a donated one must not appear twice
+    opt_state = jax.jit(optimizer.init)(trainable)  # one program, where array by array it would be hundreds
+    return TrainState(zeros[0], trainable, batch_stats, opt_state, *zeros[1:])
+
+
+def losses_of(
+    logits: Mapping[str, jax.Array], batch: Batch, tasks: Mapping[str, Task], weights: Mapping[str, float]
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Weighted total and each task's own loss, float32 scalars; section 3.3 of the paper.
+
+    Logits may be coarser than the labels, whose size they are brought to. At that size they are by far the largest arrays of a step, so
+    the backward pass makes them again instead of keeping them.
+    """
+
+    @functools.partial(jax.checkpoint, static_argnums=0)
+    def loss(name: str, logits: jax.Array, label: jax.Array) -> jax.Array:
+        return tasks[name].loss(resize_bilinear(logits, *label.shape[1:3]), label)
+
+    losses = {name: loss(name, logits[name], batch[name]) for name in tasks}
+    total = sum((weights[name] * loss for name, loss in losses.items()), start=jnp.zeros(()))
+    return total, losses
+
+
+def train_step(
+    state: TrainState,
+    frozen: Flat,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    graph: nnx.GraphDef,
+    tasks: Mapping[str, Task],
+    weights: Mapping[str, float],
+    optimizer: optax.GradientTransformation,
+    accumulation: int = 1,
+    groups: Mapping[str, str] | None = None,
+    schedule: optax.Schedule | None = None,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update; none where the loss, a gradient or a batch statistic is not finite: then only `step` and the counts of skips move.
+
+    Args:
+      state: donated by the caller.
+      frozen: weights that get no gradient.
+      batch: "image" uint8 (B, H, W, 3) and the label of each task.
+      key: of the whole run; the step's own randomness (dropout, stochastic depth) is folded in here.
+      graph, tasks, weights, optimizer: static.
+      accumulation: parts in which the backbone takes the batch, one after the other, for less memory. Losses and BatchNorm see the
+        whole batch, so the update is that of one part; only draws of dropout and stochastic depth are others.
+      groups: {path: group} of the trained parameters whose gradient norms are told by group.
+      schedule: the optimizer's learning rate by update, to be told. A step that is skipped is no update.
+
+    Returns:
+      The new state, and float32 scalars: "loss", "loss/TASK", "grad_norm" and "grad_norm/GROUP" (before clipping), "skipped" (1 where
+      this step changed nothing), "learning_rate" where there is a schedule.
+    """
+    images = normalise(batch["image"])
+    key = jax.random.fold_in(key, state.step)
+
+    def loss_fn(trainable: Flat):
+        model = parameters.merge(graph, trainable, frozen, state.batch_stats)
+        rngs = nnx.Rngs(dropout=key)
+        total, losses = losses_of(model.on_features(images, train=True, rngs=rngs, parts=accumulation), batch, tasks, weights)
+        return total, (losses, parameters.batch_statistics(model))
+
+    (total, (losses, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
+    trainable = jax.tree.map(jnp.add, state.trainable, updates)
+    norms = gradient_norms(gradients, groups or {})
+    finite = jnp.isfinite(total) & jnp.isfinite(norms["grad_norm"])
+    for statistic in batch_stats.values():
+        finite &= jnp.all(jnp.isfinite(statistic))
+
+    changed = state._replace(trainable=trainable, batch_stats=batch_stats, opt_state=opt_state)
+    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), changed, state)
+    skipped = 1 - finite.astype(jnp.int32)
+    kept = kept._replace(step=state.step + 1, skipped=state.skipped + skipped, skipped_in_row=(state.skipped_in_row + 1) * skipped)
+    metrics = {"loss": total, **{f"loss/{name}": loss for name, loss in losses.items()}, **norms, "skipped": skipped.astype(jnp.float32)}
+    if schedule is not None:
+        metrics["learning_rate"] = jnp.asarray(schedule(state.step - state.skipped), jnp.float32)
+    return kept, metrics
+
+
+def gradient_norms(gradients: Flat, groups: Mapping[str, str]) -> dict[str, jax.Array]:
+    """ "grad_norm" of all gradients together and "grad_norm/GROUP" of those whose path is in a group."""
+    members: dict[str, Flat] = {}
+    for path, gradient in gradients.items():
+        if path in groups:
+            members.setdefault(groups[path], {})[path] = gradient
+    return {"grad_norm": optax.tree.norm(gradients)} | {f"grad_norm/{name}": optax.tree.norm(own) for name, own in members.items()}

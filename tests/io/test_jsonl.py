@@ -1,0 +1,92 @@
+"""Logs as kills, power cuts, editors and passers-by leave them."""
+
+import json
+import os
+
+import pytest
+
+from mtlora_jax import plot
+from mtlora_jax.errors import UserError
+from mtlora_jax.io.jsonl import LONGEST, line_of, lines_of
+from mtlora_jax.metric_writers.writer import forget_after
+from mtlora_jax.tasks import make_tasks
+from mtlora_jax.train.history import Progress
+
+GOOD = '{"step": 3, "loss": 0.5, "eval/semseg/mIoU": 40.0}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "null", "7", '"step"', "[1]", "{}", '{"loss": 1}', '{"step": null}', '{"step": "3"}', '{"step": [3]}', '{"step": true}'),
+        *('{"step": -1}', '{"step": 1e300}', '{"step": NaN}', '{"step": 2.5}', f'{{"step": {10**30}}}', f'{{"step": {"9" * 5000}}}'),
+        *('{"step": 3, "loss": "low"}', '{"step": 3, "loss": {}}', '{"step": 3, "lo', "[" * 100_000, '{"step": 3} {"step": 4}'),
+    ],
+)
+def test_what_is_no_line(tmp_path, text):
+    """It is left out, wherever it stands, and nothing else is."""
+    assert line_of(text) is None
+    path = tmp_path / "log.jsonl"
+    for content in (f"{text}\n{GOOD}\n", f"{GOOD}\n{text}"):
+        path.write_text(content)
+        assert lines_of(path) == [json.loads(GOOD)]
+        forget_after(path, 3)
+        assert path.read_text() == f"{GOOD}\n"
+    path.write_text(f"{text}\n{GOOD}\n")
+    with pytest.raises(UserError, match="line 1 is not one that a run writes"):
+        plot.read_log(tmp_path)
+
+
+def test_what_is_not_finite_is_not_known():
+    assert line_of(f'{{"step": 3, "a": NaN, "b": -Infinity, "c": 1e999, "d": {10**400}, "e": null}}') == {
+        "step": 3,
+        **dict.fromkeys("abcde"),
+    }
+
+
+@pytest.mark.parametrize(
+    "encode",
+    [
+        lambda text: b"\xef\xbb\xbf" + text.encode(),
+        lambda text: text.encode("utf-16"),
+        lambda text: text.replace("\n", "\r\n").encode(),
+        lambda text: b"\0" * 4096 + text.encode(),
+        lambda text: text.encode() + b"\0" * 4096,
+        lambda text: b"\xff\xfe\n"[2:] + b'{"step": 2, "\xff": 1, "lo\n' + text.encode(),
+    ],
+    ids=["mark", "utf-16", "windows", "zeros before", "zeros behind", "no text"],
+)
+def test_bytes(tmp_path, encode):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(encode(f"{GOOD}\n"))
+    assert lines_of(path) == [json.loads(GOOD)]
+    forget_after(path, 5)
+    assert path.read_text() == f"{GOOD}\n"
+
+
+def test_a_line_without_end_takes_no_memory(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text(f"{GOOD}\n")
+    os.truncate(path, 50 * LONGEST)
+    with path.open("a") as log:
+        log.write(f"\n{GOOD}\n")
+    assert lines_of(path) == [json.loads(GOOD)] * 2
+
+
+def test_a_run_goes_on_from_the_evaluations_that_are_whole(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text(f'[]\n{GOOD}\n{{"step": 4, "eval/other/score": 1}}\n{{"step": 5, "eval/semseg/mIoU": NaN}}\n')
+    progress = Progress(make_tasks(["semseg"]), {"semseg": 20.0})
+    progress.read(path, until=4)
+    assert (progress.last, progress.best) == (3, 100.0)
+
+
+def test_dropped_lines_are_told(tmp_path, capsys):
+    path = tmp_path / "log.jsonl"
+    path.write_text(f"[]\n{GOOD}\n")
+    forget_after(path, 3)
+    assert "1 lines that no run writes are left out" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_no_log(tmp_path):
+    assert lines_of(tmp_path / "log.jsonl") == []

@@ -1,0 +1,162 @@
+"""What training takes of a model folder: what fits, and nothing without a word."""
+
+import copy
+import re
+
+import jax
+import micro
+import numpy as np
+import pytest
+
+from mtlora_jax.errors import UserError
+from mtlora_jax.model_factory import build
+from mtlora_jax.model_io import initial_weights, model_folder
+from mtlora_jax.model_io.merging import merged_arrays
+from mtlora_jax.models import parameters
+from mtlora_jax.tasks import make_tasks
+
+SOURCE = micro.architecture()
+NAMES = ["red", "green", "blue"]
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    return micro.random_arrays(SOURCE, seed=1)
+
+
+@pytest.fixture(scope="module")
+def source(arrays, tmp_path_factory) -> str:
+    where = tmp_path_factory.mktemp("models") / "source"
+    model_folder.save(where, SOURCE, arrays, {"classes": {"semseg": NAMES, "sal": ["nothing", "something"]}})
+    return str(where)
+
+
+def loaded(source: str, architecture, names=NAMES, **options) -> dict[str, np.ndarray]:
+    """The arrays that a model has after starting from `source`, without those that are to be new."""
+    model = build(architecture)
+    initial_weights.load(model, source, architecture, make_tasks(architecture["tasks"], {"semseg": names}), **options)
+    values = {path: variable.get_value() for path, variable in parameters.variables(model).items()}
+    return {path: np.asarray(value) for path, value in values.items() if not isinstance(value, jax.ShapeDtypeStruct)}
+
+
+def changed(**parts):
+    architecture = copy.deepcopy(SOURCE)
+    for part, value in parts.items():
+        architecture[part] = {**architecture[part], **value}
+    return architecture
+
+
+FEWER = micro.architecture(tasks=("semseg", "sal"), task_rank={"semseg": [1, 2], "sal": 2})
+CLASSIFIER = {f"decoders.semseg.head.classifier.{name}" for name in ("kernel", "bias")}
+OTHERS = {
+    "more classes": (changed(tasks={"semseg": 4}), [*NAMES, "grey"], "decoders.semseg.head.classifier: 3 classes there, 4 here"),
+    "other names": (SOURCE, ["red", "blue", "green"], "decoders.semseg.head.classifier: class 1 is 'green' there, 'blue' here"),
+    "ranks": (changed(method={"rank": [3, 4]}), NAMES, "low-rank factors: rank 2 there, 4 here"),
+    "task ranks": (changed(method={"task_rank": 2}), NAMES, "task-specific factors: rank 1 there, 2 here"),
+    "fewer tasks": (FEWER, NAMES, "the config has no task normals"),
+    "method": (micro.architecture("full"), NAMES, "low-rank factors there, none here"),
+    "locations": (changed(method={"locations": ["qkv", "proj"]}), NAMES, "low-rank factors there, none here"),
+    "decoder": (changed(decoder={"name": "segformer", "width": 8}), NAMES, "decoder hrnet there, segformer here"),
+    "channels": (changed(decoder={"channels": [2, 4]}), NAMES, "decoders.sal.projections.1: 3 channels there, 4 here"),
+}
+
+NEW = {  # paths that are started anew, by a part of their name
+    "more classes": "semseg.head.classifier",
+    "other names": "semseg.head.classifier",
+    "ranks": "layers.1.*shared_",
+    "task ranks": "task_[ab]",
+    "fewer tasks": "nothing",
+    "method": "nothing",
+    "locations": "nothing",
+    "decoder": r"decoders\.",
+    "channels": r"decoders\..*(projections.1|fuse|norm|classifier.kernel)",
+}
+
+
+def test_everything_fits(source, arrays):
+    found = loaded(source, SOURCE)
+    assert found.keys() == arrays.keys()
+    assert all(np.array_equal(found[path], arrays[path]) for path in arrays)
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_what_does_not_fit_is_refused_by_name(source, case):
+    architecture, names, told = OTHERS[case]
+    with pytest.raises(UserError, match=r"--config\.init_strict=False") as error:
+        loaded(source, architecture, names)
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_what_fits_is_taken_when_asked(source, arrays, case, capsys):
+    architecture, names, told = OTHERS[case]
+    found = loaded(source, architecture, names, strict=False)
+    own = parameters.variables(build(architecture))
+    new = own.keys() - found.keys()
+    assert all(re.search(NEW[case], path) for path in new)
+    assert {path for path in own if path.startswith("backbone.") and not re.search("shared_|task_", path)} <= found.keys()
+    assert all(np.array_equal(found[path], arrays[path]) for path in found)
+    assert told in " ".join(capsys.readouterr().out.split())
+
+
+def test_only_the_classifier_of_other_classes_is_new(source):
+    own = parameters.variables(build(SOURCE)).keys()
+    assert own - loaded(source, SOURCE, ["red", "blue", "green"], strict=False).keys() == CLASSIFIER
+    more = OTHERS["more classes"][0]
+    assert own - loaded(source, more, [*NAMES, "grey"], strict=False).keys() == CLASSIFIER
+
+
+def test_an_evaluation_needs_all_of_it(source, tmp_path):
+    assert loaded(source, SOURCE, complete=True)
+    with pytest.raises(UserError, match="predicts other classes than the data has: semseg: class 1 is 'green' there, 'blue' here"):
+        loaded(source, SOURCE, ["red", "blue", "green"], complete=True, strict=False)
+    with pytest.raises(UserError, match="does not fit the model; left over"):
+        loaded(source, FEWER, complete=True, strict=False)
+
+
+@pytest.mark.parametrize(
+    "option", [{"scale": 2.0}, {"task_scale": {"semseg": 4.0, "sal": 2, "normals": 4.0}}, {"ts_base": "task"}], ids=str
+)
+def test_an_evaluation_computes_what_was_trained(source, option):
+    ((name, value),) = option.items()
+    with pytest.raises(UserError, match=f"computes something else: .*{name} .* there, .* in the config") as error:
+        loaded(source, changed(method=option), complete=True)
+    assert "give the values it was trained with" in str(error.value)
+    assert loaded(
+        source, changed(method={"dropout": 0.5, "scale": [4, 4.0], "freeze": ["norms"]}, backbone={"drop_path_rate": 0.0}), complete=True
+    )
+
+
+def test_an_evaluation_may_order_tasks_otherwise(source):
+    tasks = dict(reversed(SOURCE["tasks"].items()))
+    assert loaded(source, {**SOURCE, "tasks": tasks}, complete=True)
+
+
+def test_a_model_that_names_no_classes_contradicts_nothing(arrays, tmp_path):
+    model_folder.save(tmp_path / "converted", SOURCE, arrays)
+    assert loaded(str(tmp_path / "converted"), SOURCE, ["x", "y", "z"]).keys() == arrays.keys()
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_the_backbone_must_be_whole(arrays, tmp_path, strict):
+    """Frozen weights are never random."""
+    bare = micro.architecture("full", tasks=())
+    backbone = {path: arrays[path] for path in parameters.variables(build(bare))}
+    model_folder.save(tmp_path / "bare", bare, backbone)
+    assert loaded(str(tmp_path / "bare"), SOURCE, strict=strict).keys() == backbone.keys()
+    model_folder.save(tmp_path / "less", bare, dict(list(backbone.items())[1:]))
+    with pytest.raises(UserError, match=f"missing: {next(iter(backbone))}"):
+        loaded(str(tmp_path / "less"), SOURCE, strict=strict)
+    for part, told in (({"window_size": 2}, "window_size 4 there, 2 in the config"), ({"mlp_ratio": 4.0}, "mlp_ratio 2.0 there, 4.0")):
+        with pytest.raises(UserError, match=f"holds another backbone: {told}"):
+            loaded(str(tmp_path / "bare"), changed(backbone=part), strict=strict)
+    defaults = {key: value for key, value in SOURCE["backbone"].items() if key != "mlp_ratio"}
+    with pytest.raises(UserError, match="of another shape: backbone"):
+        loaded(str(tmp_path / "bare"), {**SOURCE, "backbone": defaults}, strict=strict)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_merged_model_is_no_start(arrays, tmp_path, strict):
+    model_folder.save(tmp_path / "merged", *merged_arrays(SOURCE, arrays))
+    with pytest.raises(UserError, match="is merged, which cannot be trained further"):
+        loaded(str(tmp_path / "merged"), SOURCE, strict=strict)
