@@ -49,10 +49,9 @@ def run(workdir: pathlib.Path, counts: dict[str, int], epochs: int) -> None:
     chosen = {method: configs.load(f"{CONFIG}:{method}", overrides) for method in METHODS}
     command("rendered", str(workdir / "PASCAL_MT"), *(f"--{split}={count}" for split, count in counts.items()))
     command("build", f"--manual_dir={workdir / 'PASCAL_MT'}", f"--data_dir={workdir / 'data'}", "--allow_partial")
-    config = chosen["mtlora"]
-    found = {
-        split: len(open_dataset(config, name)) for split, name in (("train", config.data.train_split), ("val", config.data.eval_split))
-    }
+    data: Any = chosen["mtlora"].data
+    splits = {"train": data.train_split, "val": data.eval_split}
+    found = {name: len(open_dataset(chosen["mtlora"], split)) for name, split in splits.items()}
     if found != counts:
         raise UserError(f"{workdir / 'data'} holds {found}, not the {counts} asked for; choose another --workdir")
     for method, config in chosen.items():
