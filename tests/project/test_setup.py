@@ -68,5 +68,11 @@ def test_lock_satisfies_setup(lock, project):
         assert requirement.specifier.contains(locked[_plain(requirement.name)]), requirement
 
 
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.stem)
+def test_style_before_a_commit_is_that_of_make_lint(lock):
+    asked = set(re.findall(r"ruff==([\d.]+)", (ROOT / ".pre-commit-config.yaml").read_text()))
+    assert asked == {versions(lock)["ruff"]}
+
+
 def test_converter_is_tested_on_the_oldest_python():
     assert "torch" in versions(LOCKS[0])
