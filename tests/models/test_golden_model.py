@@ -2,6 +2,8 @@
 
 import functools
 import json
+import os
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +16,15 @@ from paths import GOLDEN
 from mtlora_jax import model_factory
 from mtlora_jax.convert import convert, mtlora
 from mtlora_jax.convert.key_mapping import apply
+from mtlora_jax.model_io import model_folder
 from mtlora_jax.models import parameters
 from mtlora_jax.tasks import make_tasks
 from mtlora_jax.train.step import losses_of
 
-pytest.importorskip("torch")  # the golden weights are a PyTorch checkpoint
+# The golden weights are PyTorch checkpoints. Where PyTorch is not, another Python has converted them (`make test-extras`).
+CONVERTED = os.environ.get("GOLDEN_MODELS")
+if not CONVERTED:
+    pytest.importorskip("torch")
 
 CASES = ("mtlora", "mtlora_plus", "swin_multitask")
 
@@ -37,9 +43,12 @@ class Case:
         self.io = dict(np.load(GOLDEN / name / "io.npz"))
         self.bn_after_one_step = dict(np.load(GOLDEN / name / "bn_after_one_step.npz"))
         self.reference_grads = dict(np.load(GOLDEN / name / "grads.npz"))
-        conversion = convert(GOLDEN / name / "checkpoint.pth")
-        self.architecture = conversion.architecture
-        self.arrays = conversion.arrays
+        if CONVERTED:
+            config, self.arrays = model_folder.read(pathlib.Path(CONVERTED, name))
+            self.architecture = config["architecture"]
+        else:
+            conversion = convert(GOLDEN / name / "checkpoint.pth")
+            self.architecture, self.arrays = conversion.architecture, conversion.arrays
         model = model_factory.build(self.architecture)
         parameters.assign(model, self.arrays, name)
         method = model_factory.method_of(self.architecture)

@@ -10,6 +10,7 @@ import pytest
 from paths import ROOT
 
 import mtlora_jax
+from mtlora_jax.export import onnx
 
 LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
 HEAVY = ("torch", "tensorflow", "matplotlib", "transformers")
@@ -76,3 +77,13 @@ def test_style_before_a_commit_is_that_of_make_lint(lock):
 
 def test_converter_is_tested_on_the_oldest_python():
     assert "torch" in versions(LOCKS[0])
+
+
+def test_extras_leave_the_locked_versions_alone(project):
+    """`make test-extras` puts them on top of .venv, without asking what they require."""
+    requirements = pytest.importorskip("packaging.requirements")
+    extras = versions(ROOT / "requirements" / "extras" / "py311.lock")
+    assert not extras.keys() & versions(LOCKS[0]).keys()
+    for requirement in map(requirements.Requirement, wanted(project, "onnx")):
+        assert requirement.specifier.contains(extras[_plain(requirement.name)]), requirement
+    assert onnx.INSTALL.endswith(f"jax2onnx=={extras['jax2onnx']}")
