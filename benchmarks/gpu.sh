@@ -2,28 +2,28 @@
 # Everything that is measured on a machine with an accelerator, in one command, from the root of the repository:
 #
 #     benchmarks/gpu.sh runs/gpu                        all of it, hours for the sweep alone
-#     benchmarks/gpu.sh runs/gpu tests train peer       some parts, of: tests train infer peer data feed sweep
+#     benchmarks/gpu.sh runs/gpu tests train peer       some parts, of: tests train infer peer data end_to_end sweep
 #
 # The folder (by default $OUT) gets summary.txt (the machine, and which command did what), tests.txt, benchmark.jsonl and peer.jsonl (one
 # JSON object a line), errors.txt (what commands said beside that) and sweep/. A command that fails is noted, and the next one begins; the
 # exit code is then 1. A second run adds lines, and goes on with the sweep where it was.
 #
 # CONFIG is what is measured, BATCH the images in a step, SWEEP further flags of the sweep, PYTHON the interpreter (.venv/bin/python if
-# there is one), DATA a folder with PASCAL_MT for `data` and `feed`; without one, scenes are rendered and built first.
+# there is one), DATA a folder with PASCAL_MT for `data` and `end_to_end`; without one, scenes are rendered and built first.
 
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
 out=${1:-${OUT:-}}
 if [[ -z $out ]]; then
-    echo "usage: benchmarks/gpu.sh FOLDER [tests train infer peer data feed sweep]" >&2
+    echo "usage: benchmarks/gpu.sh FOLDER [tests train infer peer data end_to_end sweep]" >&2
     exit 2
 fi
 shift
-if [[ $# -gt 0 ]]; then parts=("$@"); else parts=(tests train infer peer data feed sweep); fi
+if [[ $# -gt 0 ]]; then parts=("$@"); else parts=(tests train infer peer data end_to_end sweep); fi
 for part in "${parts[@]}"; do
-    if [[ ! $part =~ ^(tests|train|infer|peer|data|feed|sweep)$ ]]; then
-        echo "$part is none of tests, train, infer, peer, data, feed, sweep" >&2
+    if [[ ! $part =~ ^(tests|train|infer|peer|data|end_to_end|sweep)$ ]]; then
+        echo "$part is none of tests, train, infer, peer, data, end_to_end, sweep" >&2
         exit 2
     fi
 done
@@ -32,7 +32,7 @@ out=$(cd "$out" && pwd)
 
 python=${PYTHON:-$([[ -x .venv/bin/python ]] && echo .venv/bin/python || echo python3)}
 config=(--config="${CONFIG:-configs/mtlora_tiny_448.py:64}" --config.batch_size="${BATCH:-32}")
-bfloat16=(--config.precision.compute=bfloat16 --config.precision.frozen=bfloat16)
+bfloat16=(--config.compute_dtype=bfloat16 --config.frozen_dtype=bfloat16)
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax} PYTHONUNBUFFERED=1
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 failed=0
@@ -90,19 +90,19 @@ find_data() {
 
 data() {
     find_data
-    benchmark --what=data --config.data.root="$DATA" --config.data.workers=1
-    benchmark --what=data --config.data.root="$DATA" --config.data.workers="$(nproc)"
+    benchmark --what=data --config.data.root="$DATA" --config.data.num_workers=1
+    benchmark --what=data --config.data.root="$DATA" --config.data.num_workers="$(nproc)"
 }
 
-feed() {
+end_to_end() {
     find_data
-    benchmark --what=feed --config.data.root="$DATA" --config.data.workers="$(nproc)" "${bfloat16[@]}"
+    benchmark --what=end_to_end --config.data.root="$DATA" --config.data.num_workers="$(nproc)" "${bfloat16[@]}"
 }
 
 sweep() {
     local more=()
     read -ra more <<<"${SWEEP:-}"
-    run errors.txt "$python" benchmarks/sweep.py "${config[@]}" --config.precision.frozen=bfloat16 --config.precision.compute=bfloat16 \
+    run errors.txt "$python" benchmarks/sweep.py "${config[@]}" --config.frozen_dtype=bfloat16 --config.compute_dtype=bfloat16 \
         --output="$out/sweep" "${more[@]}"
 }
 

@@ -10,7 +10,7 @@ the gradient of every parameter, without dropout and stochastic depth. A differe
 
 --what=train: the whole step (forward, losses, backward, clipping, AdamW) on noise that lies on the device; frozen weights get no gradient.
 --what=infer: from normalised float32 images on the device to the logits of all tasks at the size of the images.
---precision=bfloat16: `precision.compute` of the config for ours, autocast for the peer. --compiled: the peer through torch.compile.
+--precision=bfloat16: `compute_dtype` of the config for ours, autocast for the peer. --compiled: the peer through torch.compile.
 --merged: ours with the low-rank branches folded into the weights. The peer runs on a CUDA device if PyTorch has one, ours on what jax has.
 
 Rounds of --steps steps of ours and as many of the peer alternate. Each step is waited for. Steps before the first round, compilation
@@ -92,7 +92,7 @@ def flags(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UserError("--merged goes with --what=infer alone: a merged model cannot be trained")
     args.tf32 |= args.precision == "bfloat16"
     args.config.batch_size = args.batch_size
-    args.config.precision.compute = args.precision
+    args.config.compute_dtype = args.precision
     return args
 
 
@@ -106,7 +106,7 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
         "tasks": list(config.tasks),
         "method": config.method.name,
         "precision": args.precision,
-        "frozen": config.precision.frozen,
+        "frozen": config.frozen_dtype,
         "float32_products": "tf32" if args.tf32 else "highest",
         "merged": args.merged,
         "compiled": args.compiled,

@@ -80,7 +80,7 @@ AXES = {
     "rank": Axis((16, 64), rank, lambda config, value: [f"--config.method.rank={value}"]),
     "batch": Axis((1, 2, 4, 8, 16, 32, 64, 128), lambda config: config.batch_size, lambda config, n: [f"--config.batch_size={n}"]),
     "side": Axis((224, 448, 896), side, lambda config, value: [f"--config.image_size={value},{value}"]),
-    "precision": Axis(PRECISIONS, lambda config: config.precision.compute, lambda config, name: [f"--config.precision.compute={name}"]),
+    "precision": Axis(PRECISIONS, lambda config: config.compute_dtype, lambda config, name: [f"--config.compute_dtype={name}"]),
     "merged": Axis(("no", "yes"), lambda config: "no", lambda config, word: ["--merged"] if word == "yes" else [], ("infer",)),
 }
 

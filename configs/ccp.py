@@ -1,6 +1,6 @@
 """Street photographs with clothes, body regions and saliency (the 400 + 100 images of Clothing Co-Parsing), three tasks.
 
-    python -m mtlora_jax.main --config=configs/ccp.py:base,224,mtlora --workdir=runs/ccp --config.init=weights/swin_base
+    python -m mtlora_jax.main --config=configs/ccp.py:base,224,mtlora --workdir=runs/ccp --config.init_from=weights/swin_base
 
 The argument is VARIANT,SIZE,METHOD: tiny, small, base or large; the side of the images in pixels; mtlora, mtlora_plus,
 mtlora_ta_only, decoders_only or full. The schedule is made for minutes to hours, not for 300 epochs: the learning rate is not scaled
@@ -38,13 +38,13 @@ def get_config(argument: str = "base,224,mtlora") -> ConfigDict:
     config.batch_size = 8
     config.eval_batch_size = 20
     config.epochs = 8
-    config.eval_every = 2
+    config.eval_every_epochs = 2
     config.eval_first = True
     config.optimizer.learning_rate = 5e-4
     config.optimizer.reference_batch_size = config.batch_size
     config.optimizer.warmup_epochs = 0.5
-    config.log_every = 10
-    config.single_task = defaults.of_any_type({})
+    config.log_every_steps = 10
+    config.delta_m_baseline = defaults.of_any_type({})
     return config
 
 

@@ -25,23 +25,23 @@ def get_config(method: str = "mtlora") -> ConfigDict:
         raise UserError(f"configs/demo.py:{method}: the argument is the method, one of {', '.join(METHODS)}")
     config = defaults.default(method)
     config.method.update(METHODS[method])
-    config.init = str(pathlib.Path(mtlora_jax.__file__).parent / "demo" / "swin_micro")
+    config.init_from = str(pathlib.Path(mtlora_jax.__file__).parent / "demo" / "swin_micro")
     config.image_size = (160, 160)
     config.backbone.variant = "micro"
     config.backbone.window_size = 5
     config.backbone.drop_path_rate = 0.0
     config.decoder.channels = (8, 16, 32, 64)
     config.data.root = "demo/data"
-    config.data.workers = 1
+    config.data.num_workers = 1
     config.batch_size = 8
     config.eval_batch_size = 16
     config.epochs = 1  # no scene is seen twice: so few of them would soon be learned by heart
-    config.eval_every = 1
+    config.eval_every_epochs = 1
     config.eval_first = True
-    config.checkpoint_every = 1
+    config.checkpoint_every_epochs = 1
     config.optimizer.learning_rate = 3e-3
     config.optimizer.reference_batch_size = config.batch_size
     config.optimizer.warmup_epochs = 0.15
     config.loss_weights = defaults.of_any_type({"semseg": 2.0})
-    config.single_task = defaults.of_any_type({})
+    config.delta_m_baseline = defaults.of_any_type({})
     return config

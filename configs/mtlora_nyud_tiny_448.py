@@ -1,7 +1,7 @@
 """MTLoRA on Swin-Tiny, NYU Depth v2 (NYUD_MT, 795 and 654 images), four tasks: semseg of 40 classes, depth, normals and edge.
 
     python -m tfds_pascal_context.build --dataset=nyud --data_dir=data --manual_dir=NYUD_MT
-    python -m mtlora_jax.main --config=configs/mtlora_nyud_tiny_448.py:64 --workdir=runs/nyud_r64 --config.init=weights/swin_tiny
+    python -m mtlora_jax.main --config=configs/mtlora_nyud_tiny_448.py:64 --workdir=runs/nyud_r64 --config.init_from=weights/swin_tiny
 
 The argument is the rank of the task-agnostic branches; task-specific branches have rank 4.
 
@@ -32,7 +32,7 @@ def get_config(rank: str) -> ConfigDict:
     config.method.rank = int(rank)
     config.tasks = ("semseg", "depth", "normals", "edge")
     config.data.name = "nyud"
-    config.data.augmentation.update({"degrees": 0.0, "scale": (1.0, 1.2, 1.5), "discrete": True})
+    config.data.augmentation.update({"degrees": 0.0, "scale": (1.0, 1.2, 1.5), "discrete_scales": True})
     config.evaluation.boundary_tolerance = 0.011
-    config.single_task = of_any_type({})
+    config.delta_m_baseline = of_any_type({})
     return config

@@ -1,6 +1,6 @@
 """MTLoRA+ on Swin-Tiny, PASCAL-Context, four tasks: patch merging is frozen and has task-agnostic branches of its own (Table 1).
 
-    python -m mtlora_jax.main --config=configs/mtlora_plus_tiny_448.py:16 --workdir=runs/mtlora_plus_r16 --config.init=weights/swin_tiny
+    python -m mtlora_jax.main --config=configs/mtlora_plus_tiny_448.py:16 --workdir=runs/plus_r16 --config.init_from=weights/swin_tiny
 
 The argument is the rank of all branches, task-agnostic and task-specific.
 

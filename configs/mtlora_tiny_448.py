@@ -1,6 +1,6 @@
 """MTLoRA on Swin-Tiny, PASCAL-Context, four tasks: the published rows of Table 1.
 
-    python -m mtlora_jax.main --config=configs/mtlora_tiny_448.py:64 --workdir=runs/mtlora_r64 --config.init=weights/swin_tiny
+    python -m mtlora_jax.main --config=configs/mtlora_tiny_448.py:64 --workdir=runs/mtlora_r64 --config.init_from=weights/swin_tiny
 
 The argument is the rank of the task-agnostic branches; task-specific branches have rank 4.
 

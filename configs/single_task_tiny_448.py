@@ -1,6 +1,7 @@
 """Full fine-tuning of Swin-Tiny for one task, PASCAL-Context: "Single Task" of Table 1, what Delta_m compares with.
 
-    python -m mtlora_jax.main --config=configs/single_task_tiny_448.py:semseg --workdir=runs/single_semseg --config.init=weights/swin_tiny
+    python -m mtlora_jax.main --config=configs/single_task_tiny_448.py:semseg --workdir=runs/single_semseg \
+        --config.init_from=weights/swin_tiny
 
 The argument is the task. The paper counts four such models.
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Trains on a SLURM cluster, on as many nodes as you ask for, and goes on by itself after preemption and after the time limit:
 #
-#     sbatch launch/slurm.sh --config=configs/mtlora_tiny_448.py:64 --workdir=/shared/runs/r64 --config.init=/shared/weights/swin_tiny
+#     sbatch launch/slurm.sh --config=configs/mtlora_tiny_448.py:64 --workdir=/shared/runs/r64 --config.init_from=/shared/weights/swin_tiny
 #     sbatch --nodes=4 --gpus-per-node=4 launch/slurm.sh --config=... --workdir=...
 #
 # Submit from the repository, on a file system that all nodes see; --workdir, the data and the weights must be on one, too.
 #
 # One task per node: one process drives all GPUs of its node and reads its share of each batch once, and no GPU must be bound to a task.
-# `srun` tells each process who it is. (One task per GPU, --ntasks-per-node=8, works as well; then --config.data.workers is per GPU.)
+# `srun` tells each process who it is. (One task per GPU, --ntasks-per-node=8, works as well; then --config.data.num_workers is per GPU.)
 #
 # SIGTERM, which SLURM sends on preemption and, as asked for below, two minutes before the time limit, makes the run save and exit with 143;
 # so does SIGUSR1 (--signal=USR1@120), with 138. SLURM itself requeues a preempted job (--requeue); after the time limit this script does. Any other failure ends the job.

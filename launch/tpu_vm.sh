@@ -2,7 +2,7 @@
 # Trains on a Cloud TPU VM or pod slice, and starts again on a new one when it was preempted:
 #
 #     REPOSITORY=https://... launch/tpu_vm.sh NAME ZONE v5litepod-16 v2-alpha-tpuv5-lite \
-#         --config=configs/mtlora_tiny_448.py:64 --workdir=/shared/runs/r64 --config.init=/shared/weights/swin_tiny
+#         --config=configs/mtlora_tiny_448.py:64 --workdir=/shared/runs/r64 --config.init_from=/shared/weights/swin_tiny
 #
 # Needs the Google Cloud CLI, logged in to a project with TPU quota. All hosts of the slice run the same command and find each other through
 # the metadata server. MOUNT, if set, is a command that makes /shared the same folder on every host, for example

@@ -25,6 +25,7 @@ from typing import NoReturn
 from absl import flags
 
 from mtlora_jax import config as configs
+from mtlora_jax import config_aliases
 from mtlora_jax.errors import UserError
 from mtlora_jax.io import files
 
@@ -135,6 +136,9 @@ class Parser(argparse.ArgumentParser):
         """Comes before argparse, which speaks of the missing flag where a required one is misspelt."""
         known = [name for name in self._option_string_actions if name.startswith("--")]
         for name in (arg.partition("=")[0] for arg in argv if arg.startswith("--")):
+            renamed = config_aliases.FLAGS.get(name)
+            if renamed in known:
+                raise UserError(f"there is no flag {name}; it is called {renamed} now")
             if name not in known:
                 raise UserError(f"unknown flag {name}{configs.did_you_mean(name, known)}")
 

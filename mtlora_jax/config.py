@@ -12,17 +12,19 @@ import difflib
 import importlib.util
 import inspect
 import pathlib
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from mtlora_jax import config_aliases
 from mtlora_jax.errors import UserError
 from mtlora_jax.io.files import user_path
 
 FLAG = "--config"
-PATHS = ("init", "data.root", "single_task_files")
-BY_TASK = ("loss_weights", "single_task")  # groups {task: number}, which take tasks that the file does not mention
+PATHS = ("init_from", "data.root", "delta_m_baseline_runs")
+BY_TASK = ("loss_weights", "delta_m_baseline")  # groups {task: number}, which take tasks that the file does not mention
 
 
 def load(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
@@ -42,10 +44,12 @@ def load(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
     except TypeError:
         wrong = f"takes no argument, but got {argument!r}" if colon else f"needs an argument: {FLAG}={name}:ARGUMENT"
         raise UserError(f"configuration file {name} {wrong}; its first lines say more") from None
-    config = get_config(*arguments)
+    config = _call(get_config, arguments)
     if not isinstance(config, ConfigDict):
         raise UserError(f"get_config of {name} returns {type(config).__name__}, not ml_collections.ConfigDict")
+    _refuse_renamed(_leaves(config))
     for override in overrides:
+        _refuse_renamed([override.partition("=")[0]])
         _set(config, override)
     _expand_paths(config)
     return config.lock()
@@ -67,6 +71,23 @@ def _get_config_of(name: str) -> Callable[..., Any]:
     if not callable(getattr(module, "get_config", None)):
         raise UserError(f"configuration file {name} defines no function get_config")
     return module.get_config
+
+
+def _call(get_config: Callable[..., Any], arguments: Sequence[str]) -> Any:
+    """Makes the config. Raises UserError where the file sets a key that has another name now."""
+    try:
+        return get_config(*arguments)
+    except (AttributeError, KeyError) as error:  # of a locked config, with the key in quotes
+        word = re.match(r"\W*(?:Key\W+)?(\w*)", str(error))
+        message = config_aliases.describe_missing(word.group(1)) if word else ""
+        if message:
+            raise UserError(message) from error
+        raise
+
+
+def _refuse_renamed(keys: Iterable[str]) -> None:
+    if message := config_aliases.describe_renamed(keys):
+        raise UserError(message)
 
 
 def _expand_paths(config: ConfigDict) -> None:

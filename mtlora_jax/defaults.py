@@ -41,8 +41,8 @@ def default(method: str = "mtlora") -> Config:
             "seed": 0,
             "tasks": ("semseg", "human_parts", "sal", "normals"),
             "image_size": (448, 448),  # height, width
-            "init": "",  # model folder to start from (python -m mtlora_jax.convert); empty: random weights
-            "init_strict": True,  # all that init has must fit; False: take what fits, start other classifiers and low-rank factors anew
+            "init_from": "",  # model folder to start from (python -m mtlora_jax.convert); empty: random weights
+            "init_strict": True,  # all of init_from must fit; False: load what fits, start other classifiers and low-rank factors anew
             "backbone": {"name": "swin", "variant": "tiny", "window_size": 7, "drop_path_rate": 0.2},
             "decoder": {"name": "hrnet", "channels": (18, 36, 72, 144)},
             "method": of_any_type(METHODS[method]),
@@ -51,20 +51,18 @@ def default(method: str = "mtlora") -> Config:
                 "root": "data",
                 "train_split": "train",
                 "eval_split": "val",
-                "workers": 2,
-                "augmentation": {"flip": 0.5, "degrees": 20.0, "scale": (0.75, 1.25), "discrete": False},
-                "parity": False,  # transforms as the reference's, borders and overflows included; see mtlora_jax.data.reference_transforms
+                "num_workers": 2,  # processes that read and augment; 0: a thread of the training process
+                "augmentation": {"flip": 0.5, "degrees": 20.0, "scale": (0.75, 1.25), "discrete_scales": False},
+                "reference_transforms": False,  # True: borders and rounding exactly as in the reference implementation
             },
             "epochs": 300,
             "batch_size": 32,
             "eval_batch_size": 32,
-            "accumulation": 1,  # parts in which the encoder takes a batch, one after the other, for less memory; the result is the same
+            "encoder_microbatches": 1,  # the encoder runs on this many parts of a batch in turn: less memory, same result
             "remat": "none",  # for less memory still: keep only the inputs of each "block" or "stage", and compute the rest twice
             "fused": True,  # False: every layer as the paper draws it, slower, to check the fast form by
-            "precision": {
-                "compute": "float32",  # or "bfloat16": matrix products and activations; parameters, softmax, norms, losses stay float32
-                "frozen": "float32",  # or "bfloat16": how weights that are not trained are stored on the devices
-            },
+            "compute_dtype": "float32",  # or "bfloat16": matrix products and activations; parameters, softmax, norms, losses stay float32
+            "frozen_dtype": "float32",  # or "bfloat16": how weights that are not trained are stored on the devices
             "loss_weights": of_any_type({}),  # {task: weight}; a task that is not here has the recipe's weight
             "optimizer": {
                 "learning_rate": 5e-4,  # this and the next two are multiplied by batch_size / reference_batch_size, once
@@ -79,15 +77,15 @@ def default(method: str = "mtlora") -> Config:
                 "eps": 1e-8,
             },
             "eval_first": False,  # also evaluate before the first step
-            "eval_every": 10,  # epochs; the last epoch is always evaluated
-            "checkpoint_every": 1,  # epochs
-            "checkpoint_steps": 0,  # also every so many steps; 0: only at ends of epochs
+            "eval_every_epochs": 10,  # the last epoch is always evaluated
+            "checkpoint_every_epochs": 1,
+            "checkpoint_every_steps": 0,  # also every so many steps; 0: only at ends of epochs
             "keep_checkpoints": 2,
-            "log_every": 20,  # steps
-            "guards": {
-                "max_skipped_in_row": 10,  # steps whose loss or gradient is not finite change nothing; so many in a row end the run
-                "max_bad_examples": 10,  # images or labels that cannot be read are left out; more of them end the run
-                "max_bad_share": 0.05,  # of the examples of a split, rounded up; the smaller of the two limits counts
+            "log_every_steps": 20,
+            "fault_tolerance": {
+                "max_consecutive_nonfinite_steps": 10,  # a step with a non-finite loss or gradient is skipped; so many in a row end the run
+                "max_unreadable_examples": 10,  # images or labels that cannot be read are left out; more of them end the run
+                "max_unreadable_share": 0.05,  # of the examples of a split, rounded up; the smaller of the two limits counts
                 "grace_seconds": 20.0,  # from SIGTERM to the end of the process, unless a step ends and is saved before
             },
             "evaluation": {  # of --mode=evaluate
@@ -95,8 +93,8 @@ def default(method: str = "mtlora") -> Config:
                 "boundaries": False,  # also the boundary F of edges (odsF), at the original size: two seconds per image and worker
                 "boundary_tolerance": 0.0075,  # of the image's diagonal: 0.0075 on PASCAL-Context, 0.011 on NYUD
             },
-            "single_task": of_any_type(PAPER_SINGLE_TASK),  # {task: score}; Delta_m is the mean over the tasks it has
-            "single_task_files": (),  # in place of single_task: workdirs, or their metrics.json, of single_task runs
+            "delta_m_baseline": of_any_type(PAPER_SINGLE_TASK),  # {task: single-task score}; Delta_m is the mean over these tasks
+            "delta_m_baseline_runs": (),  # replaces delta_m_baseline: workdirs, or their metrics.json, of single_task runs
             "wandb": {"project": "", "mode": "offline"},  # Weights & Biases; no project: not used; mode may be "online"
         }
     ).lock()

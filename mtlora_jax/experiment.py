@@ -95,9 +95,9 @@ def batches_to_train(config: Config, data: Dataset) -> Batches:
         image_size=tuple(config.image_size),
         batch_size=config.batch_size,
         seed=config.seed,
-        workers=config.data.workers,
+        workers=config.data.num_workers,
         augmentation=Augmentation(**config.data.augmentation),
-        parity=config.data.parity,
+        parity=config.data.reference_transforms,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -109,41 +109,41 @@ def batches_to_evaluate(config: Config, data: Dataset) -> Batches:
         data,
         image_size=tuple(config.image_size),
         batch_size=config.eval_batch_size,
-        workers=config.data.workers,
-        parity=config.data.parity,
+        workers=config.data.num_workers,
+        parity=config.data.reference_transforms,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
 
 
 def set_up(config: Config, tasks: dict[str, Task], workdir: pathlib.Path, complete: bool = False) -> Experiment:
-    """Builds the model and gives it its first weights: those of WORKDIR/initial if a run was started there, else those of `config.init`.
+    """Builds the model and gives it its first weights: those of WORKDIR/initial if a run began there, else of `config.init_from`.
 
     Args:
       config: see `mtlora_jax.defaults`.
       tasks: of the data set.
       workdir: of the run.
-      complete: `config.init` must hold every weight, as an evaluation needs.
+      complete: `config.init_from` must hold every weight, as an evaluation needs.
 
     Raises:
       UserError: for a config that describes no model, or weights that do not fit it.
     """
     mesh = sharding.make_mesh()
     sharding.check_batch_size(config.batch_size, mesh, "batch_size")
-    check_accumulation(config.accumulation, config.batch_size, mesh.size)
+    check_encoder_microbatches(config.encoder_microbatches, config.batch_size, mesh.size)
     sharding.check_batch_size(config.eval_batch_size, mesh, "eval_batch_size")
     architecture = model_factory.from_config(config, {name: task.channels for name, task in tasks.items()})
     initial = workdir / "initial"
-    if not sharding.agreed(initial.exists(), not_shared(initial)) and complete and config.init:
-        architecture |= agreement.together(lambda: initial_weights.merged_method(config.init))
+    if not sharding.agreed(initial.exists(), not_shared(initial)) and complete and config.init_from:
+        architecture |= agreement.together(lambda: initial_weights.merged_method(config.init_from))
     model = model_factory.build(architecture)
-    model_factory.configure(model, compute=config.precision.compute, remat=config.remat, fused=config.fused)
+    model_factory.configure(model, compute=config.compute_dtype, remat=config.remat, fused=config.fused)
     method = model_factory.method_of(architecture)
     origin = agreement.together(lambda: fill(model, config, architecture, tasks, workdir, complete))
     graph, trainable, frozen, batch_stats = parameters.split(model, method.trainable)
     if jax.process_count() > 1:
         agreement.require_same(agreement.of_arrays({**trainable, **frozen, **batch_stats}, "first weights of"))
-    parts = trainable, parameters.narrowed(frozen, config.precision.frozen), batch_stats
+    parts = trainable, parameters.narrowed(frozen, config.frozen_dtype), batch_stats
     trainable, frozen, batch_stats = sharding.replicate(parts, mesh)
     record = {"training": training_of(config), **({"started_from": origin} if origin else {})}
     return Experiment(mesh, tasks, architecture, method, graph, trainable, frozen, batch_stats, record)
@@ -164,9 +164,9 @@ def fill(
         )
         parameters.assign(model, values, str(initial))
         origin = started.get("started_from")
-    elif config.init:
-        initial_weights.load(model, config.init, architecture, tasks, complete, config.get("init_strict", True))
-        origin = initial_weights.origin_of(config.init)
+    elif config.init_from:
+        initial_weights.load(model, config.init_from, architecture, tasks, complete, config.get("init_strict", True))
+        origin = initial_weights.origin_of(config.init_from)
     else:
         origin = None
     parameters.initialise(model, config.seed)
@@ -180,7 +180,9 @@ def training_of(config: Config) -> dict[str, Any]:
     return {"command": command, "config": json.loads(config.to_json_best_effort())}
 
 
-def check_accumulation(parts: int, batch_size: int, devices: int) -> None:
+def check_encoder_microbatches(parts: int, batch_size: int, devices: int) -> None:
     """Raises UserError unless a global batch, split over the devices, can be cut into so many parts on each."""
     if parts < 1 or batch_size % (parts * devices):
-        raise UserError(f"accumulation = {parts} must be at least 1 and divide the {batch_size // devices} images of each device's batch")
+        raise UserError(
+            f"encoder_microbatches = {parts} must be at least 1 and divide the {batch_size // devices} images of each device's batch"
+        )

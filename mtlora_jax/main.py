@@ -1,6 +1,6 @@
 """Trains and evaluates.
 
-    python -m mtlora_jax.main --config=configs/mtlora_tiny_448.py:64 --workdir=runs/mtlora_r64 --config.init=weights/swin_tiny
+    python -m mtlora_jax.main --config=configs/mtlora_tiny_448.py:64 --workdir=runs/mtlora_r64 --config.init_from=weights/swin_tiny
     python -m mtlora_jax.main --config=configs/mtlora_tiny_448.py:64 --workdir=runs/mtlora_r64 --mode=evaluate
 
 A run that was stopped goes on from its newest checkpoint when the same command is given again. WORKDIR then holds log.jsonl,
@@ -9,8 +9,9 @@ tensorboard/, checkpoints/, metrics.json and best/, the model folder with the be
 On several hosts the same command is started on each of them. SLURM (srun) and TPU pods are recognised; elsewhere three flags say who
 is who, and --workdir is on a file system that all of them share:
 
-    python -m mtlora_jax.main --config=... --workdir=/shared/run --coordinator=node1:12345 --processes=2 --process=0      # on node1
-    python -m mtlora_jax.main --config=... --workdir=/shared/run --coordinator=node1:12345 --processes=2 --process=1      # on node2
+    python -m mtlora_jax.main --config=... --workdir=/shared/run --coordinator_address=node1:12345 --num_processes=2 --process_id=0
+
+on node1; on node2 --process_id=1.
 """
 
 import os
@@ -34,9 +35,9 @@ def flags() -> cli.Parser:
     parser.add_argument("--override_config", action="store_true", help="go on with a run although the configuration is another one")
     parser.add_argument("--profile", action="store_true", help="write a trace of some steps to WORKDIR/trace")
     parser.add_argument("--compile_cache", metavar="DIR", help="where compiled programs are kept for the next start; empty: nowhere")
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="of several processes: where all can reach the first one")
-    parser.add_argument("--processes", type=int, metavar="N", help="how many processes there are; 1: this one, on SLURM and TPUs too")
-    parser.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
+    parser.add_argument("--coordinator_address", metavar="HOST:PORT", help="of several processes: where all can reach the first one")
+    parser.add_argument("--num_processes", type=int, metavar="N", help="how many processes there are; 1: this one, on SLURM and TPUs too")
+    parser.add_argument("--process_id", type=int, metavar="I", help="which of them this is, from 0")
     return parser
 
 
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mtlora_jax.train.run import train
 
     keep_compiled(args.compile_cache)
-    processes.start(args.coordinator, args.processes, args.process)
+    processes.start(args.coordinator_address, args.num_processes, args.process_id)
     workdir = args.workdir
     if args.mode == "train":
         train(args.config, workdir, profile=args.profile, override=args.override_config)

@@ -73,7 +73,7 @@ def configure(model: MultiTaskModel, *, compute: str = "float32", remat: str = "
     Raises:
       UserError: for another word.
     """
-    for key, value, allowed in (("precision.compute", compute, PRECISIONS), ("remat", remat, REMAT)):
+    for key, value, allowed in (("compute_dtype", compute, PRECISIONS), ("remat", remat, REMAT)):
         if value not in allowed:
             raise UserError(f"{key} = {value!r} is not one of {', '.join(allowed)}")
     model.fuse(fused)

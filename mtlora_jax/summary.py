@@ -59,9 +59,9 @@ def explain(config: Any, batch_size: int) -> dict[str, Any]:
     from mtlora_jax import model_factory
     from mtlora_jax.analysis.param_counts import summarise
     from mtlora_jax.benchmark.memory import estimate
-    from mtlora_jax.experiment import check_accumulation, tasks_of
+    from mtlora_jax.experiment import check_encoder_microbatches, tasks_of
 
-    check_accumulation(config.accumulation, batch_size, 1)
+    check_encoder_microbatches(config.encoder_microbatches, batch_size, 1)
     tasks = tasks_of(config)
     architecture = model_factory.from_config(config, {name: task.channels for name, task in tasks.items()})
     size = tuple(architecture["image_size"])

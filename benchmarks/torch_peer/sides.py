@@ -62,7 +62,7 @@ def compared_sides(args: argparse.Namespace) -> tuple[dict[str, float], Side, Si
     set_float32_products(device, "high" if args.tf32 else "highest")
     if args.what == "train":
         return differences, our_training(job), peer_training(job, device)
-    numbers = config.precision.compute, config.precision.frozen
+    numbers = config.compute_dtype, config.frozen_dtype
     if numbers != ("float32", "float32"):
         forward = forward_of(job, *numbers)
     return differences, our_inference(job, forward), peer_inference(job, device)

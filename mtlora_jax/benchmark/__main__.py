@@ -1,12 +1,12 @@
 """Measures how fast a part of a config runs on this machine, what memory it takes, and how far that is from what the machine can do.
 
-    python -m mtlora_jax.benchmark --config=configs/mtlora_tiny_448.py:64 --what=train --config.precision.compute=bfloat16
+    python -m mtlora_jax.benchmark --config=configs/mtlora_tiny_448.py:64 --what=train --config.compute_dtype=bfloat16
     python -m mtlora_jax.benchmark --config=configs/mtlora_tiny_448.py:64 --what=infer --merged --config.batch_size=8 --json
-    python -m mtlora_jax.benchmark --config=configs/mtlora_tiny_448.py:64 --what=data --config.data.workers=1
-    python -m mtlora_jax.benchmark --config=configs/mtlora_tiny_448.py:64 --what=feed
+    python -m mtlora_jax.benchmark --config=configs/mtlora_tiny_448.py:64 --what=data --config.data.num_workers=1
+    python -m mtlora_jax.benchmark --config=configs/mtlora_tiny_448.py:64 --what=end_to_end
 
 --what=train: the training step, on random images and labels that lie on the device already, with random weights: neither the data set
-nor `init` need be at hand. --steps=0 only compiles, which tells operations and planned memory too.
+nor `init_from` need be at hand. --steps=0 only compiles, which tells operations and planned memory too.
 
 --what=infer: the forward pass of a batch of `batch_size` images, from uint8 on the device to the logits of all tasks, with random weights;
 --merged: of the model that `mtlora_jax.merge` makes of it.
@@ -15,8 +15,8 @@ nor `init` need be at hand. --steps=0 only compiles, which tells operations and 
 Each worker is a process that fills one core (0 workers: one thread of this process). What starts up is not measured; then come rounds of
 some seconds each, of which the median, the slowest and the fastest are told.
 
---what=feed: the training step by itself, and then fed by the pipeline as in a run: what training loses to waiting for input. Where the
-device is a CPU, the workers take it from the step, and that counts as waiting.
+--what=end_to_end: the training step alone, then fed by the pipeline as in a run: what training loses to waiting for input. Where the device
+is a CPU, the workers take it from the step, and that counts as waiting.
 
 Keys of --json for train and infer. Steps are timed one by one, until their results are there, after two that do not count.
 images_per_second (median step), slowest, fastest; seconds (median step); spread (distance of the quartiles as a share of the median);
@@ -33,15 +33,16 @@ peak_flops (FLOP/s), peak_bandwidth (bytes/s), peak_precision, peak_from (of one
 large product and a large copy); mfu (share of peak_flops: two FLOPs for each multiply-accumulate of the step);
 floor_products, floor_bytes, floor_accessed (seconds: gmacs_step at peak_flops, least_bytes and accessed_bytes at peak_bandwidth),
 times_floor (the median step in multiples of the larger of the first two);
-batch_size, image_size, tasks, method, compute, frozen (as in the config), device, devices, jax; train: accumulation, remat; infer: merged.
+batch_size, image_size, tasks, method, compute, frozen (as in the config), device, devices, jax;
+train: encoder_microbatches, remat; infer: merged.
 
 Keys for data: images_per_second, slowest, fastest, spread, per_worker (the median divided by the workers), per_core (images in a second of
 processor time, that of all processes added up), workers, cores (of the machine), batch_size, image_size, tasks, images (in a round),
 rounds.
 
-Keys for feed: images_per_second (fed), seconds (mean of a fed step), step_seconds (mean of a step alone), device_wait (1 - step_seconds /
-seconds), host_wait (share of the time that the loop spent in waiting for the next batch, while the device was busy or not), steps, warm_up,
-workers, cores, batch_size, image_size, tasks, device, devices.
+Keys for end_to_end: images_per_second (fed), seconds (mean of a fed step), step_seconds (mean of a step alone), device_wait
+(1 - step_seconds / seconds), host_wait (share of the time that the loop spent in waiting for the next batch, while the device was busy or
+not), steps, warm_up, workers, cores, batch_size, image_size, tasks, device, devices.
 
 What is not known is null.
 """
@@ -52,9 +53,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mtlora_jax import cli
-from mtlora_jax.benchmark.data import data, feed
+from mtlora_jax.benchmark.data import data, end_to_end
 from mtlora_jax.benchmark.infer import infer
-from mtlora_jax.benchmark.report import tell_data, tell_feed, tell_program
+from mtlora_jax.benchmark.report import tell_data, tell_end_to_end, tell_program
 from mtlora_jax.benchmark.train import train
 from mtlora_jax.errors import UserError
 
@@ -62,7 +63,7 @@ BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], Call
     "train": (train, tell_program),
     "infer": (infer, tell_program),
     "data": (data, tell_data),
-    "feed": (feed, tell_feed),
+    "end_to_end": (end_to_end, tell_end_to_end),
 }
 
 
@@ -70,10 +71,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measures and prints."""
     parser = cli.Parser("mtlora_jax.benchmark", __doc__, config=True)
     parser.add_argument("--what", required=True, help=f"one of {', '.join(BENCHMARKS)}")
-    parser.add_argument("--steps", type=int, default=20, help="of train, infer and feed, to be measured (default 20)")
+    parser.add_argument("--steps", type=int, default=20, help="of train, infer and end_to_end, to be measured (default 20)")
     parser.add_argument("--merged", action="store_true", help="infer: with the low-rank branches folded into the weights")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of something for people")
     args = parser.parse(argv)
+    if args.what == "feed":
+        raise UserError("there is no --what=feed; it is called --what=end_to_end now")
     if args.what not in BENCHMARKS:
         raise UserError(f"--what={args.what} is nothing that can be measured; there is {', '.join(BENCHMARKS)}")
     if args.steps < 0:

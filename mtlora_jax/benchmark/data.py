@@ -24,7 +24,7 @@ BATCHES = 4  # of each worker in a round
 def data(args: argparse.Namespace) -> dict[str, Any]:
     """Images per second of the input pipeline. Raises UserError for a data set that cannot be read."""
     config = args.config
-    workers = config.data.workers
+    workers = config.data.num_workers
     count = BATCHES * max(workers, 1)
     with contextlib.closing(batches_to_train(config, open_dataset(config, config.data.train_split))) as batches:
         take(batches, count)  # also empties what workers have made ahead while the first of them started
@@ -46,7 +46,7 @@ def data(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def feed(args: argparse.Namespace) -> dict[str, Any]:
+def end_to_end(args: argparse.Namespace) -> dict[str, Any]:
     """What training loses to waiting for input. Raises UserError for a data set that cannot be read, and for no steps."""
     if not args.steps:
         raise UserError("--steps=0: feeding takes steps to be measured")
@@ -56,7 +56,7 @@ def feed(args: argparse.Namespace) -> dict[str, Any]:
     alone = steps_of(training.step, args.steps, training.device).seconds
     wait, mesh = InputWait(), training.experiment.mesh
     with contextlib.closing(batches_to_train(config, dataset)) as batches:
-        take(batches, BATCHES * max(config.data.workers, 1))
+        take(batches, BATCHES * max(config.data.num_workers, 1))
         before, start = None, time.perf_counter()
         for step in range(WARM_UP + args.steps):
             if step == WARM_UP:
@@ -102,7 +102,7 @@ def processor_seconds() -> float:
 def described(config: Any) -> dict[str, Any]:
     """What was measured."""
     return {
-        "workers": config.data.workers,
+        "workers": config.data.num_workers,
         "cores": os.cpu_count(),
         "batch_size": config.batch_size,
         "image_size": list(config.image_size),

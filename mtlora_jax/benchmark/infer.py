@@ -26,12 +26,12 @@ def infer(args: argparse.Namespace) -> dict[str, Any]:
     if args.merged:
         architecture = merged_architecture(architecture)
     model = model_factory.build(architecture)
-    model_factory.configure(model, compute=config.precision.compute)
+    model_factory.configure(model, compute=config.compute_dtype)
     parameters.initialise(model, config.seed)
     graph, rest, frozen, stats = parameters.split(model, model_factory.method_of(architecture).trainable)
     mesh = sharding.make_mesh()
     sharding.check_batch_size(config.batch_size, mesh, "batch_size")
-    weights = sharding.replicate({**rest, **stats, **parameters.narrowed(frozen, config.precision.frozen)}, mesh)
+    weights = sharding.replicate({**rest, **stats, **parameters.narrowed(frozen, config.frozen_dtype)}, mesh)
     noise = random_batch({}, config.batch_size // jax.process_count(), tuple(config.image_size))
     images = sharding.put(noise, mesh)["image"]
 

@@ -29,7 +29,7 @@ def estimate(config: Any, architecture: Mapping[str, Any], tasks: Mapping[str, T
     """Bytes that a training step holds on one device that has the whole batch, by what they are for.
 
     Args:
-      config: see `mtlora_jax.defaults`; its precision, remat, accumulation and optimizer count.
+      config: see `mtlora_jax.defaults`; its dtypes, remat, encoder_microbatches and optimizer count.
       architecture: of the model.
       tasks: what is trained.
       batch_size: images in a step.
@@ -37,24 +37,24 @@ def estimate(config: Any, architecture: Mapping[str, Any], tasks: Mapping[str, T
     Returns:
       "parameters" (with BatchNorm statistics), "gradients" and "optimizer" (of what trains), "batch" (images as bytes, and labels),
       "activations" (what the forward pass keeps for the backward pass, each array once), "recomputed" (what of them the largest part
-      keeps that the backward pass computes again, see `config.remat` and `config.accumulation`), and "total". Arrays that live only
+      keeps that the backward pass computes again, see `config.remat` and `config.encoder_microbatches`), and "total". Arrays that live only
       within the forward or within the backward pass are not in it, nor what a compiler adds, or saves by computing something twice.
     """
     model = model_factory.build(architecture)
-    model_factory.configure(model, compute=config.precision.compute, remat=config.remat, fused=config.fused)
+    model_factory.configure(model, compute=config.compute_dtype, remat=config.remat, fused=config.fused)
     method = model_factory.method_of(architecture)
     graph = nnx.graphdef(model)
     trainable, frozen, stats = {}, {}, {}
     for path, variable in parameters.variables(model).items():
         part = stats if isinstance(variable, nnx.BatchStat) else trainable if method.trainable(path, variable) else frozen
         part[path] = jax.ShapeDtypeStruct(variable.shape, jnp.float32)
-    frozen = jax.eval_shape(lambda values: parameters.narrowed(values, config.precision.frozen), frozen)
+    frozen = jax.eval_shape(lambda values: parameters.narrowed(values, config.frozen_dtype), frozen)
     one = random_batch(dict(tasks), 1, tuple(architecture["image_size"]))
     batch = {name: jax.ShapeDtypeStruct((batch_size, *array.shape[1:]), array.dtype) for name, array in one.items()}
 
     def loss(trainable: Any, frozen: Any, stats: Any, batch: Any, key: jax.Array) -> jax.Array:
         model = parameters.merge(graph, trainable, frozen, stats)
-        logits = model.on_features(normalise(batch["image"]), train=True, rngs=nnx.Rngs(dropout=key), parts=config.accumulation)
+        logits = model.on_features(normalise(batch["image"]), train=True, rngs=nnx.Rngs(dropout=key), parts=config.encoder_microbatches)
         return losses_of(logits, batch, tasks, {name: task.weight for name, task in tasks.items()})[0]
 
     arguments = (trainable, frozen, stats, batch, jax.eval_shape(lambda: jax.random.key(0)))

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from mtlora_jax.console import console
 
-SETTINGS = ("method", "merged", "compute", "frozen", "accumulation", "remat")
+SETTINGS = ("method", "merged", "compute", "frozen", "encoder_microbatches", "remat")
 TITLES = {"train": "Training step", "infer": "Forward pass"}
 
 
@@ -63,10 +63,10 @@ def tell_data(measured: dict[str, Any]) -> None:
     )
 
 
-def tell_feed(measured: dict[str, Any]) -> None:
+def tell_end_to_end(measured: dict[str, Any]) -> None:
     """A line about a training step that is fed."""
     print(
-        f"feed: {measured['images_per_second']:.2f} images/s, a step takes {duration(measured['seconds'])} fed and "
+        f"end to end: {measured['images_per_second']:.2f} images/s, a step takes {duration(measured['seconds'])} fed and "
         f"{duration(measured['step_seconds'])} alone: the device waits for {percent(measured['device_wait'])} of the time, the loop for "
         f"{percent(measured['host_wait'])}; {measured['devices']} x {measured['device']}, {circumstances(measured)}"
     )

@@ -52,7 +52,7 @@ class Training:
 
 def start(config: Any) -> Training:
     """Sets up and compiles what a training run would, without data and files. Raises UserError for a config that describes no model."""
-    config.init = ""
+    config.init_from = ""
     tasks = tasks_of(config)
     with tempfile.TemporaryDirectory() as nothing:
         experiment = set_up(config, tasks, pathlib.Path(nothing))
@@ -66,7 +66,7 @@ def start(config: Any) -> Training:
             tasks=tasks,
             weights={name: task.weight for name, task in tasks.items()},
             optimizer=optimizer,
-            accumulation=config.accumulation,
+            encoder_microbatches=config.encoder_microbatches,
             groups=group_of_each(model_factory.build(experiment.architecture)),
         ),
         in_shardings=(everywhere, everywhere, split, everywhere),
@@ -86,7 +86,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     steps = steps_of(training.step, args.steps, training.device)
     return {
         **roofline.measured(training.program, steps, config, training.experiment.mesh, least_bytes(config, training)),
-        "accumulation": config.accumulation,
+        "encoder_microbatches": config.encoder_microbatches,
         "remat": config.remat,
         "gmacs_forward": forward_products(training.experiment) / 1e9,
     }

@@ -43,7 +43,7 @@ def _stack(rows: Sequence[np.ndarray], shared: bool) -> np.ndarray:
         batch.shm.unlink()
         raise UserError(
             f"/dev/shm: a batch of {batch.nbytes / 1e6:.0f} MB cannot be shared by workers ({reason}); "
-            "make it larger, or take fewer --config.data.workers or smaller batches"
+            "make it larger, or take fewer --config.data.num_workers or smaller batches"
         )
     return batch
 

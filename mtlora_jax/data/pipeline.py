@@ -81,7 +81,7 @@ class Batches(grain.DatasetIterator):
                 raise
             message = (
                 f"a worker that prepares batches ended by itself ({str(error).split('. ')[0]}); -9 means that it was killed, as the system "
-                "does where memory runs out: fewer --config.data.workers take less"
+                "does where memory runs out: fewer --config.data.num_workers take less"
             )
         else:
             self._next_batch += 1

@@ -1,6 +1,6 @@
 """The transforms of the reference implementation, its borders and overflows included, to compare scores with it.
 
-Chosen by `config.data.parity`; the functions have the signatures of those of `mtlora_jax.data.transforms`, from which they differ so:
+Chosen by `config.data.reference_transforms`. The functions have the signatures of those in `mtlora_jax.data.transforms`, and differ so:
 
 * What comes from outside of a rotated image is background (class 0, not salient, no edge), not ignored; normals and depth, which have no
   background, are ignored there in both.

@@ -23,16 +23,16 @@ class Augmentation:
     flip: float = 0.5  # probability of mirroring left to right
     degrees: float = 20.0  # rotation is uniform in +-degrees
     scale: tuple[float, ...] = (0.75, 1.25)  # zoom is uniform between these two; above 1 things get larger
-    discrete: bool = False  # zoom is one of the numbers of `scale` instead, as many as there are, each as likely
+    discrete_scales: bool = False  # zoom is one of the numbers of `scale` instead, as many as there are, each as likely
 
     def __post_init__(self):
         if not 0 <= self.flip <= 1:
             raise UserError(f"augmentation flip = {self.flip}: a probability is in [0, 1]")
         if not 0 <= self.degrees <= 180:
             raise UserError(f"augmentation degrees = {self.degrees}: must be in [0, 180]")
-        if self.discrete and not (self.scale and min(self.scale) > 0):
+        if self.discrete_scales and not (self.scale and min(self.scale) > 0):
             raise UserError(f"augmentation scale = {self.scale}: discrete scales must be numbers above 0, at least one")
-        if not self.discrete and not (len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1]):
+        if not self.discrete_scales and not (len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1]):
             raise UserError(f"augmentation scale = {self.scale}: must be (smallest, largest) with 0 < smallest <= largest")
 
     def draw(self, rng: np.random.Generator) -> Motion:
@@ -40,7 +40,9 @@ class Augmentation:
         # All numbers are drawn whatever their values, so that one of them never shifts the others.
         mirrored = bool(rng.random() < self.flip)
         degrees = rng.uniform(-self.degrees, self.degrees)
-        return Motion(mirrored, degrees, float(rng.choice(self.scale) if self.discrete else rng.uniform(self.scale[0], self.scale[1])))
+        return Motion(
+            mirrored, degrees, float(rng.choice(self.scale) if self.discrete_scales else rng.uniform(self.scale[0], self.scale[1]))
+        )
 
 
 PASCAL = Augmentation()  # the recipe of the paper's rows

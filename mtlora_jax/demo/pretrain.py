@@ -4,7 +4,7 @@
 
 One linear map per stage tells for each cell of its features (8 to 32 pixels) which VOC classes occur there, and for each sixteenth of a
 cell how near it is and whether an outline runs through it. None of the demo's tasks is among these. The weights are written as float16, a
-model folder for `config.init`. The one in mtlora_jax/demo/swin_micro was made by this command with its default values.
+model folder for `config.init_from`. The one in mtlora_jax/demo/swin_micro was made by this command with its default values.
 """
 
 import argparse

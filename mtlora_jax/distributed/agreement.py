@@ -25,7 +25,7 @@ Value = TypeVar("Value")
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 # Each host may keep its files elsewhere and read them in its own way; their contents are compared instead.
-OWN = ("init", "data.root", "data.workers", "single_task_files", "wandb.project", "wandb.mode")
+OWN = ("init_from", "data.root", "data.num_workers", "delta_m_baseline_runs", "wandb.project", "wandb.mode")
 SAMPLES = 3  # examples of a split whose contents are compared
 
 

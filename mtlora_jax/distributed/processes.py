@@ -54,7 +54,7 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
     try:
         jax.distributed.initialize(**how, initialization_timeout=timeout + 60, shutdown_timeout_seconds=LEAVE_SECONDS)
     except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"the processes cannot be joined: {error}; --processes=1 runs this one alone") from error
+        raise UserError(f"the processes cannot be joined: {error}; --num_processes=1 runs this one alone") from error
     finally:
         watch.cancel()
     console.quiet = jax.process_index() != 0
@@ -66,14 +66,14 @@ def check(coordinator: str | None, processes: int | None, process: int | None) -
     if processes == 1:
         return None
     if coordinator is None or processes is None or process is None:
-        raise UserError("several processes need all of --coordinator=HOST:PORT --processes=N --process=I")
+        raise UserError("several processes need all of --coordinator_address=HOST:PORT --num_processes=N --process_id=I")
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise UserError(f"--coordinator={coordinator} must be HOST:PORT, such as node1:12345")
+        raise UserError(f"--coordinator_address={coordinator} must be HOST:PORT, such as node1:12345")
     if processes < 1:
-        raise UserError(f"--processes={processes} must be at least 1")
+        raise UserError(f"--num_processes={processes} must be at least 1")
     if not 0 <= process < processes:
-        raise UserError(f"--process={process} must be at least 0 and below --processes={processes}")
+        raise UserError(f"--process_id={process} must be at least 0 and below --num_processes={processes}")
     return {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}
 
 
@@ -117,7 +117,9 @@ def _check_port(port: int) -> None:
     try:
         socket.create_server(("", port)).close()
     except OSError as error:
-        raise UserError(f"port {port} of --coordinator cannot be used on this host: {error.strerror}; choose another one") from error
+        raise UserError(
+            f"port {port} of --coordinator_address cannot be used on this host: {error.strerror}; choose another one"
+        ) from error
 
 
 def _connect() -> None:

@@ -64,28 +64,28 @@ def with_gain(
 def single_task_scores(config: Config, tasks: Mapping[str, Task]) -> dict[str, float]:
     """{task: primary score of its single-task model}, what Delta_m compares with; tasks without one are not in it.
 
-    From the files of `config.single_task_files` if there are any: each a metrics.json or the workdir that holds one, as a run of the
-    single_task method leaves it, and each tells of at least one of the tasks. Else `config.single_task`.
+    From the files of `config.delta_m_baseline_runs` if there are any: each a metrics.json or the workdir that holds one, as a run of the
+    single_task method leaves it, and each tells of at least one of the tasks. Else `config.delta_m_baseline`.
 
     Raises:
       UserError: for a file that cannot be read or tells of none of the tasks, and for a task that two files tell of.
     """
-    if not config.single_task_files:
-        return {name: score for name, score in config.single_task.items() if name in tasks}
+    if not config.delta_m_baseline_runs:
+        return {name: score for name, score in config.delta_m_baseline.items() if name in tasks}
     found: dict[str, float] = {}
-    for name in config.single_task_files:
+    for name in config.delta_m_baseline_runs:
         path = pathlib.Path(name)
         path = path / "metrics.json" if path.is_dir() else path
         try:
             values = read_json(path)
         except UserError as error:
-            raise UserError(f"single_task_files: {error}; expected the workdir of a finished run") from error
+            raise UserError(f"delta_m_baseline_runs: {error}; expected the workdir of a finished run") from error
         values = values if isinstance(values, dict) else {}
         scores = {task: values[f"{task}/{tasks[task].primary}"] for task in tasks if f"{task}/{tasks[task].primary}" in values}
         wanted = ", ".join(f"{task}/{tasks[task].primary}" for task in tasks)
         if not scores or not all(isinstance(score, int | float) and math.isfinite(score) for score in scores.values()):
-            raise UserError(f"single_task_files: {path} has no score of these tasks; expected a number for one of {wanted}")
+            raise UserError(f"delta_m_baseline_runs: {path} has no score of these tasks; expected a number for one of {wanted}")
         if found.keys() & scores:
-            raise UserError(f"single_task_files: {path} tells of {', '.join(found.keys() & scores)} again; give each task once")
+            raise UserError(f"delta_m_baseline_runs: {path} tells of {', '.join(found.keys() & scores)} again; give each task once")
         found |= scores
     return found

@@ -31,7 +31,7 @@ class OriginalSizeEvaluator:
     image's size, and then read as always. The public evaluation of the PASCAL_MT papers resizes what is made of them: the chosen classes by
     nearest neighbours, everything else bilinearly.
 
-    With `config.evaluation.boundaries` also the slow scores, such as odsF of edges, for which `config.data.workers` processes share the
+    With `config.evaluation.boundaries` also the slow scores, such as odsF of edges, for which `config.data.num_workers` processes share the
     images.
     """
 
@@ -49,7 +49,7 @@ class OriginalSizeEvaluator:
         self._pick = jax.jit(picked, static_argnums=2, in_shardings=(split, everywhere), out_shardings=split)
         self._slow = {name: task for name, task in tasks.items() if config.evaluation.boundaries and task.has_slow_scores}
         self._tolerance = config.evaluation.boundary_tolerance
-        self._workers = config.data.workers
+        self._workers = config.data.num_workers
         self._batches = functools.partial(batches_to_evaluate, config, cast(Dataset, OriginalSize(data)))
 
     def __call__(

@@ -43,7 +43,7 @@ class Pictures:
         self._forward = jax.jit(forward, in_shardings=everywhere, out_shardings=everywhere)
         self._data = data
         self._image_size = tuple(config.image_size)
-        self._resize = reference_transforms.resize if config.data.parity else transforms.resize
+        self._resize = reference_transforms.resize if config.data.reference_transforms else transforms.resize
 
     def __call__(self, trainable: Flat, batch_stats: Flat) -> dict[str, np.ndarray]:
         """{"TASK/ID": RGB uint8 (H, 3 W, 3)}, side by side."""

@@ -39,7 +39,7 @@ def save_adapter(model: Model, where: str | pathlib.Path, base: str | pathlib.Pa
     Args:
       model: trained from `base`.
       where: the adapter folder.
-      base: a model folder that holds the frozen weights, such as the one that `config.init` named, or WORKDIR/initial of the run.
+      base: a model folder that holds the frozen weights, such as the one that `config.init_from` named, or WORKDIR/initial of the run.
 
     Raises:
       UserError: for a method that freezes nothing, and for a base whose weights are not the model's.

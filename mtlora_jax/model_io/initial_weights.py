@@ -66,16 +66,16 @@ def load(
     config, values = model_folder.read(source)
     there = config["architecture"]
     kept = {key: value for key, value in architecture["backbone"].items() if key != "drop_path_rate"}
-    refuse_differences({**kept, **there["backbone"]}, kept, f"init = {source} holds another backbone", "see --config.backbone.variant")
+    refuse_differences({**kept, **there["backbone"]}, kept, f"init_from = {source} holds another backbone", "see --config.backbone.variant")
     if there["method"]["name"] == "merged" != architecture["method"]["name"]:
-        raise UserError(f"init = {source} is merged, which cannot be trained further: start from the model that it was made from")
+        raise UserError(f"init_from = {source} is merged, which cannot be trained further: start from the model that it was made from")
     if complete:
-        class_names.check(config.get("classes", {}), tasks, f"init = {source}")
+        class_names.check(config.get("classes", {}), tasks, f"init_from = {source}")
         parameters.assign(model, values, source)
         refuse_differences(
             computing(model_factory.build(only(there, list(architecture["tasks"])))),
             computing(model),
-            f"init = {source} computes something else",
+            f"init_from = {source} computes something else",
             "give the values it was trained with",
         )
         console.print(f"weights of {source}")
@@ -89,7 +89,7 @@ def load(
     reasons = parameters.named(list(dict.fromkeys(left_out.values())))
     if left_out and strict:
         raise UserError(
-            f"init = {source} does not fit the config: {reasons}; --config.init_strict=False takes what fits, and starts the rest anew"
+            f"init_from = {source} does not fit the config: {reasons}; --config.init_strict=False takes what fits, and starts the rest anew"
         )
     console.print(f"weights of {source}" + (f"; {len(missing)} tensors are new (low-rank factors, decoders)" if missing else ""))
     if left_out:

@@ -47,7 +47,7 @@ def narrowed(values: Flat, dtype: str) -> Flat:
     Raises UserError for another dtype.
     """
     if dtype not in PRECISIONS:
-        raise UserError(f"precision.frozen = {dtype!r} is not one of {', '.join(PRECISIONS)}")
+        raise UserError(f"frozen_dtype = {dtype!r} is not one of {', '.join(PRECISIONS)}")
     return {path: value.astype(dtype) if value.ndim > 1 else value for path, value in values.items()}
 
 

@@ -24,7 +24,7 @@ from mtlora_jax.train.fault_tolerance import BadExamples
 
 
 def evaluate_only(config: Config, workdir: pathlib.Path) -> dict[str, float]:
-    """Scores of the newest checkpoint of `workdir`, or of the model folder `config.init` if there is no run.
+    """Scores of the newest checkpoint of `workdir`, or of the model folder `config.init_from` if there is no run.
 
     Prints them and writes WORKDIR/evaluation.json: {"model": str, "split": str, "images": int, "scores": {"TASK/SCORE": value}}, and under
     "original_size" those at the size of each image's file, if `config.evaluation` asks for them. Returns the "scores".
@@ -36,17 +36,17 @@ def evaluate_only(config: Config, workdir: pathlib.Path) -> dict[str, float]:
     for line in survey.readings(data):
         console.print(line)
     started = sharding.agreed((workdir / "initial").exists(), experiments.not_shared(workdir))
-    if not started and not config.init:
-        raise UserError(f"nothing to evaluate: {workdir} holds no run and config.init names no model folder")
-    other = started and config.init and config.init != run_config.started_with(workdir, "init")
-    if other and not initial_weights.holds(config.init, workdir / "initial"):
+    if not started and not config.init_from:
+        raise UserError(f"nothing to evaluate: {workdir} holds no run and config.init_from names no model folder")
+    other = started and config.init_from and config.init_from != run_config.started_with(workdir, "init_from")
+    if other and not initial_weights.holds(config.init_from, workdir / "initial"):
         raise UserError(
-            f"{workdir} holds a run, which is what would be evaluated, and not init = {config.init}; leave out --config.init, or choose "
-            "another --workdir to evaluate that model"
+            f"{workdir} holds a run, which is what would be evaluated, and not init_from = {config.init_from}; leave out "
+            "--config.init_from, or choose another --workdir to evaluate that model"
         )
     experiment = experiments.set_up(config, data.tasks, workdir, complete=True)
     reference = single_task_scores(config, experiment.tasks)
-    trainable, batch_stats, what = experiment.trainable, experiment.batch_stats, config.init
+    trainable, batch_stats, what = experiment.trainable, experiment.batch_stats, config.init_from
     if started:
         checkpoints = Checkpoints(workdir, config.keep_checkpoints)
         step = 0
@@ -58,7 +58,9 @@ def evaluate_only(config: Config, workdir: pathlib.Path) -> dict[str, float]:
     evaluators: dict[str, Evaluator | OriginalSizeEvaluator] = {f"at {height}x{width}": Evaluator(config, experiment, data)}
     if config.evaluation.original_size or config.evaluation.boundaries:
         evaluators["at original size"] = OriginalSizeEvaluator(config, experiment, data)
-    bad = BadExamples(config.guards.max_bad_examples, share=config.guards.max_bad_share, sizes={"evaluation": len(data)})
+    bad = BadExamples(
+        config.fault_tolerance.max_unreadable_examples, share=config.fault_tolerance.max_unreadable_share, sizes={"evaluation": len(data)}
+    )
     columns, seconds = {}, 0.0
     for heading, evaluator in evaluators.items():
         scores, own_seconds = evaluator(trainable, batch_stats, functools.partial(bad.watch, 0))

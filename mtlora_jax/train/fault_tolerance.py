@@ -71,7 +71,7 @@ class Skips:
         what = f"loss of {', '.join(tasks)}" if tasks else "gradient"
         raise UserError(
             f"the {what} was not finite in {self.in_row} steps in a row, the last of them step {step}; {self._path} tells their images. "
-            "A lower --config.optimizer.learning_rate, or precision.compute=float32, may help"
+            "A lower --config.optimizer.learning_rate, or compute_dtype=float32, may help"
         )
 
 
@@ -130,12 +130,12 @@ class BadExamples:
         for purpose, size in self._sizes.items():
             bad = [message for message, of in self._met.items() if of == purpose]
             if len(bad) > math.ceil(self._share * size):
-                share = f"more than guards.max_bad_share = {self._share:g} of them"
+                share = f"more than fault_tolerance.max_unreadable_share = {self._share:g} of them"
                 raise UserError(f"{len(bad)} of the {size} examples for {purpose} cannot be read, {share}; {where}: {bad[-1]}")
         if len(self.known) > self._limit:
             examples = f"examples of {sum(self._sizes.values())}" if self._sizes else "examples"
             raise UserError(
-                f"{len(self.known)} {examples} cannot be read, more than guards.max_bad_examples = {self._limit}; "
+                f"{len(self.known)} {examples} cannot be read, more than fault_tolerance.max_unreadable_examples = {self._limit}; "
                 f"{where}: {list(self.known)[-1]}"
             )
         return list(met)

@@ -86,7 +86,7 @@ class Loop:
                     self.speed.start()
                 else:
                     self.speed.step()
-                if self.step % self.config.log_every == 0 or self.step == self.steps:
+                if self.step % self.config.log_every_steps == 0 or self.step == self.steps:
                     self.log()
         except Stopped:
             if self.step > first:
@@ -95,7 +95,7 @@ class Loop:
         if self.step == int(self.state.skipped):
             raise UserError(
                 f"the loss or a gradient was not finite in all {self.step} steps, so nothing was trained; a lower "
-                "--config.optimizer.learning_rate, or precision.compute=float32, may help"
+                "--config.optimizer.learning_rate, or compute_dtype=float32, may help"
             )
         if self.step > first:
             share = self.checkpoints.seconds / (time.monotonic() - began)
@@ -107,9 +107,11 @@ class Loop:
         A checkpoint comes before the evaluation of its step, so that a run that is ended in there repeats nothing else.
         """
         config, (epoch, rest) = self.config, divmod(self.step, self.steps_per_epoch)
-        evaluates = config.eval_first if self.step == 0 else self.step == self.steps or (rest == 0 and epoch % config.eval_every == 0)
-        saves = evaluates or (rest == 0 and epoch % config.checkpoint_every == 0)
-        if self.step > saved and (saves or (config.checkpoint_steps and self.step % config.checkpoint_steps == 0)):
+        evaluates = (
+            config.eval_first if self.step == 0 else self.step == self.steps or (rest == 0 and epoch % config.eval_every_epochs == 0)
+        )
+        saves = evaluates or (rest == 0 and epoch % config.checkpoint_every_epochs == 0)
+        if self.step > saved and (saves or (config.checkpoint_every_steps and self.step % config.checkpoint_every_steps == 0)):
             self.save()
         if evaluates and self.progress.last != self.step:
             self.evaluate()
@@ -156,7 +158,10 @@ class Loop:
             scalars |= {"images_per_second": rate, "input_wait": share}
         self.records.write(self.step, scalars | memory())
         losses = " ".join(f"{name.removeprefix('loss/')} {value:.3f}" for name, value in scalars.items() if name.startswith("loss"))
-        evaluations = math.ceil(self.config.epochs / self.config.eval_every) - self.step // self.steps_per_epoch // self.config.eval_every
+        evaluations = (
+            math.ceil(self.config.epochs / self.config.eval_every_epochs)
+            - self.step // self.steps_per_epoch // self.config.eval_every_epochs
+        )
         console.print(
             f"epoch {self.step / self.steps_per_epoch:.2f}/{self.config.epochs} step {self.step}/{self.steps} {losses} "
             f"{f'{rate:.1f}' if rate else '?'} images/s ETA {self.speed.remaining(self.steps - self.step, evaluations)}"

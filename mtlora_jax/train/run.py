@@ -49,7 +49,7 @@ def train(config: Config, workdir: pathlib.Path, profile: bool = False, override
       Stopped: SIGTERM or SIGINT came. The run is saved.
     """
     agreement.together(lambda: config_checks.check(config))
-    with Shutdown(config.guards.grace_seconds) as shutdown, clear_when_full(workdir), contextlib.ExitStack() as closing:
+    with Shutdown(config.fault_tolerance.grace_seconds) as shutdown, clear_when_full(workdir), contextlib.ExitStack() as closing:
         agreement.require_same(agreement.of_start(config, mode="train", override_config=override, profile=profile))
         agreement.together(lambda: claim(workdir, closing))
         splits = config.data.train_split, config.data.eval_split
@@ -102,7 +102,7 @@ def train(config: Config, workdir: pathlib.Path, profile: bool = False, override
                 tasks=tasks,
                 weights={name: float(config.loss_weights.get(name, task.weight)) for name, task in tasks.items()},
                 optimizer=optimizer,
-                accumulation=config.accumulation,
+                encoder_microbatches=config.encoder_microbatches,
                 groups=group_of_each(model),
                 schedule=schedule,
             ),
@@ -131,12 +131,12 @@ def train(config: Config, workdir: pathlib.Path, profile: bool = False, override
             trace=trace,
             speed=Speed(evaluation_steps=len(eval_data) / config.batch_size / 3),
             shutdown=shutdown,
-            skips=Skips(config.guards.max_skipped_in_row, workdir, remembered["skipped_in_row"]),
+            skips=Skips(config.fault_tolerance.max_consecutive_nonfinite_steps, workdir, remembered["skipped_in_row"]),
             bad=BadExamples(
-                config.guards.max_bad_examples,
+                config.fault_tolerance.max_unreadable_examples,
                 workdir / "bad_examples.jsonl",
                 remembered["bad_examples"],
-                config.guards.max_bad_share,
+                config.fault_tolerance.max_unreadable_share,
                 {"training": len(train_data), "evaluation": len(eval_data)},
             ),
             waiting=remembered["waiting"],
@@ -150,8 +150,10 @@ def train(config: Config, workdir: pathlib.Path, profile: bool = False, override
 
 def refuse_other_config(workdir: pathlib.Path, config: Config) -> None:
     """Raises UserError for a config that contradicts that of the run. The model folder that it started from may have been moved."""
-    moved = config.init and config.init != run_config.started_with(workdir, "init")
-    run_config.refuse_other(workdir, config, ["init"] if moved and initial_weights.holds(config.init, workdir / "initial") else [])
+    moved = config.init_from and config.init_from != run_config.started_with(workdir, "init_from")
+    run_config.refuse_other(
+        workdir, config, ["init_from"] if moved and initial_weights.holds(config.init_from, workdir / "initial") else []
+    )
 
 
 def claim(workdir: pathlib.Path, closing: contextlib.ExitStack) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mtlora_jax import config_aliases
 from mtlora_jax.defaults import Config
 from mtlora_jax.errors import UserError
 from mtlora_jax.io.files import read_json, write_json, write_text
@@ -15,8 +16,8 @@ from mtlora_jax.schema import shown
 CONFIG, DATA = "config.json", "data.json"
 # Keys that do not change what a training run computes.
 ANY_TIME = (
-    *("wandb", "evaluation", "guards", "data.workers", "eval_batch_size", "remat", "accumulation", "init_strict"),
-    *("log_every", "keep_checkpoints", "checkpoint_every", "checkpoint_steps"),
+    *("wandb", "evaluation", "fault_tolerance", "data.num_workers", "eval_batch_size", "remat", "encoder_microbatches", "init_strict"),
+    *("log_every_steps", "keep_checkpoints", "checkpoint_every_epochs", "checkpoint_every_steps"),
 )
 ROOT = "data.root"  # may be another one where `DATA` tells whether it is the same data
 
@@ -27,7 +28,7 @@ def refuse_other(workdir: pathlib.Path, config: Config, anything_goes: Collectio
     Keys which that one does not have are newer than the run, and contradict nothing; nor do those of `ANY_TIME` and `anything_goes`.
     """
     moved = [ROOT] if (workdir / DATA).exists() else []
-    differing = differences(_read(workdir / CONFIG), config, anything_goes=(*ANY_TIME, *moved, *anything_goes))
+    differing = differences(_read_config(workdir), config, anything_goes=(*ANY_TIME, *moved, *anything_goes))
     if differing:
         raise UserError(
             f"{workdir} holds a run with another config: {_told(differing)}. Give the values it was started with, choose another "
@@ -59,7 +60,12 @@ def save(workdir: pathlib.Path, config: Config, data: Mapping[str, Any] | None =
 
 def started_with(workdir: pathlib.Path, key: str) -> Any:
     """A top-level value of the config that the run of a workdir was started with; None if unknown."""
-    return _read(workdir / CONFIG).get(key)
+    return _read_config(workdir).get(key)
+
+
+def _read_config(workdir: pathlib.Path) -> dict[str, Any]:
+    """The config of a run under the keys of today, which may be newer than the run."""
+    return config_aliases.translate(_read(workdir / CONFIG))
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:

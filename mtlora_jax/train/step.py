@@ -64,7 +64,7 @@ def train_step(
     tasks: Mapping[str, Task],
     weights: Mapping[str, float],
     optimizer: optax.GradientTransformation,
-    accumulation: int = 1,
+    encoder_microbatches: int = 1,
     groups: Mapping[str, str] | None = None,
     schedule: optax.Schedule | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -76,8 +76,8 @@ def train_step(
       batch: "image" uint8 (B, H, W, 3) and the label of each task.
       key: of the whole run; the step's own randomness (dropout, stochastic depth) is folded in here.
       graph, tasks, weights, optimizer: static.
-      accumulation: parts in which the backbone takes the batch, one after the other, for less memory. Losses and BatchNorm see the
-        whole batch, so the update is that of one part; only draws of dropout and stochastic depth are others.
+      encoder_microbatches: parts in which the backbone takes the batch, one after the other, for less memory. Losses and BatchNorm see
+        the whole batch, so the update is that of one part; only dropout and stochastic depth are drawn otherwise.
       groups: {path: group} of the trained parameters whose gradient norms are told by group.
       schedule: the optimizer's learning rate by update, to be told. A step that is skipped is no update.
 
@@ -91,7 +91,7 @@ def train_step(
     def loss_fn(trainable: Flat):
         model = parameters.merge(graph, trainable, frozen, state.batch_stats)
         rngs = nnx.Rngs(dropout=key)
-        total, losses = losses_of(model.on_features(images, train=True, rngs=rngs, parts=accumulation), batch, tasks, weights)
+        total, losses = losses_of(model.on_features(images, train=True, rngs=rngs, parts=encoder_microbatches), batch, tasks, weights)
         return total, (losses, parameters.batch_statistics(model))
 
     (total, (losses, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)

@@ -143,7 +143,10 @@ def test_a_mistake_is_one_line():
         ([*R64, "--config.tasks=semseg,saal"], "unknown task 'saal'; did you mean 'sal'"),
         ([*R64, "--config.image_size=8,8"], "image_size"),
         ([*R64, "--batch_size=0"], "--batch_size=0 must be at least 1"),
-        ([*R64, "--batch_size=6", "--config.accumulation=4"], "accumulation = 4 must be at least 1 and divide the 6 images"),
+        (
+            [*R64, "--batch_size=6", "--config.encoder_microbatches=4"],
+            "encoder_microbatches = 4 must be at least 1 and divide the 6 images",
+        ),
         (["--paper", "--config=configs/mtlora_tiny_448.py:64"], "unknown flag --config"),
         (["--paper", "--batch_size=8"], "--batch_size: --paper compares no memory"),
     ],

@@ -24,8 +24,15 @@ from mtlora_jax.tasks import make_tasks
 CONFIG = f"--config={CONFIGS / 'mtlora_tiny_448.py'}:64"
 SMALL = ["tasks=semseg,sal", "image_size=32,48", "batch_size=4", "data.name=folder"]
 MICRO = [
-    *("tasks=semseg,normals,depth", "image_size=32,32", "batch_size=2", "data.name=folder", "init=nowhere", "decoder.channels=2,2,2,2"),
-    *("backbone.variant=micro", "method.rank=2", "method.task_rank=0", "precision.frozen=bfloat16"),
+    *(
+        "tasks=semseg,normals,depth",
+        "image_size=32,32",
+        "batch_size=2",
+        "data.name=folder",
+        "init_from=nowhere",
+        "decoder.channels=2,2,2,2",
+    ),
+    *("backbone.variant=micro", "method.rank=2", "method.task_rank=0", "frozen_dtype=bfloat16"),
 ]
 
 
@@ -60,7 +67,7 @@ DATA = ["per_worker", "per_core", "workers", "cores", "batch_size", "image_size"
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_data(flags, workers):
-    measured = printed(*flags, f"--config.data.workers={workers}", "--what=data")
+    measured = printed(*flags, f"--config.data.num_workers={workers}", "--what=data")
     assert list(measured) == ["what", *RATES, *DATA]
     assert 0 < measured["slowest"] <= measured["images_per_second"] <= measured["fastest"]
     assert measured["per_worker"] == measured["images_per_second"] / max(workers, 1)
@@ -70,7 +77,7 @@ def test_data(flags, workers):
 
 
 def test_data_for_people(flags, capsys):
-    main([*flags, "--config.data.workers=0", "--config.data.parity=true", "--what=data"])
+    main([*flags, "--config.data.num_workers=0", "--config.data.reference_transforms=true", "--what=data"])
     line = capsys.readouterr().out
     assert line.startswith("data: ")
     assert "0 workers" in line
@@ -104,7 +111,7 @@ def measured(tmp_path_factory):
 @pytest.mark.parametrize("what", ["train", "infer", "merged"])
 def test_a_program(measured, what):
     told = measured[what]
-    more = {"train": ["accumulation", "remat"], "infer": ["merged"], "merged": ["merged"]}[what]
+    more = {"train": ["encoder_microbatches", "remat"], "infer": ["merged"], "merged": ["merged"]}[what]
     assert list(told) == [*PROGRAM, *more, "gmacs_forward"]
     assert [key for key in told if not re.search(rf"\b{key}\b", EXPLAINED)] == []
     assert 0 < told["slowest"] <= told["images_per_second"] <= told["fastest"]
@@ -157,8 +164,8 @@ def test_a_program_for_people(measured, capsys):
 
 
 def test_feed(flags):
-    model = as_flags([*MICRO[5:], "data.workers=0", "image_size=32,32", "batch_size=2"])
-    measured = printed(*flags, *model, "--what=feed", "--steps=2")
+    model = as_flags([*MICRO[5:], "data.num_workers=0", "image_size=32,32", "batch_size=2"])
+    measured = printed(*flags, *model, "--what=end_to_end", "--steps=2")
     keys = ["what", "images_per_second", "seconds", "step_seconds", "device_wait", "host_wait", "steps", "warm_up", "workers", "cores"]
     assert list(measured) == [*keys, "batch_size", "image_size", "tasks", "device", "devices"]
     assert 0 <= measured["device_wait"] < 1
@@ -244,21 +251,21 @@ def test_noise_has_the_form_of_labels():
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--what=sleep"], "--what=sleep .* there is train, infer, data, feed"),
+        (["--what=sleep"], "--what=sleep .* there is train, infer, data, end_to_end"),
         (["--what=train", "--steps=-1"], "--steps=-1 must be at least 0"),
         (["--what=train", "--steps=many"], "--steps"),
         (["--what=train", "--merged"], "--merged goes with --what=infer alone"),
-        (["--what=feed", "--steps=0"], "--steps=0: feeding takes steps"),
+        (["--what=end_to_end", "--steps=0"], "--steps=0: feeding takes steps"),
         (["--what=train", "--config.remat=layer"], "remat = 'layer' is not one of none, block, stage"),
-        (["--what=train", "--config.accumulation=3"], "accumulation = 3 must be at least 1 and divide the 4 images"),
-        (["--what=infer", "--config.precision.compute=int8"], "precision.compute = 'int8' is not one of float32, bfloat16"),
+        (["--what=train", "--config.encoder_microbatches=3"], "encoder_microbatches = 3 must be at least 1 and divide the 4 images"),
+        (["--what=infer", "--config.compute_dtype=int8"], "compute_dtype = 'int8' is not one of float32, bfloat16"),
         (["--what=infer", "--config.batch_size=0"], "batch_size = 0 must be a positive multiple"),
         ([], "--what"),
         (["--what=data", "--jsn"], "unknown flag --jsn; did you mean --json"),
         (["--what=data", "--config.data.root=nowhere"], "nowhere: no such folder"),
-        (["--what=feed", "--config.data.root=nowhere"], "nowhere: no such folder"),
+        (["--what=end_to_end", "--config.data.root=nowhere"], "nowhere: no such folder"),
         (["--what=data", "--config.data.name=pascal_context", "--config.data.root=nowhere"], "no such data set; build it with"),
-        (["--what=data", "--config.data.augmentation.discrete=true", "--config.data.augmentation.scale=0,1"], "scale"),
+        (["--what=data", "--config.data.augmentation.discrete_scales=true", "--config.data.augmentation.scale=0,1"], "scale"),
     ],
 )
 def test_refused(flags, more, message):

@@ -72,7 +72,7 @@ def test_activations_grow_with_the_batch_alone():
         assert large[key] == small[key]
 
 
-@pytest.mark.parametrize("override", ["remat=block", "remat=stage", "accumulation=4"])
+@pytest.mark.parametrize("override", ["remat=block", "remat=stage", "encoder_microbatches=4"])
 def test_settings_that_save_memory(override):
     plain, saving = memory(4), memory(4, override)
     assert saving["activations"] < 0.5 * plain["activations"]

@@ -36,7 +36,7 @@ def get_config():
     config.image_size = (64, 64)
     config.decoder.channels = (2, 3, 4, 5)
     config.data.root = "nowhere"
-    config.init = "nowhere"
+    config.init_from = "nowhere"
     return config
 """
 
@@ -224,7 +224,7 @@ SIDE = {"seconds", "images_per_second", "slowest", "fastest", "spread", "first_s
 
 @pytest.mark.slow  # three programs to compile, two of them with gradients
 def test_training_for_programs(flags, capsys):
-    peer.main([*flags, "--what=train", "--json", "--config.precision.frozen=bfloat16"])
+    peer.main([*flags, "--what=train", "--json", "--config.frozen_dtype=bfloat16"])
     told = json.loads(capsys.readouterr().out)  # which has nothing else in it
     assert told["differences"].keys() == check.BOUNDS.keys()
     assert told["differences"]["logits"] <= 1e-5

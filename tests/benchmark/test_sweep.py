@@ -205,7 +205,7 @@ def test_gpu_script_goes_past_failures(tmp_path):
 
 def test_gpu_script_refuses(tmp_path):
     done = gpu(tmp_path, "trian", python="/bin/echo")
-    assert (done.returncode, done.stderr) == (2, "trian is none of tests, train, infer, peer, data, feed, sweep\n")
+    assert (done.returncode, done.stderr) == (2, "trian is none of tests, train, infer, peer, data, end_to_end, sweep\n")
     assert not (tmp_path / "out").exists()
 
 

@@ -42,8 +42,8 @@ def test_no_number_may_be_infinite(key, value):
         ({"seed": -1}, r"seed = -1 must be at least 0"),
         ({"epochs": 0}, r"epochs = 0 must be at least 1"),
         ({"eval_batch_size": 0}, r"eval_batch_size = 0 must be at least 1"),
-        ({"data__workers": -2}, r"data.workers = -2 must be at least 0"),
-        ({"guards__grace_seconds": -1.0}, r"guards.grace_seconds = -1.0 must be at least 0"),
+        ({"data__num_workers": -2}, r"data.num_workers = -2 must be at least 0"),
+        ({"fault_tolerance__grace_seconds": -1.0}, r"fault_tolerance.grace_seconds = -1.0 must be at least 0"),
         ({"tasks": ()}, r"the config names no task"),
     ],
 )

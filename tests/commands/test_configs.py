@@ -110,10 +110,10 @@ def test_no_config_file_is_left_out():
 def test_every_config_names_its_data_set(spec):
     config = configs.load(str(CONFIGS / spec))
     name = {"ccp.py": "folder", "mtlora_nyud_tiny_448.py": "nyud"}.get(spec.partition(":")[0], "pascal_context")
-    assert (config.data.name, config.data.parity) == (name, False)
+    assert (config.data.name, config.data.reference_transforms) == (name, False)
     assert config.data.root == {"folder": "data/ccp"}.get(name, "data")
-    augmentation = {"flip": 0.5, "degrees": 20.0, "scale": (0.75, 1.25), "discrete": False}
-    nyud = {"flip": 0.5, "degrees": 0.0, "scale": (1.0, 1.2, 1.5), "discrete": True}
+    augmentation = {"flip": 0.5, "degrees": 20.0, "scale": (0.75, 1.25), "discrete_scales": False}
+    nyud = {"flip": 0.5, "degrees": 0.0, "scale": (1.0, 1.2, 1.5), "discrete_scales": True}
     assert Augmentation(**config.data.augmentation) == Augmentation(**(nyud if name == "nyud" else augmentation))
     if name != "folder":
         # It finds what it looks for, or says how to build it.

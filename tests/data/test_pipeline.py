@@ -229,7 +229,7 @@ def test_full_shared_memory_is_an_error_of_one_line(monkeypatch, error):
         return 4096
 
     monkeypatch.setattr(os, "pwritev", write)
-    with pytest.raises(UserError, match=r"^/dev/shm: a batch of 5 MB cannot be shared .*(No|no) space left.*fewer --config.data.workers"):
+    with pytest.raises(UserError, match=r"^/dev/shm: a batch of 5 MB cannot be shared .*[Nn]o space left.*fewer --config.data.num_workers"):
         batching.stack(examples(), shared=True)
     assert names
     assert not os.path.exists(names[0])

@@ -266,7 +266,7 @@ def test_random_numbers_are_uniform_in_their_ranges():
 
 def test_discrete_scales_are_each_as_likely():
     rng = np.random.default_rng(0)
-    augmentation = Augmentation(degrees=0, scale=(1.0, 1.2, 1.5), discrete=True)
+    augmentation = Augmentation(degrees=0, scale=(1.0, 1.2, 1.5), discrete_scales=True)
     motions = [augmentation.draw(rng) for _ in range(3000)]
     assert {motion.degrees for motion in motions} == {0}
     scales, counts = np.unique([motion.scale for motion in motions], return_counts=True)
@@ -283,8 +283,8 @@ def test_discrete_scales_are_each_as_likely():
         {"scale": (0, 1)},
         {"scale": (1,)},
         {"scale": (1, 2, 3)},
-        {"scale": (), "discrete": True},
-        {"scale": (1, -1), "discrete": True},
+        {"scale": (), "discrete_scales": True},
+        {"scale": (1, -1), "discrete_scales": True},
     ],
 )
 def test_augmentation_refuses_what_makes_no_sense(wrong):

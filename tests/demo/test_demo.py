@@ -98,9 +98,9 @@ def test_written_again_nothing_changes(tmp_path):
 @pytest.mark.parametrize("method", ["mtlora", "decoders_only"])
 def test_pretrained_weights_are_small_and_fit(method, tmp_path):
     config = configs.load(f"{ROOT}/configs/demo.py:{method}")
-    weights = pathlib.Path(config.init) / "model.safetensors"
+    weights = pathlib.Path(config.init_from) / "model.safetensors"
     assert weights.stat().st_size <= 6e6
-    _, arrays = model_folder.read(config.init)
+    _, arrays = model_folder.read(config.init_from)
     assert sum(array.size for array in arrays.values()) <= 3_000_000
     made = experiment.set_up(config, experiment.tasks_of(config), tmp_path)
     kept = {**made.frozen, **made.trainable}

@@ -64,7 +64,7 @@ def test_the_fault_of_all_is_told_plainly(others):
         agreement.together(fails)
 
 
-@pytest.mark.parametrize("key", ["optimizer.learning_rate", "seed", "tasks", "method.rank", "data.augmentation.flip", "precision.compute"])
+@pytest.mark.parametrize("key", ["optimizer.learning_rate", "seed", "tasks", "method.rank", "data.augmentation.flip", "compute_dtype"])
 def test_every_key_of_the_config_counts(key):
     found = agreement.of_start(default(), mode="train")
     assert f"config.{key}" in found

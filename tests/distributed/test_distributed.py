@@ -37,19 +37,19 @@ def get_config():
     config.decoder.channels = (4,)
     config.data.name = "folder"
     config.data.root = ROOT
-    config.data.workers = 0
-    config.init = INIT
+    config.data.num_workers = 0
+    config.init_from = INIT
     config.epochs = 5  # of one step
     config.batch_size = 8
     config.eval_batch_size = 8
-    config.eval_every = 1000
+    config.eval_every_epochs = 1000
     config.eval_first = True
     config.optimizer.reference_batch_size = 8
     config.optimizer.learning_rate = 0.1
     config.optimizer.eps = 1.0  # Adam divides gradients that are zero but for rounding by their own size
     config.optimizer.warmup_epochs = 1.0
-    config.log_every = 1
-    config.single_task = of_any_type({})
+    config.log_every_steps = 1
+    config.delta_m_baseline = of_any_type({})
     return config
 """
 IMAGES, VALIDATION = 12, 11  # a batch reaches into the next epoch; 11 can be divided by no number of devices
@@ -169,11 +169,11 @@ def test_what_one_host_lacks_ends_the_job(base):
     """Process 1 of 2 finds no data: it says so and all end, within the time that `leave` grants and what JAX needs."""
     port = free_port()
     command = [sys.executable, "-m", "mtlora_jax.main", f"--config={base / 'micro.py'}", f"--workdir={base / 'lacking'}"]
-    command += [f"--coordinator=localhost:{port}", "--processes=2"]
+    command += [f"--coordinator_address=localhost:{port}", "--num_processes=2"]
     roots = [base / "data", base / "nowhere"]
     both = [
         subprocess.Popen(
-            [*command, f"--process={i}", f"--config.data.root={root}"],
+            [*command, f"--process_id={i}", f"--config.data.root={root}"],
             env=environment(1),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -200,7 +200,7 @@ def differing(base: pathlib.Path) -> dict[str, tuple[list[str], str]]:
     model_folder.save(base / "copy", config["architecture"], {**arrays, path: np.nextafter(arrays[path], 9)})
     return {
         "config": (["--config.optimizer.learning_rate=0.2"], "config.optimizer.learning_rate: 0.1 in process 0, 0.2 in process 1"),
-        "weights": ([f"--config.init={base / 'copy'}"], f"first weights of {path}: "),
+        "weights": ([f"--config.init_from={base / 'copy'}"], f"first weights of {path}: "),
         "images": ([f"--config.data.root={base / 'fewer'}"], "number of images of val: 11 in process 0, 10 in process 1"),
         "contents": ([f"--config.data.root={base / 'other'}"], "contents of train train0: "),
         "mode": (["--mode=evaluate"], 'mode: "train" in process 0, "evaluate" in process 1'),
@@ -214,9 +214,9 @@ def test_processes_that_differ_end_together_and_say_in_what(base):
     for what, (flags, told) in differing(base).items():
         workdir = base / f"differ_{what}"
         command = [sys.executable, "-m", "mtlora_jax.main", f"--config={base / 'micro.py'}", f"--workdir={workdir}"]
-        command += [f"--coordinator=localhost:{port}", "--processes=2"]
+        command += [f"--coordinator_address=localhost:{port}", "--num_processes=2"]
         pipes = {"env": environment(1), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        both = [subprocess.Popen([*command, f"--process={i}", *(flags if i else [])], **pipes) for i in range(2)]
+        both = [subprocess.Popen([*command, f"--process_id={i}", *(flags if i else [])], **pipes) for i in range(2)]
         for process, (_, printed) in [(process, process.communicate(timeout=400)) for process in both]:
             assert process.returncode == 2, printed
             assert re.search(rf"^error: (the processes differ in |process 1: |){re.escape(told)}", printed, re.MULTILINE), printed

@@ -39,16 +39,16 @@ def test_flags_say_who_is_who():
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        ((None, 2, 0), "several processes need all of --coordinator=HOST:PORT --processes=N --process=I"),
+        ((None, 2, 0), "several processes need all of --coordinator_address=HOST:PORT --num_processes=N --process_id=I"),
         (("node1:1234", None, None), "several processes need all of"),
         ((None, None, 1), "several processes need all of"),
-        (("node1", 2, 0), "--coordinator=node1 must be HOST:PORT, such as node1:12345"),
+        (("node1", 2, 0), "--coordinator_address=node1 must be HOST:PORT, such as node1:12345"),
         (("node1:http", 2, 0), "must be HOST:PORT"),
         (("node1:70000", 2, 0), "must be HOST:PORT"),
         ((":1234", 2, 0), "must be HOST:PORT"),
-        (("node1:1234", 0, 0), "--processes=0 must be at least 1"),
-        (("node1:1234", 2, 2), "--process=2 must be at least 0 and below --processes=2"),
-        (("node1:1234", 2, -1), "--process=-1 must be at least 0"),
+        (("node1:1234", 0, 0), "--num_processes=0 must be at least 1"),
+        (("node1:1234", 2, 2), "--process_id=2 must be at least 0 and below --num_processes=2"),
+        (("node1:1234", 2, -1), "--process_id=-1 must be at least 0"),
     ],
 )
 def test_half_given_flags_are_refused(flags, told):

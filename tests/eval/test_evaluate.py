@@ -50,7 +50,7 @@ def config_for(root, **changes):
     config.tasks = TASKS
     config.image_size = (32, 32)
     config.decoder.channels = (4,)
-    config.data.update({"name": "folder", "root": str(root), "workers": 0})
+    config.data.update({"name": "folder", "root": str(root), "num_workers": 0})
     config.batch_size = 4
     config.eval_batch_size = 4
     return config
@@ -229,7 +229,7 @@ for devices, sizes in {1: (1, 3, 5), 4: (4, 8)}.items():
         config = t.config_for(sys.argv[1])
         config.batch_size = config.eval_batch_size = size
         config.evaluation.boundaries = True
-        config.data.workers = 2 if size == 8 else 0
+        config.data.num_workers = 2 if size == 8 else 0
         sizes_of_data.BYTES = 2**17 if size in (5, 8) else 2**31
         data = experiment.open_dataset(config, "val")
         made = experiment.set_up(config, data.tasks, pathlib.Path("nowhere"))
@@ -262,7 +262,7 @@ def test_scores_are_the_same_for_any_batch_size_and_number_of_devices(root, tmp_
 def test_a_model_folder_evaluated_alone(made, tmp_path, capsys):
     config, experiment, _ = made
     experiment.save(tmp_path / "model", experiment.trainable, experiment.batch_stats, {})
-    config = config_for(config.data.root, init=str(tmp_path / "model"))
+    config = config_for(config.data.root, init_from=str(tmp_path / "model"))
     scores = evaluate.evaluate_only(config, tmp_path / "evaluated")
     printed = capsys.readouterr().out
     for told in (
@@ -288,7 +288,7 @@ def test_a_merged_model_is_evaluated_like_any_other(made, tmp_path):
     mtlora_jax.merge(mtlora_jax.load(tmp_path / "model")).save(tmp_path / "merged")
     scores = {}
     for name in ("model", "merged"):
-        config = config_for(config.data.root, init=str(tmp_path / name))
+        config = config_for(config.data.root, init_from=str(tmp_path / name))
         scores[name] = evaluate.evaluate_only(config, tmp_path / f"{name}_evaluated")
     assert scores["merged"] == pytest.approx(scores["model"], rel=1e-3)  # a pixel or two of 5,120 may change sides
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["architecture"]["method"]["name"] == "merged"
@@ -306,7 +306,7 @@ def test_single_task_files(root, tmp_path):
     assert evaluate.single_task_scores(config, tasks) == {"semseg": 67.21, "sal": 62.35, "normals": 17.97}
     semseg = write_metrics(tmp_path / "semseg", semseg_mIoU=50.0, semseg_other=1.0)
     normals = write_metrics(tmp_path / "normals", normals_mean=20.0, depth_rmse=1.0)
-    config.single_task_files = (semseg, f"{normals}/metrics.json")
+    config.delta_m_baseline_runs = (semseg, f"{normals}/metrics.json")
     assert evaluate.single_task_scores(config, tasks) == {"semseg": 50.0, "normals": 20.0}
     scores = {"semseg/mIoU": 55.0, "normals/mean": 19.0, "sal/mIoU": 1.0, "edge/loss": 1.0}
     gain = evaluate.with_gain(scores, tasks, evaluate.single_task_scores(config, tasks))["delta_m"]
@@ -329,6 +329,6 @@ def test_bad_single_task_files(root, tmp_path, content, told):
     if content:
         (tmp_path / "a" / "metrics.json").write_text(content)
     config = config_for(root)
-    config.single_task_files = (write_metrics(tmp_path / "whole", semseg_mIoU=5.0), str(tmp_path / "a"))
+    config.delta_m_baseline_runs = (write_metrics(tmp_path / "whole", semseg_mIoU=5.0), str(tmp_path / "a"))
     with pytest.raises(UserError, match=told):
         evaluate.single_task_scores(config, make_tasks(TASKS))

@@ -24,7 +24,7 @@ if __name__ == "__main__":
 
 
 def test_a_run_from_data_to_predictions(tmp_path):
-    base = tiny_runs.prepare(tmp_path, epochs=2, eval_every=2, checkpoint_steps=0)
+    base = tiny_runs.prepare(tmp_path, epochs=2, eval_every_epochs=2, checkpoint_every_steps=0)
     (base / "data" / "classes.json").write_text(json.dumps({"semseg": NAMES}, ensure_ascii=False), encoding="utf-8")
     (base / "strict.py").write_text(STRICT)
 

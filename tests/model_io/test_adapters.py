@@ -201,7 +201,7 @@ def test_a_further_task_is_trained_beside_the_others(tmp_path):
     first = model_folder.filled({}, architecture, micro.random_arrays(architecture), "first")
     mtlora_jax.drop_task(mtlora_jax.add_task(first, "sal"), "semseg").save(tmp_path / "sal")
     beside = ("--config.method.merging=freeze", "--config.method.freeze=('ta_lora','patch_embed','norms','position_tables')")
-    tiny_runs.run(tmp_path, "second", f"--config.init={tmp_path / 'sal'}", *beside)
+    tiny_runs.run(tmp_path, "second", f"--config.init_from={tmp_path / 'sal'}", *beside)
     second = mtlora_jax.load(tmp_path / "second" / "best")
     both = mtlora_jax.add_task(first, "sal", source=second)
     image = micro.random_images(1)

@@ -18,7 +18,7 @@ from paths import ROOT, SUPPORT
 from mtlora_jax import model_factory
 from mtlora_jax.defaults import default
 from mtlora_jax.errors import UserError
-from mtlora_jax.experiment import check_accumulation
+from mtlora_jax.experiment import check_encoder_microbatches
 from mtlora_jax.models import parameters
 from mtlora_jax.models.layers import dropout
 from mtlora_jax.models.remat import in_parts
@@ -47,7 +47,7 @@ def steps():
             train_step, graph=graph, tasks=tasks, weights={name: task.weight for name, task in tasks.items()}, optimizer=optimizer
         )
         state = create_state(trainable, stats, optimizer)
-        compiled = micro.jit(functools.partial(step, accumulation=parts)).lower(state, frozen, batch, jax.random.key(0)).compile()
+        compiled = micro.jit(functools.partial(step, encoder_microbatches=parts)).lower(state, frozen, batch, jax.random.key(0)).compile()
         results[parts] = (*jax.device_get(compiled(state, frozen, batch, jax.random.key(0))), compiled.memory_analysis().temp_size_in_bytes)
     return jax.device_get(trainable), results
 
@@ -127,13 +127,13 @@ def print_program() -> None:
 
 @pytest.mark.parametrize(("parts", "batch_size", "devices"), [(1, 4, 1), (4, 32, 8), (3, 12, 4)])
 def test_parts_that_fit(parts, batch_size, devices):
-    check_accumulation(parts, batch_size, devices)
+    check_encoder_microbatches(parts, batch_size, devices)
 
 
 @pytest.mark.parametrize(("parts", "batch_size", "devices"), [(0, 32, 1), (-2, 32, 1), (3, 32, 1), (8, 32, 8)])
 def test_parts_must_divide_the_batch_of_each_device(parts, batch_size, devices):
-    with pytest.raises(UserError, match=rf"accumulation = {parts} must .* divide the {batch_size // devices} images"):
-        check_accumulation(parts, batch_size, devices)
+    with pytest.raises(UserError, match=rf"encoder_microbatches = {parts} must .* divide the {batch_size // devices} images"):
+        check_encoder_microbatches(parts, batch_size, devices)
 
 
 def test_the_learning_rate_follows_the_batch_size_once():

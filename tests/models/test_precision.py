@@ -171,9 +171,9 @@ def test_models_are_saved_in_float32(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"compute": "float16"}, r"precision\.compute = 'float16' is not one of float32, bfloat16"),
+        ({"compute": "float16"}, r"compute_dtype = 'float16' is not one of float32, bfloat16"),
         ({"remat": "layer"}, r"remat = 'layer' is not one of none, block, stage"),
-        ({"frozen": "int8"}, r"precision\.frozen = 'int8' is not one of float32, bfloat16"),
+        ({"frozen": "int8"}, r"frozen_dtype = 'int8' is not one of float32, bfloat16"),
     ],
 )
 def test_refused(options, message):

@@ -131,7 +131,7 @@ def commands() -> dict[str, set[str]]:
 
 def test_commands_are_found():
     assert {"mtlora_jax.main", "mtlora_jax.convert", "mtlora_jax.predict", "tfds_pascal_context.build"} <= commands().keys()
-    assert {"--config", "--workdir", "--mode", "--coordinator"} <= commands()["mtlora_jax.main"]
+    assert {"--config", "--workdir", "--mode", "--coordinator_address"} <= commands()["mtlora_jax.main"]
 
 
 @pytest.mark.parametrize("module", commands())

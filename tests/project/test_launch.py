@@ -135,7 +135,7 @@ def test_kubernetes_job_agrees_with_itself_and_the_program():
     assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     args = main.flags().parse(container["args"])  # raises for what the program does not know
-    assert args.config.guards.grace_seconds < pod["terminationGracePeriodSeconds"]
+    assert args.config.fault_tolerance.grace_seconds < pod["terminationGracePeriodSeconds"]
 
 
 def test_container_copies_what_there_is():

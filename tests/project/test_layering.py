@@ -14,7 +14,7 @@ ORDER = """
 errors
 schema registry
 io
-defaults
+defaults config_aliases
 tasks
 data
 models

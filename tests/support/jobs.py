@@ -32,11 +32,11 @@ class Job:
         command = [sys.executable, "-m", "mtlora_jax.main", f"--config={base / 'micro.py'}", f"--workdir={self.workdir}", *flags]
         if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
             command.append(f"--compile_cache={base / 'compiled'}")
-        together = [f"--coordinator=localhost:{free_port()}", f"--processes={processes}"] if processes > 1 else []
+        together = [f"--coordinator_address=localhost:{free_port()}", f"--num_processes={processes}"] if processes > 1 else []
         self._outputs = [(base / f"{workdir}.{i}.out", base / f"{workdir}.{i}.err") for i in range(processes)]
         self.processes = []
         for i, (out, err) in enumerate(self._outputs):
-            number = [f"--process={i}"] if together else []
+            number = [f"--process_id={i}"] if together else []
             with out.open("w") as stdout, err.open("w") as stderr:
                 process = subprocess.Popen([*command, *together, *number], env=environment(devices), stdout=stdout, stderr=stderr)
             self.processes.append(process)

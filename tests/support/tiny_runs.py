@@ -34,18 +34,18 @@ def get_config(method="mtlora"):
     config.decoder.channels = (4, 6)
     config.data.name = "folder"
     config.data.root = ROOT
-    config.data.workers = 0
+    config.data.num_workers = 0
     config.epochs = 8
     config.batch_size = 2
     config.eval_batch_size = 4
-    config.eval_every = 4
+    config.eval_every_epochs = 4
     config.eval_first = True
     config.optimizer.reference_batch_size = 2
     config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup_epochs = 1.0
-    config.log_every = 1
-    config.checkpoint_steps = 5
-    config.single_task = of_any_type({})
+    config.log_every_steps = 1
+    config.checkpoint_every_steps = 5
+    config.delta_m_baseline = of_any_type({})
     return config
 """
 

@@ -109,7 +109,9 @@ def test_bad_examples_are_counted_once_each_and_limited(tmp_path):
         {"step": 7, "error": "b.png: cut off"},
     ]
     assert list(bad.watch(9, [messages("c.png: gone")]))
-    with pytest.raises(UserError, match=r"3 examples .* more than guards.max_bad_examples = 2; .*bad_examples.jsonl .*: c.png: gone"):
+    with pytest.raises(
+        UserError, match=r"3 examples .* more than fault_tolerance.max_unreadable_examples = 2; .*bad_examples.jsonl .*: c.png: gone"
+    ):
         bad.settle()
 
 
@@ -125,11 +127,10 @@ def test_the_limit_is_a_share_where_there_are_few_examples(of, size, allowed):
 
     assert len(met(allowed).settle()) == allowed
     assert met(allowed, dict(met(allowed).known)).settle()
-    expected = (
-        rf"^{allowed + 1} of the {size} examples for {of} cannot be read, more than guards.max_bad_share = 0.05 .*{allowed}.png: broken$"
-    )
+    expected = rf"^{allowed + 1} of the {size} examples for {of} cannot be read, "
+    expected += rf"more than fault_tolerance.max_unreadable_share = 0.05 .*{allowed}.png: broken$"
     if allowed == 10:
-        expected = r"^11 examples of 2000000 cannot be read, more than guards.max_bad_examples = 10; the last: 10.png"
+        expected = r"^11 examples of 2000000 cannot be read, more than fault_tolerance.max_unreadable_examples = 10; the last: 10.png"
     with pytest.raises(UserError, match=expected):
         met(allowed + 1).settle()
     with pytest.raises(UserError, match="cannot be read, more than"):  # also where a run goes on that knew some of them
@@ -177,7 +178,7 @@ def test_one_process_is_all_processes():
 
 
 def config(**values) -> ConfigDict:
-    start = {"epochs": 8, "size": (4, 4), "method": of_any_type({"name": "mtlora", "rank": 2}), "data": {"root": "here", "workers": 2}}
+    start = {"epochs": 8, "size": (4, 4), "method": of_any_type({"name": "mtlora", "rank": 2}), "data": {"root": "here", "num_workers": 2}}
     return ConfigDict(start | values).lock()
 
 
@@ -186,13 +187,13 @@ def test_a_config_that_contradicts_the_saved_one_is_refused_by_its_keys(tmp_path
     run_config.save(tmp_path, config())
     run_config.refuse_other(tmp_path, config())
     run_config.refuse_other(tmp_path, config(new="option"))  # a key that came later
-    other = config(epochs=9, size=(4, 6), method=of_any_type({"name": "mtlora"}), data={"root": "there", "workers": 2})
+    other = config(epochs=9, size=(4, 6), method=of_any_type({"name": "mtlora"}), data={"root": "there", "num_workers": 2})
     with pytest.raises(UserError, match="--override_config") as error:
         run_config.refuse_other(tmp_path, other)
     told = str(error.value)
     for part in ("epochs was 8 and is 9", "size was [4, 4] and is [4, 6]", 'data.root was "here" and is "there"', "method was"):
         assert part in told
-    assert "workers" not in told
+    assert "num_workers" not in told
     for text, odd in (("{", "not valid JSON"), ("[1]", "expected an object")):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(UserError, match=odd):
@@ -200,7 +201,7 @@ def test_a_config_that_contradicts_the_saved_one_is_refused_by_its_keys(tmp_path
 
 
 def test_where_the_data_lies_does_not_matter_but_what_is_in_it_does(tmp_path):
-    moved = config(data={"root": "there", "workers": 3})
+    moved = config(data={"root": "there", "num_workers": 3})
     run_config.save(tmp_path, config(), {"ids of train": "a1", "number of images of train": 6})
     run_config.refuse_other(tmp_path, moved)
     run_config.refuse_other_data(tmp_path, {"ids of train": "a1", "number of images of train": 6})

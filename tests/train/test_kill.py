@@ -37,7 +37,7 @@ GRACE = 5.0
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> pathlib.Path:
-    return prepare(tmp_path_factory.mktemp("kill"), log_every=4, guards__grace_seconds=GRACE)
+    return prepare(tmp_path_factory.mktemp("kill"), log_every_steps=4, fault_tolerance__grace_seconds=GRACE)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -171,19 +171,19 @@ def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
 
 
 def test_a_killed_worker_is_an_error_and_a_killed_run_leaves_no_worker(base, whole):
-    with running(base, "worker", "--config.data.workers=2", "--override_config") as process:
+    with running(base, "worker", "--config.data.num_workers=2", "--override_config") as process:
         wait_until(lambda: len(lines_of(base / "worker")) == 2, process)
         workers_of(process)[0].send_signal(signal.SIGKILL)
         assert process.wait(60) == 2
     assert "error: a worker that prepares batches ended by itself" in printed_by(base, "worker")
-    with running(base, "worker", "--config.data.workers=2") as process:
+    with running(base, "worker", "--config.data.num_workers=2") as process:
         wait_until(lambda: len(workers_of(process)) == 2, process)
         time.sleep(2)
         workers = workers_of(process)
         kill(process)
     _, alive = psutil.wait_procs(workers, timeout=60)
     assert not alive
-    run(base, "worker", "--config.data.workers=2")
+    run(base, "worker", "--config.data.num_workers=2")
     assert_same_end(base / "worker", whole[0])  # for any number of workers
 
 
@@ -283,11 +283,11 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(base, whole):
 
 def test_two_processes_stop_at_the_same_step_though_only_one_was_asked(base, whole):
     port = 20000 + int(np.random.default_rng().integers(20000))
-    flags = [f"--coordinator=localhost:{port}", "--processes=2"]
-    with running(base, "both", *flags, "--process=0") as first:
+    flags = [f"--coordinator_address=localhost:{port}", "--num_processes=2"]
+    with running(base, "both", *flags, "--process_id=0") as first:
         wait_until(lambda: (base / "both.out").exists(), first)
         (base / "both.out").rename(base / "first.out")
-        with running(base, "both", *flags, "--process=1") as second:
+        with running(base, "both", *flags, "--process_id=1") as second:
             wait_until(lambda: len(lines_of(base / "both")) == 3, first)
             second.send_signal(signal.SIGTERM)
             assert second.wait(GRACE + 60) == 143

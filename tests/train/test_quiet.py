@@ -26,7 +26,9 @@ if __name__ == "__main__":
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A data set, a config and one finished run with two workers."""
-    base = tiny_runs.prepare(tmp_path_factory.mktemp("base"), epochs=2, eval_every=1, data__workers=2, checkpoint_steps=0, **SIZE)
+    base = tiny_runs.prepare(
+        tmp_path_factory.mktemp("base"), epochs=2, eval_every_epochs=1, data__num_workers=2, checkpoint_every_steps=0, **SIZE
+    )
     assert silent(tiny_runs.command(base, "run"), 0) == ""
     return base
 
@@ -43,7 +45,7 @@ def test_an_evaluation(base):
 
 
 def test_an_evaluation_that_fails(base, tmp_path):
-    broken = tiny_runs.prepare(tmp_path, data__workers=2, guards__max_bad_examples=0, **SIZE)
+    broken = tiny_runs.prepare(tmp_path, data__num_workers=2, fault_tolerance__max_unreadable_examples=0, **SIZE)
     (broken / "data" / "semseg" / "val001.png").write_text("no image")
     told = silent(tiny_runs.command(broken, base / "run", "--mode=evaluate"), 2)
     assert told.startswith("error: 1 examples ")

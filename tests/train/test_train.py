@@ -93,7 +93,7 @@ def test_killed_and_restarted_it_ends_as_if_nothing_had_happened(base, finished)
 
 def test_another_config_is_refused_unless_that_is_wanted(base, finished):
     with pytest.raises(UserError, match=r"holds a run with another config: epochs was 8 and is 9; seed was 0 and is 2\."):
-        call(base, "--config.epochs=9", "--config.log_every=2", "--config.seed=2", workdir="whole")
+        call(base, "--config.epochs=9", "--config.log_every_steps=2", "--config.seed=2", workdir="whole")
     shutil.copytree(finished[0], base / "longer")
     run(base, "longer", "--config.epochs=9", "--override_config")
     before = log_of(base / "longer")
@@ -108,9 +108,9 @@ def test_what_changes_nothing_that_is_computed_may_change(base, finished, tmp_pa
     before = {path.name for path in finished[0].rglob("*")}
     shutil.copytree(finished[0] / "initial", tmp_path / "first_weights")
     flags = [
-        f"init={tmp_path / 'first_weights'}",
-        "data.workers=1",
-        "log_every=7",
+        f"init_from={tmp_path / 'first_weights'}",
+        "data.num_workers=1",
+        "log_every_steps=7",
         "keep_checkpoints=5",
         "remat=block",
         "eval_batch_size=2",
@@ -118,8 +118,8 @@ def test_what_changes_nothing_that_is_computed_may_change(base, finished, tmp_pa
     ]
     call(base, *(f"--config.{flag}" for flag in flags), workdir="whole")
     assert {path.name for path in finished[0].rglob("*") if "tfevents" not in path.name} <= before
-    with pytest.raises(UserError, match="another config: init was"):
-        call(base, f"--config.init={finished[0] / 'best'}", workdir="whole")
+    with pytest.raises(UserError, match="another config: init_from was"):
+        call(base, f"--config.init_from={finished[0] / 'best'}", workdir="whole")
     split = tmp_path / "moved" / "splits" / "train.txt"
     split.write_text("".join(reversed(split.read_text().splitlines(keepends=True))))
     with pytest.raises(UserError, match="holds a run on other data: ids of train was"):
@@ -134,8 +134,8 @@ def test_fewer_epochs_than_were_trained_are_refused(base, finished):
 
 
 def test_evaluating_something_else_than_asked_for_is_refused(base, finished):
-    with pytest.raises(UserError, match=r"whole holds a run, which is what would be evaluated, and not init = \S*best; leave out"):
-        call(base, "--mode=evaluate", f"--config.init={finished[0] / 'best'}", workdir="whole")
+    with pytest.raises(UserError, match=r"whole holds a run, which is what would be evaluated, and not init_from = \S*best; leave out"):
+        call(base, "--mode=evaluate", f"--config.init_from={finished[0] / 'best'}", workdir="whole")
 
 
 @pytest.mark.parametrize("mode", ["train", "evaluate"])
@@ -144,7 +144,7 @@ def test_a_workdir_that_cannot_be_written_ends_at_once(base, finished, mode, wor
     if not (base / "dangling").is_symlink():
         (base / "dangling").symlink_to(base / "nothing")
     with pytest.raises(UserError, match=r"cannot be written .*expected a folder, or a name for a new one"):
-        call(base, f"--mode={mode}", f"--config.init={finished[0] / 'best'}", workdir=workdir)
+        call(base, f"--mode={mode}", f"--config.init_from={finished[0] / 'best'}", workdir=workdir)
 
 
 def test_home_is_home(base, finished, monkeypatch):
@@ -156,7 +156,11 @@ def test_home_is_home(base, finished, monkeypatch):
 
 
 def test_a_run_none_of_whose_steps_trained_is_an_error(base):
-    flags = ["--config.loss_weights.semseg=3e38", "--config.guards.max_skipped_in_row=99", "--config.optimizer.warmup_epochs=0.0"]
+    flags = [
+        "--config.loss_weights.semseg=3e38",
+        "--config.fault_tolerance.max_consecutive_nonfinite_steps=99",
+        "--config.optimizer.warmup_epochs=0.0",
+    ]
     with pytest.raises(UserError, match="not finite in all 3 steps, so nothing was trained"):
         call(base, *flags, "--config.epochs=1", "--config.eval_first=false", workdir="nothing_trained")
 
@@ -175,7 +179,11 @@ def test_what_cannot_be_read_is_left_out_and_told(base, tmp_path):
 
 
 def test_losses_that_are_not_finite_end_the_run_with_their_images_written_down(base):
-    flags = ["--config.optimizer.learning_rate=1e38", "--config.guards.max_skipped_in_row=3", "--config.eval_first=false"]
+    flags = [
+        "--config.optimizer.learning_rate=1e38",
+        "--config.fault_tolerance.max_consecutive_nonfinite_steps=3",
+        "--config.eval_first=false",
+    ]
     done = subprocess.run(command(base, "diverged", *flags), capture_output=True, text=True)
     assert done.returncode == 2
     assert "was not finite in 3 steps in a row" in done.stderr
@@ -193,7 +201,7 @@ def test_evaluation_alone_gives_the_scores_of_the_run(base, finished):
     scores = evaluate_only(config, workdir)
     assert scores["semseg/mIoU"] == pytest.approx(last["semseg/mIoU"], rel=1e-6)
     best = json.loads((workdir / "best" / "config.json").read_text())["scores"]
-    config.init = str(workdir / "best")
+    config.init_from = str(workdir / "best")
     config.eval_batch_size = 3
     scores = evaluate_only(config, base / "nowhere")
     assert [path.name for path in (base / "nowhere").iterdir()] == ["evaluation.json"]
@@ -211,10 +219,13 @@ def call(base: pathlib.Path, *more: str, workdir: str = "bad", config: str = "mi
         (["--config.optimiser.clip_norm=1"], "optimiser.clip_norm is unknown; did you mean optimizer.clip_norm?"),
         (["--config.epochs=many"], "epochs=many is not a whole number"),
         (["--config.epochs=0"], "epochs = 0 must be at least 1"),
-        (["--config.guards.max_skipped_in_row=0"], "guards.max_skipped_in_row = 0 must be at least 1"),
+        (
+            ["--config.fault_tolerance.max_consecutive_nonfinite_steps=0"],
+            "fault_tolerance.max_consecutive_nonfinite_steps = 0 must be at least 1",
+        ),
         (["--config.image_size=16,16"], "image_size"),
         (["--config.tasks=semseg,keypoints"], "keypoints"),
-        (["--config.init=weights/none"], "weights/none is not a model folder"),
+        (["--config.init_from=weights/none"], "weights/none is not a model folder"),
         (["--config.data.name=cityscapes"], "data.name = 'cityscapes' is not one of folder, pascal_context, nyud"),
         (["--config.data.root=nowhere"], "nowhere: no such folder"),
         (["--config.decoder.name=unet"], "decoder.name = 'unet' is not one of hrnet, segformer, aspp"),
@@ -266,7 +277,7 @@ def permuted(base, folder: pathlib.Path) -> str:
 @pytest.mark.parametrize("mode", ["train", "evaluate"])
 @pytest.mark.parametrize("start", ["run", "init"])
 def test_classes_in_another_order_are_refused(base, finished, tmp_path, mode, start):
-    flags = [f"--mode={mode}", permuted(base, tmp_path)] + [f"--config.init={finished[0] / 'best'}"] * (start == "init")
+    flags = [f"--mode={mode}", permuted(base, tmp_path)] + [f"--config.init_from={finished[0] / 'best'}"] * (start == "init")
     workdir = "whole" if start == "run" else "bad"
     done = subprocess.run(command(base, workdir, *flags), capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
@@ -279,7 +290,13 @@ def test_classes_in_another_order_are_refused(base, finished, tmp_path, mode, st
 def test_a_start_from_a_model_of_other_classes_and_ranks(base, finished, tmp_path):
     """Its decoders are kept, but for the classifier; its low-rank factors have no place."""
     best = finished[0] / "best"
-    flags = [permuted(base, tmp_path), f"--config.init={best}", "--config.init_strict=False", "--config.method.rank=3", "--config.epochs=2"]
+    flags = [
+        permuted(base, tmp_path),
+        f"--config.init_from={best}",
+        "--config.init_strict=False",
+        "--config.method.rank=3",
+        "--config.epochs=2",
+    ]
     printed = " ".join(run(base, "again", *flags).split())
     assert f"left out of {best}: low-rank factors: rank 2 there, 3 here" in printed
     assert "decoders.semseg.head.classifier: class 1 is 'red' there, 'green' here" in printed
@@ -291,7 +308,7 @@ def test_a_start_from_a_model_of_other_classes_and_ranks(base, finished, tmp_pat
 
 def test_weights_of_another_backbone_are_refused(base, finished):
     with pytest.raises(UserError, match=r"holds another backbone: embed_dim 8 there, 16 in the config"):
-        call(base, f"--config.init={finished[0] / 'best'}", "--config.backbone.embed_dim=16")
+        call(base, f"--config.init_from={finished[0] / 'best'}", "--config.backbone.embed_dim=16")
 
 
 def test_a_label_out_of_range_ends_the_command_with_one_line(base, tmp_path):
@@ -303,8 +320,8 @@ def test_a_label_out_of_range_ends_the_command_with_one_line(base, tmp_path):
     flags = [
         f"--config.data.root={tmp_path / 'data'}",
         "--config.eval_first=false",
-        "--config.data.workers=1",
-        "--config.guards.max_bad_examples=0",
+        "--config.data.num_workers=1",
+        "--config.fault_tolerance.max_unreadable_examples=0",
     ]
     done = subprocess.run(command(base, "bad_label", *flags), capture_output=True, text=True)
     assert done.returncode == 2
