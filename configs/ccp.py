@@ -7,7 +7,7 @@ mtlora_ta_only, decoders_only or full. The schedule is made for minutes to hours
 down by the batch size. Numbers that this gives are in docs/results.md; the paper has none on these photographs.
 
 The data set has the layout of the folder data set (`mtlora_jax.data.image_folder`). There are no single-task scores for it, so the
-best model is the one with the largest gain over the first evaluation of the run.
+best model is the one with the best mean score over the tasks.
 """
 
 from ml_collections import ConfigDict

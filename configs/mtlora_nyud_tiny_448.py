@@ -12,8 +12,8 @@ The argument is the rank of the task-agnostic branches; task-specific branches h
 | 64 | 8,358,687 |
 
 The reference has the data set and its augmentation, which is not that of PASCAL-Context: mirroring, and enlarging by 1, 1.2 or 1.5, which
-brings things nearer; no rotation. The paper has no scores on it, so the best model is the one with the largest gain over the first
-evaluation of the run.
+brings things nearer; no rotation. The paper has no scores on it, so the best model is the one with the best mean score over the
+tasks.
 """
 
 from ml_collections import ConfigDict

@@ -23,20 +23,20 @@ def add(totals: Totals, statistics: Mapping[str, Mapping[str, jax.Array | np.nda
             mine[key] = mine.get(key, 0.0) + np.asarray(value, np.float64)
 
 
-def delta_m(scores: Mapping[str, float], single_task: Mapping[str, float], tasks: Mapping[str, Task]) -> float:
+def delta_m(scores: Mapping[str, float], baseline: Mapping[str, float], tasks: Mapping[str, Task]) -> float:
     """Mean relative gain over single-task models, in percent (MTLoRA, eq. 5): mean of +-(M - S) / S over `tasks`.
 
-    `scores` and `single_task` map task names to the primary score; + where higher is better. Raises UserError if a task has no
+    `scores` and `baseline` map task names to the primary score; + where higher is better. Raises UserError if a task has no
     score, or none to compare with.
     """
     gains = []
     for name, task in tasks.items():
-        for kind, values in {"score": scores, "single-task score": single_task}.items():
+        for kind, values in {"score": scores, "single-task score": baseline}.items():
             if name not in values:
                 raise UserError(f"Delta_m: no {kind} for task {name!r}; there are {', '.join(values) or 'none'}")
-        if not single_task[name]:
-            raise UserError(f"Delta_m: the single-task score of {name!r} is {single_task[name]}; expected a number other than 0")
-        gain = (scores[name] - single_task[name]) / single_task[name]
+        if not baseline[name]:
+            raise UserError(f"Delta_m: the single-task score of {name!r} is {baseline[name]}; expected a number other than 0")
+        gain = (scores[name] - baseline[name]) / baseline[name]
         gains.append(gain if task.higher_is_better else -gain)
     if not gains:
         raise UserError("Delta_m: no tasks; expected at least one")
@@ -48,20 +48,31 @@ def primary_scores(scores: Mapping[str, float], tasks: Mapping[str, Task]) -> di
     return {name: scores[f"{name}/{task.primary}"] for name, task in tasks.items()}
 
 
-def with_gain(
-    scores: Mapping[str, float], tasks: Mapping[str, Task], reference: Mapping[str, float], name: str = "delta_m"
-) -> dict[str, float]:
-    """Adds the mean relative gain (percent) over the tasks that `reference` has a finite score other than 0 for; nothing if there is none.
+def mean_score(scores: Mapping[str, float], tasks: Mapping[str, Task]) -> float:
+    """Mean over the tasks of the primary score as a share of the best possible one, 0 to 1; NaN if one of them is not a number.
 
-    With the scores of single-task models as reference this is Delta_m.
+    Where higher is better, the share is score / scale; where lower is better, scale / (scale + score), which is 1 for no error and 1/2
+    for an error of `Task.score_scale`. It ranks the checkpoints of one run and says nothing about another data set.
     """
-    compared = {task: tasks[task] for task in tasks if reference.get(task) and math.isfinite(reference[task])}
+    shares = []
+    for name, score in primary_scores(scores, tasks).items():
+        scale = tasks[name].score_scale
+        shares.append(score / scale if tasks[name].higher_is_better else scale / (scale + max(score, 0.0)))
+    return sum(shares) / len(shares)
+
+
+def add_ranking_score(scores: Mapping[str, float], tasks: Mapping[str, Task], baseline: Mapping[str, float]) -> dict[str, float]:
+    """Adds the number by which models are ranked: "delta_m", in percent, over the tasks that `baseline` has a score for.
+
+    Where it has none, "mean_score" is added instead, see `mean_score`.
+    """
+    compared = {name: task for name, task in tasks.items() if baseline.get(name)}
     if not compared:
-        return dict(scores)
-    return {**scores, name: delta_m(primary_scores(scores, compared), reference, compared)}
+        return {**scores, "mean_score": mean_score(scores, tasks)}
+    return {**scores, "delta_m": delta_m(primary_scores(scores, compared), baseline, compared)}
 
 
-def single_task_scores(config: Config, tasks: Mapping[str, Task]) -> dict[str, float]:
+def delta_m_baseline(config: Config, tasks: Mapping[str, Task]) -> dict[str, float]:
     """{task: primary score of its single-task model}, what Delta_m compares with; tasks without one are not in it.
 
     From the files of `config.delta_m_baseline_runs` if there are any: each a metrics.json or the workdir that holds one, as a run of the

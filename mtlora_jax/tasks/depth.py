@@ -26,6 +26,7 @@ class Depth(Task):
     suffixes: tuple[str, ...] = (".npy", ".png")
     primary: str = "rmse"
     higher_is_better: bool = False
+    score_scale: float = 1.0  # metres
     notes: ClassVar = {"rmse": "metres; true root of the mean square over all pixels of the set, what papers print"}
 
     def decode(self, data: bytes, origin: str) -> np.ndarray:

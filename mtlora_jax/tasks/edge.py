@@ -23,6 +23,7 @@ class Edge(Binary):
     weight: float = 50.0
     primary: str = "loss"
     higher_is_better: bool = False
+    score_scale: float = 0.1
     notes: ClassVar = {"loss": "balanced cross-entropy", "odsF": "what papers print; always at the original size"}
     has_slow_scores: ClassVar = True
     ends: ClassVar = ("no edge", "edge")

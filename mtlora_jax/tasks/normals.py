@@ -36,6 +36,7 @@ class Normals(Task):
     interpolation: int = cv2.INTER_CUBIC
     primary: str = "mean"
     higher_is_better: bool = False
+    score_scale: float = 30.0  # degrees
     notes: ClassVar = {
         "mean": 'degrees; what the papers of this family print as "rmse"',
         "rmse": "degrees; true root of the mean square, larger than the mean",

@@ -30,6 +30,7 @@ class Task(abc.ABC):
     interpolation: int = cv2.INTER_NEAREST
     primary: str = ""  # the score of papers' tables, used in Delta_m
     higher_is_better: bool = True
+    score_scale: float = 100.0  # the best possible primary score; where lower is better, a typical one, which counts as half of it
     notes: ClassVar[Mapping[str, str]] = {}  # {score: what a reader of the table must know to compare it with papers}
     has_slow_scores: ClassVar[bool] = False  # takes part in `config.evaluation.boundaries`
 

@@ -12,7 +12,7 @@ from mtlora_jax.data import survey
 from mtlora_jax.defaults import Config
 from mtlora_jax.distributed import agreement, sharding
 from mtlora_jax.errors import UserError
-from mtlora_jax.eval.aggregate import single_task_scores, with_gain
+from mtlora_jax.eval.aggregate import add_ranking_score, delta_m_baseline
 from mtlora_jax.eval.evaluator import Evaluator
 from mtlora_jax.eval.native_resolution import OriginalSizeEvaluator
 from mtlora_jax.io.files import check_writable, write_json
@@ -45,7 +45,7 @@ def evaluate_only(config: Config, workdir: pathlib.Path) -> dict[str, float]:
             "--config.init_from, or choose another --workdir to evaluate that model"
         )
     experiment = experiments.set_up(config, data.tasks, workdir, complete=True)
-    reference = single_task_scores(config, experiment.tasks)
+    baseline = delta_m_baseline(config, experiment.tasks)
     trainable, batch_stats, what = experiment.trainable, experiment.batch_stats, config.init_from
     if started:
         checkpoints = Checkpoints(workdir, config.keep_checkpoints)
@@ -64,7 +64,7 @@ def evaluate_only(config: Config, workdir: pathlib.Path) -> dict[str, float]:
     columns, seconds = {}, 0.0
     for heading, evaluator in evaluators.items():
         scores, own_seconds = evaluator(trainable, batch_stats, functools.partial(bad.watch, 0))
-        columns[heading] = with_gain(scores, experiment.tasks, reference)
+        columns[heading] = add_ranking_score(scores, experiment.tasks, baseline)
         seconds += own_seconds
     for message in bad.settle():
         console.print(f"left out: {message}")

@@ -7,70 +7,69 @@ from collections.abc import Mapping
 import jax
 
 from mtlora_jax.distributed import sharding
-from mtlora_jax.eval.aggregate import primary_scores, with_gain
+from mtlora_jax.eval.aggregate import add_ranking_score, primary_scores
 from mtlora_jax.io.jsonl import lines_of
 from mtlora_jax.tasks.task import Task
 
-EVALUATION = "eval/"  # so begin the names of scores in the log
+PREFIX = "eval/"  # of scores in the log
 
 
-class Progress:
-    """Which evaluations were made, what the last one gave, and what the best gain is.
+class EvalHistory:
+    """Which evaluations were made, the scores of the newest, and the best ranking score so far.
 
-    The line in the log is what makes an evaluation done: a resumed run reads it, and repeats an evaluation that has none.
+    An evaluation counts as done once its line is in the log: a resumed run reads the log, and repeats an evaluation without a line.
 
     Args:
-      tasks: that are trained.
-      reference: {task: score of its single-task model}. If it is empty, the first evaluation is what others are compared with.
+      tasks: the trained tasks.
+      baseline: {task: score of its single-task model}. With it models are ranked by Delta_m, without it by the mean score over the tasks;
+        see `mtlora_jax.eval.aggregate.add_ranking_score`.
 
     Attributes:
-      last: step of the newest evaluation, or None.
-      scores: of that evaluation, {"TASK/SCORE": value} and the gain.
-      best: the best gain so far, percent; None before any evaluation.
-      gain_name: "delta_m", or "gain_over_first" where there is no `reference`.
+      last_step: step of the newest evaluation, or None.
+      scores: of that evaluation, {"TASK/SCORE": value} and the ranking score.
+      best: the best ranking score so far; None before any evaluation.
     """
 
-    def __init__(self, tasks: Mapping[str, Task], reference: Mapping[str, float]):
-        self.last: int | None = None
+    def __init__(self, tasks: Mapping[str, Task], baseline: Mapping[str, float]):
+        self.last_step: int | None = None
         self.scores: dict[str, float] = {}
         self.best: float | None = None
-        self.gain_name = "delta_m" if reference else "gain_over_first"
         self._tasks = tasks
-        self._reference = dict(reference)
+        self._baseline = dict(baseline)
 
     @property
-    def gain(self) -> float:
-        """Of the last evaluation, percent; NaN where no task has a reference."""
-        return self.scores.get(self.gain_name, math.nan)
+    def delta_m(self) -> float | None:
+        """Of the newest evaluation, percent; None without a baseline."""
+        return self.scores.get("delta_m")
 
     def add(self, step: int, scores: Mapping[str, float]) -> bool:
-        """Takes note of an evaluation and tells whether it is the best so far."""
-        self._reference = self._reference or primary_scores(scores, self._tasks)
-        self.last, self.scores = step, with_gain(scores, self._tasks, self._reference, self.gain_name)
-        # Until there is a finite gain, the newest model is as good as any.
-        is_best = self.best is None or not math.isfinite(self.best) or self.gain > self.best
+        """Adds an evaluation, {"TASK/SCORE": value}, and returns whether it is the best so far."""
+        self.last_step, self.scores = step, add_ranking_score(scores, self._tasks, self._baseline)
+        ranking = self.scores.get("delta_m", self.scores.get("mean_score", math.nan))
+        # Until a ranking score is finite, the newest model is as good as any.
+        is_best = self.best is None or not math.isfinite(self.best) or ranking > self.best
         if is_best:
-            self.best = self.gain
+            self.best = ranking
         return is_best
 
-    def odd(self) -> list[str]:
-        """Tasks whose score or reference is not finite, each with the reason."""
+    def describe_non_finite(self) -> list[str]:
+        """A few words for each task of the newest evaluation whose primary score is not finite."""
         primary = primary_scores(self.scores, self._tasks)
-        found = [f"{name} has the score {score}" for name, score in primary.items() if not math.isfinite(score)]
-        return found + [f"{name} has nothing to be compared with" for name, score in self._reference.items() if not math.isfinite(score)]
+        return [f"{name} has the score {score}" for name, score in primary.items() if not math.isfinite(score)]
 
-    def line(self) -> dict[str, float]:
-        """The last evaluation as scalars for the log."""
-        return {f"{EVALUATION}{name}": value for name, value in self.scores.items()}
+    def to_log(self) -> dict[str, float]:
+        """The newest evaluation as scalars for the log."""
+        return {f"{PREFIX}{name}": value for name, value in self.scores.items()}
 
-    def read(self, log: pathlib.Path, until: int) -> None:
-        """Takes note of the evaluations that a log has up to step `until`, as process 0 sees it: others may see an older one."""
+    def restore(self, log: pathlib.Path, until_step: int) -> None:
+        """Adds the evaluations in a log up to a step, as process 0 sees it: others may see an older file.
+
+        Ranking scores are computed anew, since older versions ranked by other ones.
+        """
+        needed = {f"{PREFIX}{name}/{task.primary}" for name, task in self._tasks.items()}
         lines = lines_of(log) if jax.process_index() == 0 else []
-        found = [
-            (entry["step"], {name.removeprefix(EVALUATION): value for name, value in entry.items() if name.startswith(EVALUATION)})
-            for entry in lines
-        ]
-        needed = {f"{name}/{task.primary}" for name, task in self._tasks.items()}
-        evaluations = [(step, scores) for step, scores in found if step <= until and needed <= scores.keys()]
-        for step, scores in sharding.of_all_processes(evaluations)[0]:
-            self.add(step, {name: math.nan if value is None else value for name, value in scores.items()})
+        evaluations = [line for line in lines if line["step"] <= until_step and needed <= line.keys()]
+        for line in sharding.of_all_processes(evaluations)[0]:
+            named = {name.removeprefix(PREFIX): value for name, value in line.items() if name.startswith(PREFIX)}
+            scores = {name: math.nan if value is None else value for name, value in named.items() if "/" in name}
+            self.add(line["step"], scores)

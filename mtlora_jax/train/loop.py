@@ -23,7 +23,7 @@ from mtlora_jax.experiment import Experiment
 from mtlora_jax.metric_writers import InputWait, Records, Speed, Trace, memory
 from mtlora_jax.train.checkpoints import Checkpoints
 from mtlora_jax.train.fault_tolerance import BadExamples, Skips
-from mtlora_jax.train.history import Progress
+from mtlora_jax.train.history import EvalHistory
 from mtlora_jax.train.step import TrainState
 
 
@@ -46,7 +46,7 @@ class Loop:
     batches: Batches
     evaluator: Evaluator
     checkpoints: Checkpoints
-    progress: Progress
+    history: EvalHistory
     records: Records
     trace: Trace
     speed: Speed
@@ -113,7 +113,7 @@ class Loop:
         saves = evaluates or (rest == 0 and epoch % config.checkpoint_every_epochs == 0)
         if self.step > saved and (saves or (config.checkpoint_every_steps and self.step % config.checkpoint_every_steps == 0)):
             self.save()
-        if evaluates and self.progress.last != self.step:
+        if evaluates and self.history.last_step != self.step:
             self.evaluate()
 
     def save(self) -> None:
@@ -125,20 +125,20 @@ class Loop:
 
     def evaluate(self) -> None:
         """Scores, pictures and, if it is the best so far, the model of this step."""
-        state, tasks, progress = self.state, self.experiment.tasks, self.progress
+        state, tasks, history = self.state, self.experiment.tasks, self.history
         scores, seconds = self.evaluator(state.trainable, state.batch_stats, self.watched)
         self.speed.evaluated(seconds)
         self.tell_bad()
-        is_best = progress.add(self.step, scores)
-        for what in progress.odd():
-            console.print(f"step {self.step}: {what}, which is left out of what chooses the best model")
+        is_best = history.add(self.step, scores)
+        for what in history.describe_non_finite():
+            console.print(f"step {self.step}: {what}, so this model cannot be the best one")
         if is_best:
-            best = {"step": self.step, "scores": progress.scores}
+            best = {"step": self.step, "scores": history.scores}
             self.experiment.save(self.workdir / "best", state.trainable, state.batch_stats, best)
         self.records.images(self.step, self.evaluator.pictures(state.trainable, state.batch_stats))
-        self.records.write(self.step, progress.line())  # comes last: with this line the evaluation is done
+        self.records.write(self.step, history.to_log())  # comes last: with this line the evaluation is done
         told = ", ".join(f"{name} {tasks[name].primary} {value:.2f}" for name, value in primary_scores(scores, tasks).items())
-        delta = f", Delta_m {progress.gain:+.2f} %" if progress.gain_name == "delta_m" else ""
+        delta = "" if history.delta_m is None else f", Delta_m {history.delta_m:+.2f} %"
         console.print(f"step {self.step}: {told}{delta} ({seconds:.0f} s)")
         self.speed.start()
 

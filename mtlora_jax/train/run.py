@@ -16,7 +16,7 @@ from mtlora_jax.defaults import Config
 from mtlora_jax.distributed import agreement, sharding
 from mtlora_jax.distributed.preemption import Shutdown
 from mtlora_jax.errors import UserError
-from mtlora_jax.eval.aggregate import single_task_scores
+from mtlora_jax.eval.aggregate import delta_m_baseline
 from mtlora_jax.eval.evaluator import Evaluator
 from mtlora_jax.io import locks
 from mtlora_jax.io.files import check_writable, write_json
@@ -25,7 +25,7 @@ from mtlora_jax.model_io import initial_weights
 from mtlora_jax.train import run_config
 from mtlora_jax.train.checkpoints import Checkpoints, clear_when_full
 from mtlora_jax.train.fault_tolerance import BadExamples, Skips
-from mtlora_jax.train.history import Progress
+from mtlora_jax.train.history import EvalHistory
 from mtlora_jax.train.loop import Loop
 from mtlora_jax.train.optimizer import make_optimizer, make_schedule
 from mtlora_jax.train.step import create_state, train_step
@@ -77,8 +77,7 @@ def train(config: Config, workdir: pathlib.Path, profile: bool = False, override
         closing.callback(checkpoints.close)
         shutdown.before_exit = checkpoints.wait
         state = sharding.replicate(create_state(experiment.trainable, experiment.batch_stats, optimizer), mesh)
-        # The best model has the best Delta_m; where the config has no single-task scores, the best gain over this run's first evaluation.
-        progress = Progress(tasks, single_task_scores(config, tasks))
+        history = EvalHistory(tasks, delta_m_baseline(config, tasks))
         remembered: dict[str, Any] = {"waiting": [], "skipped_in_row": 0, "bad_examples": {}}
         restored = checkpoints.restore(state)
         if restored is not None:
@@ -89,7 +88,7 @@ def train(config: Config, workdir: pathlib.Path, profile: bool = False, override
                     "more --config.epochs, or choose another --workdir"
                 )
             batches.set_state(position)
-            progress.read(workdir / "log.jsonl", until=int(state.step))
+            history.restore(workdir / "log.jsonl", until_step=int(state.step))
         if jax.process_index() == 0 and (override or not (workdir / run_config.CONFIG).exists()):
             run_config.save(workdir, config, described)
         batches.start_prefetch()  # the workers take seconds to start, so all that can wait comes after this
@@ -126,7 +125,7 @@ def train(config: Config, workdir: pathlib.Path, profile: bool = False, override
             batches=batches,
             evaluator=Evaluator(config, experiment, eval_data),
             checkpoints=checkpoints,
-            progress=progress,
+            history=history,
             records=records,
             trace=trace,
             speed=Speed(evaluation_steps=len(eval_data) / config.batch_size / 3),
@@ -142,10 +141,10 @@ def train(config: Config, workdir: pathlib.Path, profile: bool = False, override
             waiting=remembered["waiting"],
         ).run()
         if jax.process_index() == 0:
-            write_json(workdir / "metrics.json", {"step": progress.last, **finite_or_none(progress.scores)})
-    print_scores(progress.scores, f"Scores after {progress.last} steps")
+            write_json(workdir / "metrics.json", {"step": history.last_step, **finite_or_none(history.scores)})
+    print_scores(history.scores, f"Scores after {history.last_step} steps")
     console.print(f"best model: {workdir / 'best'}")
-    return progress.scores
+    return history.scores
 
 
 def refuse_other_config(workdir: pathlib.Path, config: Config) -> None:

@@ -303,13 +303,13 @@ def write_metrics(folder, **scores):
 def test_single_task_files(root, tmp_path):
     tasks = make_tasks(TASKS)
     config = config_for(root)
-    assert evaluate.single_task_scores(config, tasks) == {"semseg": 67.21, "sal": 62.35, "normals": 17.97}
+    assert evaluate.delta_m_baseline(config, tasks) == {"semseg": 67.21, "sal": 62.35, "normals": 17.97}
     semseg = write_metrics(tmp_path / "semseg", semseg_mIoU=50.0, semseg_other=1.0)
     normals = write_metrics(tmp_path / "normals", normals_mean=20.0, depth_rmse=1.0)
     config.delta_m_baseline_runs = (semseg, f"{normals}/metrics.json")
-    assert evaluate.single_task_scores(config, tasks) == {"semseg": 50.0, "normals": 20.0}
+    assert evaluate.delta_m_baseline(config, tasks) == {"semseg": 50.0, "normals": 20.0}
     scores = {"semseg/mIoU": 55.0, "normals/mean": 19.0, "sal/mIoU": 1.0, "edge/loss": 1.0}
-    gain = evaluate.with_gain(scores, tasks, evaluate.single_task_scores(config, tasks))["delta_m"]
+    gain = evaluate.add_ranking_score(scores, tasks, evaluate.delta_m_baseline(config, tasks))["delta_m"]
     assert gain == pytest.approx((10 + 5) / 2)
 
 
@@ -331,4 +331,4 @@ def test_bad_single_task_files(root, tmp_path, content, told):
     config = config_for(root)
     config.delta_m_baseline_runs = (write_metrics(tmp_path / "whole", semseg_mIoU=5.0), str(tmp_path / "a"))
     with pytest.raises(UserError, match=told):
-        evaluate.single_task_scores(config, make_tasks(TASKS))
+        evaluate.delta_m_baseline(config, make_tasks(TASKS))

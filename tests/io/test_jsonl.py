@@ -10,7 +10,7 @@ from mtlora_jax.errors import UserError
 from mtlora_jax.io.jsonl import LONGEST, line_of, lines_of
 from mtlora_jax.metric_writers.writer import forget_after
 from mtlora_jax.tasks import make_tasks
-from mtlora_jax.train.history import Progress
+from mtlora_jax.train.history import EvalHistory
 
 GOOD = '{"step": 3, "loss": 0.5, "eval/semseg/mIoU": 40.0}'
 
@@ -76,9 +76,9 @@ def test_a_line_without_end_takes_no_memory(tmp_path):
 def test_a_run_goes_on_from_the_evaluations_that_are_whole(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text(f'[]\n{GOOD}\n{{"step": 4, "eval/other/score": 1}}\n{{"step": 5, "eval/semseg/mIoU": NaN}}\n')
-    progress = Progress(make_tasks(["semseg"]), {"semseg": 20.0})
-    progress.read(path, until=4)
-    assert (progress.last, progress.best) == (3, 100.0)
+    history = EvalHistory(make_tasks(["semseg"]), {"semseg": 20.0})
+    history.restore(path, until_step=4)
+    assert (history.last_step, history.best) == (3, 100.0)
 
 
 def test_dropped_lines_are_told(tmp_path, capsys):

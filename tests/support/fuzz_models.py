@@ -29,7 +29,7 @@ from mtlora_jax.models import parameters
 from mtlora_jax.plot import read_log
 from mtlora_jax.tasks import make_tasks
 from mtlora_jax.train import run_config
-from mtlora_jax.train.history import Progress
+from mtlora_jax.train.history import EvalHistory
 
 
 def tensors(folder: pathlib.Path) -> Kind:
@@ -113,16 +113,16 @@ def logs(folder: pathlib.Path) -> Kind:
         check(after, data, path)
         assert all(json.loads(line, parse_constant=lambda word: None) for line in path.read_text().splitlines())
 
-    def progress(path: pathlib.Path) -> Progress:
-        made = Progress(tasks, {})
-        made.read(path, 5)
+    def history(path: pathlib.Path) -> EvalHistory:
+        made = EvalHistory(tasks, {})
+        made.restore(path, 5)
         return made
 
-    def looks_right(found: Progress, data: bytes, path: pathlib.Path) -> None:
-        assert found.last is None or 0 <= found.last <= 5
+    def looks_right(found: EvalHistory, data: bytes, path: pathlib.Path) -> None:
+        assert found.last_step is None or 0 <= found.last_step <= 5
         assert all(isinstance(value, float | int) for value in found.scores.values())
 
-    ways = [Way(lambda path: read_log(path.parent), check), Way(lines_of, check), Way(kept, same_up_to_five), Way(progress, looks_right)]
+    ways = [Way(lambda path: read_log(path.parent), check), Way(lines_of, check), Way(kept, same_up_to_five), Way(history, looks_right)]
 
     def command(path: pathlib.Path) -> list[str]:
         return ["mtlora_jax.plot", str(path.parent), f"--output={folder / 'curves.png'}"]

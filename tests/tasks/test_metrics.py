@@ -245,6 +245,20 @@ def test_totals_are_summed_in_float64():
 TABLE_1 = ("semseg", "human_parts", "sal", "normals")
 
 
+def test_mean_score():
+    """Each task counts by its share of the best possible score, so a bad start of one does not outweigh the others."""
+    tasks = make_tasks(["semseg", "sal", "normals", "edge", "depth"])
+    scores = {"semseg/mIoU": 40.0, "sal/mIoU": 60.0, "normals/mean": 30.0, "edge/loss": 0.1, "depth/rmse": 3.0, "sal/maxF": 99.0}
+    assert aggregate.mean_score(scores, tasks) == pytest.approx((0.4 + 0.6 + 0.5 + 0.5 + 0.25) / 5)
+    assert aggregate.add_ranking_score(scores, tasks, {}) == scores | {"mean_score": pytest.approx(0.45)}
+    assert aggregate.add_ranking_score(scores, tasks, {"depth": 4.0}) == scores | {"delta_m": pytest.approx(25)}
+    perfect = {"semseg/mIoU": 100.0, "sal/mIoU": 100.0, "normals/mean": 0.0, "edge/loss": 0.0, "depth/rmse": 0.0}
+    assert aggregate.mean_score(perfect, tasks) == 1
+    hopeless = {"semseg/mIoU": 0.0, "sal/mIoU": 0.0, "normals/mean": 180.0, "edge/loss": 1e9, "depth/rmse": float("inf")}
+    assert 0 < aggregate.mean_score(hopeless, tasks) < 0.05
+    assert np.isnan(aggregate.mean_score(perfect | {"sal/mIoU": float("nan")}, tasks))
+
+
 def test_delta_m_of_the_paper():
     """Table 1, MTLoRA with rank 64."""
     scores = dict(zip(TABLE_1, (67.9, 59.84, 65.40, 16.60), strict=True))

@@ -24,7 +24,7 @@ from mtlora_jax.io.files import UNFINISHED, replacing, write_text
 from mtlora_jax.tasks import IGNORE, make_tasks
 from mtlora_jax.train import run_config
 from mtlora_jax.train.fault_tolerance import BadExamples, Skips
-from mtlora_jax.train.history import Progress
+from mtlora_jax.train.history import EvalHistory
 from mtlora_jax.train.loop import summary
 
 TASKS = ["semseg", "sal"]
@@ -213,28 +213,43 @@ def test_where_the_data_lies_does_not_matter_but_what_is_in_it_does(tmp_path):
         run_config.refuse_other(tmp_path, moved)
 
 
-def test_progress_is_what_the_log_tells(tmp_path):
+def test_the_history_is_what_the_log_tells(tmp_path):
     tasks = make_tasks(["sal"])
     log = tmp_path / "log.jsonl"
     lines = [{"step": 2, "loss": 1.0}, {"step": 4, "eval/sal/mIoU": 50.0}, {"step": 8, "eval/sal/mIoU": 60.0}]
     lines += [{"step": 12, "eval/sal/mIoU": 55.0, "eval/sal/maxF": None}, {"step": 16, "eval/sal/mIoU": 99.0}]
     log.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 20, "eval/s')
-    progress = Progress(tasks, {})
-    progress.read(log, until=12)
-    assert (progress.last, progress.best) == (12, pytest.approx(20.0))  # percent over the first
-    assert progress.gain == pytest.approx(10.0)
-    assert np.isnan(progress.scores["sal/maxF"])
-    assert not progress.add(13, {"sal/mIoU": 60.0})
-    assert progress.add(14, {"sal/mIoU": 61.0})
-    assert progress.line() == {"eval/sal/mIoU": 61.0, "eval/gain_over_first": pytest.approx(22.0)}
-    odd = Progress(tasks, {"sal": 50.0})
-    gains = [odd.add(step, {"sal/mIoU": score}) for step, score in enumerate([math.nan, math.nan, 40.0, math.nan, 39.0, 41.0, math.inf])]
-    assert gains == [True, True, True, False, False, True, True]  # until one is finite, the newest; then never one that is not
-    fresh = Progress(tasks, {"sal": 50.0})
-    fresh.read(tmp_path / "none", until=12)
-    assert fresh.last is None
+    history = EvalHistory(tasks, {})
+    history.restore(log, until_step=12)
+    assert (history.last_step, history.best) == (12, pytest.approx(0.6))
+    assert history.scores["mean_score"] == pytest.approx(0.55)
+    assert history.delta_m is None
+    assert np.isnan(history.scores["sal/maxF"])
+    assert not history.add(13, {"sal/mIoU": 60.0})
+    assert history.add(14, {"sal/mIoU": 61.0})
+    assert history.to_log() == {"eval/sal/mIoU": 61.0, "eval/mean_score": pytest.approx(0.61)}
+    odd = EvalHistory(tasks, {"sal": 50.0})
+    best = [odd.add(step, {"sal/mIoU": score}) for step, score in enumerate([math.nan, math.nan, 40.0, math.nan, 39.0, 41.0, math.inf])]
+    assert best == [True, True, True, False, False, True, True]  # until one is finite, the newest; then never one that is not
+    assert odd.describe_non_finite() == ["sal has the score inf"]
+    fresh = EvalHistory(tasks, {"sal": 50.0})
+    fresh.restore(tmp_path / "none", until_step=12)
+    assert fresh.last_step is None
     assert fresh.add(0, {"sal/mIoU": 40.0})  # the first is the best whatever it is
-    assert fresh.line()["eval/delta_m"] == pytest.approx(-20.0)
+    assert fresh.to_log()["eval/delta_m"] == pytest.approx(-20.0)
+
+
+def test_evaluations_of_an_older_version_are_ranked_anew(tmp_path):
+    """It ranked by the gain over the first evaluation, which a small gain in a poor task could make the larger one."""
+    steps = [(0, 1.0, 20.0, 0.0), (4, 2.0, 20.0, 50.0), (8, 1.5, 60.0, 125.0), (12, 3.0, 20.0, 100.0)]
+    lines = [{"step": step, "eval/semseg/mIoU": a, "eval/sal/mIoU": b, "eval/gain_over_first": gain} for step, a, b, gain in steps]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    history = EvalHistory(make_tasks(["semseg", "sal"]), {})
+    history.restore(tmp_path / "log.jsonl", until_step=12)
+    assert history.best == pytest.approx((0.015 + 0.6) / 2)
+    assert history.scores == {"semseg/mIoU": 3.0, "sal/mIoU": 20.0, "mean_score": pytest.approx(0.115)}
+    assert not history.add(16, {"semseg/mIoU": 1.4, "sal/mIoU": 60.0})
+    assert history.add(20, {"semseg/mIoU": 1.6, "sal/mIoU": 60.0})
 
 
 def test_a_file_and_a_folder_are_replaced_whole_or_not_at_all(tmp_path):
@@ -283,7 +298,7 @@ def test_a_signal_stops_at_the_next_check_and_leaves_no_trace(number, capsys):
 
 BUSY = """
 import ctypes, os, signal, threading, time
-from mtlora_jax.shutdown import Shutdown
+from mtlora_jax.distributed.preemption import Shutdown
 
 def send(number, *seconds):
     for pause in seconds:
