@@ -75,6 +75,12 @@ def test_style_before_a_commit_is_that_of_make_lint(lock):
     assert asked == {versions(lock)["ruff"]}
 
 
+def test_hosted_checks_are_those_of_a_clean_clone():
+    targets = re.search(r"^make --keep-going ((?:[a-z-]+ )+)", (ROOT / ".ci" / "run").read_text(), re.M)[1].split()
+    hosted = re.search(r"target: \[(.*)\]", (ROOT / ".github" / "workflows" / "ci.yml").read_text())[1].split(", ")
+    assert hosted == targets
+
+
 def test_converter_is_tested_on_the_oldest_python():
     assert "torch" in versions(LOCKS[0])
 
