@@ -78,7 +78,7 @@ def open_datasets(config: Config, *splits: str) -> list[Dataset]:
 
 def tasks_of(config: Config) -> dict[str, Task]:
     """The config's tasks with the classes of its data set, which need not be at hand."""
-    return kind_of_dataset(config).describe(config.data.root, tuple(config.tasks))
+    return kind_of_dataset(config).make_tasks(config.data.root, tuple(config.tasks))
 
 
 def kind_of_dataset(config: Config) -> type[Dataset]:

@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mtlora_jax.tasks import TASKS
 
     keys = {key for log in logs.values() for line in log for key in line}
-    scores = {name: task.primary for name, task in ((n, cls()) for n, cls in TASKS.items()) if f"eval/{name}/{task.primary}" in keys}
+    primary_metrics = {name: kind().primary_metric for name, kind in TASKS.items()}
+    scores = {name: primary for name, primary in primary_metrics.items() if f"eval/{name}/{primary}" in keys}
     columns = [("loss", "loss", "", "")]
     columns += [(f"{name} loss", f"loss/{name}", f"{name} {primary}", f"eval/{name}/{primary}") for name, primary in scores.items()]
     figure, axes = plt.subplots(2, len(columns), figsize=(3.6 * len(columns), 5.4), layout="constrained", squeeze=False)

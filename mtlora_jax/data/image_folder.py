@@ -8,15 +8,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from mtlora_jax.data.decoding import Encoded, Example, decode_example, decode_label, read_file
+from mtlora_jax.data.decoding import EncodedFile, Example, decode_example, decode_label, read_file
 from mtlora_jax.data.naming import files_of
 from mtlora_jax.data.survey import spread
 from mtlora_jax.errors import UserError
 from mtlora_jax.io.files import read_json, read_text, same_form
 from mtlora_jax.schema import shown
-from mtlora_jax.tasks import TASKS, Task, hint, make_tasks
+from mtlora_jax.tasks import TASKS, Task, make_tasks, suggest_task
 from mtlora_jax.tasks.binary import Binary
-from mtlora_jax.tasks.label_values import MEANINGS
+from mtlora_jax.tasks.label_values import ENCODINGS
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 LONGEST_NAME = 100  # characters of a name in a message
@@ -29,7 +29,7 @@ class FolderDataset:
         ROOT/TASK/ID.png          one folder per task of `TASKS`, label files as the task reads them
         ROOT/splits/SPLIT.txt     ids, one per line
         ROOT/classes.json         optional, {"TASK": ["name of class 0", ...]}
-        ROOT/labels.json          optional, {"TASK": what its values mean, of `mtlora_jax.tasks.label_values.MEANINGS`}
+        ROOT/labels.json          optional, {"TASK": what its values mean, of `mtlora_jax.tasks.label_values.ENCODINGS`}
 
     `dataset[i]` is what `decode_example` makes of its files, with its errors. `tasks` maps the names asked for, in
     their order, to tasks that know the class names, and what label values mean, which some of the files of all splits tell. Everything
@@ -43,7 +43,7 @@ class FolderDataset:
         for folder in (self.root, self.root / "images", self.root / "splits"):
             if not folder.is_dir():
                 raise UserError(f"{folder}: no such folder; a data set needs images/, splits/ and one folder of labels per task")
-        self.tasks = self.describe(root, tasks)
+        self.tasks = self.make_tasks(root, tasks)
         for name in self.tasks:
             if not (self.root / name).is_dir():
                 has = [task for task in TASKS if (self.root / task).is_dir()]
@@ -51,10 +51,10 @@ class FolderDataset:
         self.ids = self._read_ids()
         self._images = self._find("images", IMAGE_SUFFIXES)
         self._labels = {name: self._find(name, task.suffixes) for name, task in self.tasks.items()}
-        self.tasks = with_meanings(self.root, self.tasks)
+        self.tasks = with_label_encodings(self.root, self.tasks)
 
     @classmethod
-    def describe(cls, root: str | pathlib.Path, tasks: Sequence[str]) -> dict[str, Task]:
+    def make_tasks(cls, root: str | pathlib.Path, tasks: Sequence[str]) -> dict[str, Task]:
         """The tasks with the class names of the data set, or with their usual ones where there is no list of them."""
         usual, path = make_tasks(tasks), pathlib.Path(root) / "classes.json"
         classes = _read_classes(path)
@@ -105,18 +105,18 @@ class FolderDataset:
         return [files[same_form(id_)].name for id_ in self.ids]
 
 
-def with_meanings(root: pathlib.Path, tasks: Mapping[str, Task]) -> dict[str, Task]:
+def with_label_encodings(root: pathlib.Path, tasks: Mapping[str, Task]) -> dict[str, Task]:
     """The tasks as the label files of a data set mean them. Raises UserError for a bad labels.json, and where the files do not agree."""
-    told = _read_meanings(root / "labels.json")
+    told = _read_label_encodings(root / "labels.json")
     return {
-        name: dataclasses.replace(task, meaning=told[name])
+        name: dataclasses.replace(task, encoding=told[name])
         if isinstance(task, Binary) and name in told
-        else task.of_data_set(_mixed(root / name, task.suffixes))
+        else task.for_dataset(_mixed(root / name, task.suffixes))
         for name, task in tasks.items()
     }
 
 
-def _mixed(folder: pathlib.Path, suffixes: tuple[str, ...]) -> Iterator[Encoded]:
+def _mixed(folder: pathlib.Path, suffixes: tuple[str, ...]) -> Iterator[EncodedFile]:
     """The label files of all splits that can be read, in an order that mixes them."""
     paths = [path for path in files_of(folder, suffixes).values() if not path.name.startswith(".")]
     for index in spread(len(paths)):
@@ -124,14 +124,14 @@ def _mixed(folder: pathlib.Path, suffixes: tuple[str, ...]) -> Iterator[Encoded]
             yield read_file(paths[index])
 
 
-def _read_meanings(path: pathlib.Path) -> dict[str, str]:
+def _read_label_encodings(path: pathlib.Path) -> dict[str, str]:
     told = read_json(path) if path.exists() else {}
     if not isinstance(told, dict):
         raise UserError(f'{path}: must be {{"task": "what its values mean", ...}}')
-    for name, meaning in told.items():
+    for name, encoding in told.items():
         _check_task(path, name, [task for task, kind in TASKS.items() if issubclass(kind, Binary)])
-        if not isinstance(meaning, str) or meaning not in MEANINGS:
-            raise UserError(f"{path}: {name} is {shown(meaning)}; expected one of {', '.join(map(json.dumps, MEANINGS))}")
+        if not isinstance(encoding, str) or encoding not in ENCODINGS:
+            raise UserError(f"{path}: {name} is {shown(encoding)}; expected one of {', '.join(map(json.dumps, ENCODINGS))}")
     return told
 
 
@@ -148,7 +148,7 @@ def _read_classes(path: pathlib.Path) -> dict[str, list[str]] | None:
 
 def _check_task(path: pathlib.Path, name: str, possible: Sequence[str]) -> None:
     if name not in possible:
-        told = hint(name) if name not in TASKS else f"expected one of {', '.join(possible)}"
+        told = suggest_task(name) if name not in TASKS else f"expected one of {', '.join(possible)}"
         raise UserError(f"{path}: {_short(name)!r} is {'no task' if name not in TASKS else 'a task without such an entry'}; {told}")
 
 

@@ -15,7 +15,7 @@ STEP = 128  # pixels: sides of the arrays are multiples of it, so that few progr
 class OriginalSize:
     """A data set as `eval_batches` takes it, seen so that transforms find no label to resize.
 
-    "originals" of a batch is an object array (B,) of {task: label as `Task.finish` gives it, at the size of its image}.
+    "native_labels" of a batch is an object array (B,) of {task: label as `Task.finish` gives it, at the size of its image}.
     """
 
     tasks: Mapping[str, Task] = {}
@@ -29,8 +29,8 @@ class OriginalSize:
     def __getitem__(self, index: int) -> Example:
         example = self._dataset[index]
         originals = np.empty((), object)  # what batches take as it is, though the sizes differ
-        originals[()] = {name: task.finish(example[name]) for name, task in self._dataset.tasks.items()}
-        return {"image_id": example["image_id"], "image": example["image"], "originals": originals}
+        originals[()] = {name: task.to_device_format(example[name]) for name, task in self._dataset.tasks.items()}
+        return {"image_id": example["image_id"], "image": example["image"], "native_labels": originals}
 
 
 def sizes_of(originals: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:

@@ -30,7 +30,7 @@ from mtlora_jax.data.transforms import PASCAL, Augmentation
 from mtlora_jax.errors import UserError
 from mtlora_jax.tasks.task import IGNORE, Task
 
-TRIES = 16  # so many neighbours of an example that cannot be read are tried before that is an error
+MAX_ATTEMPTS = 16  # so many neighbours of an example that cannot be read are tried before that is an error
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
@@ -43,7 +43,7 @@ class Dataset(Protocol):
     def __init__(self, root: str, split: str, tasks: Sequence[str]) -> None: ...
 
     @classmethod
-    def describe(cls, root: str, tasks: Sequence[str]) -> dict[str, Task]:
+    def make_tasks(cls, root: str, tasks: Sequence[str]) -> dict[str, Task]:
         """The tasks with the classes of the data set, also where it is not at hand."""
         ...
 
@@ -57,11 +57,12 @@ class Dataset(Protocol):
 
 
 class Batches(grain.DatasetIterator):
-    """Iterator over batches: {"image": uint8 (B, H, W, 3), TASK: (B, H, W[, D]), "mask": bool (B,), "image_id": str (B,), "bad": str (B,)}.
+    """Iterator over batches of numpy arrays.
 
-    All is numpy. "bad" is empty, or tells what is wrong with the example that should be there. The state, {"next_batch": int}, holds for
-    any number of workers and processes. UserError of a worker arrives as it was raised; a worker that ended by itself is a UserError too.
-    `close()` ends the workers; the end of the data does too.
+    A batch is {"image": uint8 (B, H, W, 3), TASK: (B, H, W[, D]), "mask": bool (B,), "image_id": str (B,),
+    "error": str (B,)}. "error" is empty, or says why the example that belongs there could not be read. The state,
+    {"next_batch": int}, does not depend on the number of workers and processes. A UserError of a worker is raised here
+    unchanged; a worker that was killed raises UserError too. `close()` and the end of the data stop the workers.
     """
 
     def __init__(self, batches: grain.MapDataset, workers: int):
@@ -148,8 +149,8 @@ def train_batches(
         raise UserError(f"seed = {seed}: must be in [0, 2**32)")
     warp = functools.partial(reference.warp if parity else transforms.warp, tasks=dataset.tasks, image_size=image_size)
     transform = functools.partial(_train_example, augmentation=augmentation, warp=warp)
-    examples = grain.MapDataset.source(_Tolerant(dataset)).seed(seed).shuffle().repeat().random_map(transform)
-    return Batches(_share(examples, batch_size, process_index, process_count, workers), workers)
+    examples = grain.MapDataset.source(_SkipUnreadable(dataset)).seed(seed).shuffle().repeat().random_map(transform)
+    return Batches(_shard(examples, batch_size, process_index, process_count, workers), workers)
 
 
 def eval_batches(
@@ -170,11 +171,11 @@ def eval_batches(
     _check(batch_size, workers, process_count)
     padded = -(-len(dataset) // batch_size) * batch_size
     resize = functools.partial(reference.resize if parity else transforms.resize, tasks=dataset.tasks, image_size=image_size)
-    examples = grain.MapDataset.range(padded).map(functools.partial(_eval_example, dataset=_Tolerant(dataset), resize=resize))
-    return Batches(_share(examples, batch_size, process_index, process_count, workers), workers)
+    examples = grain.MapDataset.range(padded).map(functools.partial(_eval_example, dataset=_SkipUnreadable(dataset), resize=resize))
+    return Batches(_shard(examples, batch_size, process_index, process_count, workers), workers)
 
 
-def _share(examples: grain.MapDataset, batch_size: int, process_index: int, process_count: int, workers: int) -> grain.MapDataset:
+def _shard(examples: grain.MapDataset, batch_size: int, process_index: int, process_count: int, workers: int) -> grain.MapDataset:
     """This process's rows of every batch: as the devices are ordered by process, its devices get the rows a single process would give them.
 
     Taken after everything random, so that an example depends on its place in the global order only.
@@ -190,8 +191,8 @@ def _check(batch_size: int, workers: int, process_count: int) -> None:
         raise UserError(f"workers = {workers}: must be 0 (this process does the work) or more")
 
 
-class _Tolerant:
-    """A data set that gives the next example that can be read in place of one that cannot, and tells what is wrong with that in "bad".
+class _SkipUnreadable:
+    """A data set that gives the next example that can be read in place of one that cannot, and tells what is wrong with that in "error".
 
     Raises its UserError where many in a row cannot be read.
     """
@@ -205,23 +206,23 @@ class _Tolerant:
 
     def __getitem__(self, index: int) -> Example:
         bad = ""
-        for place in range(index, index + TRIES):
+        for place in range(index, index + MAX_ATTEMPTS):
             try:
-                return self._dataset[place % len(self)] | {"bad": bad}
+                return self._dataset[place % len(self)] | {"error": bad}
             except UserError as error:
                 bad = bad or str(error)
-        raise UserError(f"{bad}; nor can the {TRIES - 1} examples after it be read")
+        raise UserError(f"{bad}; nor can the {MAX_ATTEMPTS - 1} examples after it be read")
 
 
 def _train_example(example: Example, rng: np.random.Generator, *, augmentation: Augmentation, warp: Callable[..., Example]) -> Example:
-    return warp(example, motion=augmentation.draw(rng)) | {"mask": np.True_}
+    return warp(example, transform=augmentation.draw(rng)) | {"mask": np.True_}
 
 
-def _eval_example(index: int, *, dataset: "_Tolerant", resize: Callable[..., Example]) -> Example:
+def _eval_example(index: int, *, dataset: "_SkipUnreadable", resize: Callable[..., Example]) -> Example:
     example = resize(dataset[min(index, len(dataset) - 1)]) | {"mask": np.True_}
     if index >= len(dataset):
-        example["bad"] = ""  # that of the last example, which has told it already
-    elif not example["bad"]:
+        example["error"] = ""  # that of the last example, which has told it already
+    elif not example["error"]:
         return example
     labels = {name: np.full_like(example[name], IGNORE) for name in dataset.tasks}
     return example | {"image_id": "", "image": np.zeros_like(example["image"]), "mask": np.False_} | labels

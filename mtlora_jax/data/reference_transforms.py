@@ -19,26 +19,26 @@ import cv2
 import numpy as np
 
 from mtlora_jax.data.decoding import Example
-from mtlora_jax.tasks.affine import Motion
+from mtlora_jax.tasks.affine import AffineTransform
 from mtlora_jax.tasks.task import IGNORE, Task
 
 UNKNOWN = ("normals", "depth")  # tasks that mark what is not known with 0, and only at last with `IGNORE`
 EPS = np.finfo(np.float64).eps
 
 
-def warp(example: Example, tasks: Mapping[str, Task], motion: Motion, image_size: tuple[int, int]) -> Example:
+def warp(example: Example, tasks: Mapping[str, Task], transform: AffineTransform, image_size: tuple[int, int]) -> Example:
     """A training example of `image_size` = (H, W)."""
     height, width = example["image"].shape[:2]
-    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), motion.degrees, motion.scale)
+    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), transform.degrees, transform.scale)
 
     def moved(pixels: np.ndarray, interpolation: int) -> np.ndarray:
-        mirrored = cv2.flip(pixels, 1) if motion.mirrored else pixels
-        return cv2.warpAffine(mirrored, matrix, (width, height), flags=interpolation)
+        flipped = cv2.flip(pixels, 1) if transform.flip else pixels
+        return cv2.warpAffine(flipped, matrix, (width, height), flags=interpolation)
 
     arrays = _prepared(example, tasks)
-    arrays |= {name: arrays[name] @ motion.turn().T for name in arrays if name == "normals"}
+    arrays |= {name: arrays[name] @ transform.vector_matrix().T for name in arrays if name == "normals"}
     arrays = {name: moved(values, _interpolation(name, tasks)) for name, values in arrays.items()}
-    arrays |= {name: arrays[name] / motion.scale for name in arrays if name == "depth"}
+    arrays |= {name: arrays[name] / transform.scale for name in arrays if name == "depth"}
     return example | _resized(arrays, tasks, image_size)
 
 

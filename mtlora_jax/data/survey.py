@@ -26,7 +26,8 @@ def spread(count: int) -> Iterator[int]:
 
 def readings(dataset: "Dataset") -> list[str]:
     """How the values of labels are read, a line for each task where that depends on the data set."""
-    return [f"{name}: labels are read as {task.reading()}" for name, task in dataset.tasks.items() if task.reading()]
+    described = {name: task.describe_label_values() for name, task in dataset.tasks.items()}
+    return [f"{name}: labels are read as {words}" for name, words in described.items() if words]
 
 
 def lacks(dataset: "Dataset") -> list[str]:
@@ -39,7 +40,7 @@ def lacks(dataset: "Dataset") -> list[str]:
 
 
 def _lacks_of(dataset: "Dataset", name: str) -> str:
-    names = dataset.tasks[name].values()
+    names = dataset.tasks[name].value_names()
     wanted = set(names) or {0}
     found: set[int] = set()
     tried = looked = pixels = 0

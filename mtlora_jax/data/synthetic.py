@@ -8,5 +8,5 @@ from mtlora_jax.tasks.task import Task
 def random_batch(tasks: dict[str, Task], count: int, size: tuple[int, int]) -> dict[str, np.ndarray]:
     """Noise in the shape and dtype in which the data pipeline hands images and labels over."""
     rng = np.random.default_rng(0)
-    labels = {name: np.stack([task.noise(rng, size) for _ in range(count)]) for name, task in tasks.items()}
+    labels = {name: np.stack([task.random_label(rng, size) for _ in range(count)]) for name, task in tasks.items()}
     return {"image": rng.integers(0, 256, (count, *size, 3), np.uint8), **labels}

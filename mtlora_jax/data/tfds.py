@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mtlora_jax.data.decoding import Encoded, Example, decode_example, decode_label
+from mtlora_jax.data.decoding import EncodedFile, Example, decode_example, decode_label
 from mtlora_jax.errors import UserError
 from mtlora_jax.tasks import TASKS, Task, make_tasks
 from mtlora_jax.tasks.binary import Binary
@@ -42,7 +42,7 @@ class PreparedDataset:
     classes: ClassVar[Mapping[str, Sequence[str]]] = {}  # of tasks whose classes are not the usual ones
 
     def __init__(self, root: str | pathlib.Path, split: str, tasks: Sequence[str]):
-        self.tasks = self.describe(root, tasks)
+        self.tasks = self.make_tasks(root, tasks)
         self.folder = self._find(pathlib.Path(root))
         self.split = split
         builder = _open(self.folder)
@@ -63,11 +63,11 @@ class PreparedDataset:
         self.ids = [ids[index] if ids and len(ids) == info.num_examples else str(index) for index in self._indices]
 
     @classmethod
-    def describe(cls, root: str | pathlib.Path, tasks: Sequence[str]) -> dict[str, Task]:
+    def make_tasks(cls, root: str | pathlib.Path, tasks: Sequence[str]) -> dict[str, Task]:
         """The tasks with the classes of this data set, which need not be at hand."""
         del root
         made = make_tasks(tasks, cls.classes)
-        return {name: dataclasses.replace(task, meaning="0/255") if isinstance(task, Binary) else task for name, task in made.items()}
+        return {name: dataclasses.replace(task, encoding="0/255") if isinstance(task, Binary) else task for name, task in made.items()}
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -80,13 +80,13 @@ class PreparedDataset:
         """One label of an example. Raises UserError if it is bad."""
         return decode_label(self.tasks[task], self._read(index, (task,))[1][task])
 
-    def _read(self, index: int, names: Sequence[str]) -> tuple[str, dict[str, Encoded]]:
+    def _read(self, index: int, names: Sequence[str]) -> tuple[str, dict[str, EncodedFile]]:
         """The id of an example, and of its record what is asked for."""
         place = f"{self.name}/{self.split}"
         try:
             features = self._parse(self._records[self._indices[index]]).features.feature
             image_id = _content(features["image_id"]).decode()
-            return image_id, {name: Encoded(_content(features[name]), f"{place}: {image_id} ({name})") for name in names}
+            return image_id, {name: EncodedFile(_content(features[name]), f"{place}: {image_id} ({name})") for name in names}
         except Exception as error:  # whatever a damaged record makes the layers below stumble over
             raise UserError(f"{place}: record {self._indices[index]} cannot be read ({error}); build {self.folder} again") from error
 

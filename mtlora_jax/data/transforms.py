@@ -12,7 +12,7 @@ import numpy as np
 
 from mtlora_jax.data.decoding import Example
 from mtlora_jax.errors import UserError
-from mtlora_jax.tasks.affine import Motion
+from mtlora_jax.tasks.affine import AffineTransform
 from mtlora_jax.tasks.task import Task
 
 
@@ -35,32 +35,32 @@ class Augmentation:
         if not self.discrete_scales and not (len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1]):
             raise UserError(f"augmentation scale = {self.scale}: must be (smallest, largest) with 0 < smallest <= largest")
 
-    def draw(self, rng: np.random.Generator) -> Motion:
-        """One random motion."""
+    def draw(self, rng: np.random.Generator) -> AffineTransform:
+        """One random transform."""
         # All numbers are drawn whatever their values, so that one of them never shifts the others.
-        mirrored = bool(rng.random() < self.flip)
+        flip = bool(rng.random() < self.flip)
         degrees = rng.uniform(-self.degrees, self.degrees)
-        return Motion(
-            mirrored, degrees, float(rng.choice(self.scale) if self.discrete_scales else rng.uniform(self.scale[0], self.scale[1]))
+        return AffineTransform(
+            flip, degrees, float(rng.choice(self.scale) if self.discrete_scales else rng.uniform(self.scale[0], self.scale[1]))
         )
 
 
 PASCAL = Augmentation()  # the recipe of the paper's rows
 
 
-def warp(example: Example, tasks: Mapping[str, Task], motion: Motion, image_size: tuple[int, int]) -> Example:
+def warp(example: Example, tasks: Mapping[str, Task], transform: AffineTransform, image_size: tuple[int, int]) -> Example:
     """A training example of `image_size` = (H, W): moved and resized in one step, labels finished as the losses want them.
 
     What comes from outside is black and ignored.
     """
     # OpenCV's cubic interpolation is faster in floats than in bytes, conversions included; the sum rounds and clips to bytes.
-    image = motion(example["image"].astype(np.float32), image_size, cv2.INTER_CUBIC)
-    labels = {name: task.finish(task.warp(example[name], motion, image_size)) for name, task in tasks.items()}
+    image = transform(example["image"].astype(np.float32), image_size, cv2.INTER_CUBIC)
+    labels = {name: task.to_device_format(task.warp(example[name], transform, image_size)) for name, task in tasks.items()}
     return example | {"image": cv2.addWeighted(image, 1, image, 0, 0, dtype=cv2.CV_8U)} | labels
 
 
 def resize(example: Example, tasks: Mapping[str, Task], image_size: tuple[int, int]) -> Example:
     """An example of `image_size` = (H, W) for evaluation, whatever its aspect ratio; labels finished as the losses want them."""
     image = cv2.resize(example["image"], image_size[::-1], interpolation=cv2.INTER_CUBIC)
-    labels = {name: task.finish(task.resize(example[name], image_size)) for name, task in tasks.items()}
+    labels = {name: task.to_device_format(task.resize(example[name], image_size)) for name, task in tasks.items()}
     return example | {"image": image} | labels

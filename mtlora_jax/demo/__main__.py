@@ -90,10 +90,10 @@ def print_comparison(workdir: pathlib.Path) -> None:
         tasks = make_tasks(architecture["tasks"])
         summary = summarise(model_factory.build(architecture), model_factory.method_of(architecture), tuple(architecture["image_size"]))
         first, *_, last = evaluations(workdir / method)
-        names = {f"eval/{name}/{task.primary}": task for name, task in tasks.items()}
+        names = {f"eval/{name}/{task.primary_metric}": task for name, task in tasks.items()}
         if number == 0:
             for name, task in tasks.items():
-                table.add_column(f"{name}\n{task.primary}{'' if task.higher_is_better else ', lower is better'}", justify="right")
+                table.add_column(f"{name}\n{task.primary_metric}{'' if task.higher_is_better else ', lower is better'}", justify="right")
             table.add_row("untrained", "", *(f"{first[key]:.2f}" for key in names))
         table.add_row(method, f"{summary['trainable']:,}", *(f"{last[key]:.2f}" for key in names))
     console.print(table)
@@ -120,10 +120,10 @@ def draw_panels(config: Config, workdir: pathlib.Path) -> None:
     for index in range(min(PANELS, len(data))):
         example: dict[str, Any] = data[index]
         image = example["image"]
-        rows = [{"labels": image} | {name: task.picture(task.finish(example[name])) for name, task in data.tasks.items()}]
+        rows = [{"labels": image} | {name: task.visualize(task.to_device_format(example[name])) for name, task in data.tasks.items()}]
         for method, model in models.items():
             logits = model(image)
-            rows.append({method: image} | {name: task.picture(np.asarray(logits[name])) for name, task in data.tasks.items()})
+            rows.append({method: image} | {name: task.visualize(np.asarray(logits[name])) for name, task in data.tasks.items()})
         target = workdir / "panels" / f"{example['image_id']}.png"
         panel(rows, 240, 240).save(target)
 

@@ -79,11 +79,12 @@ def sources() -> str:
 def of_data(data: Dataset, split: str) -> dict[str, Any]:
     """Describes a split: how many images, which ids, and what its labels mean. Reads no image."""
     ids = list(data.ids)
+    encodings = {name: task.describe_label_values() for name, task in data.tasks.items()}
     return {
         f"number of images of {split}": len(ids),
         f"ids of {split}": hashlib.sha256("\n".join(ids).encode("utf-8", "surrogateescape")).hexdigest()[:16],
         f"classes of {split}": {name: list(task.classes) for name, task in data.tasks.items() if task.classes},
-        f"label values of {split}": {name: task.reading() for name, task in data.tasks.items() if task.reading()},
+        f"label values of {split}": {name: words for name, words in encodings.items() if words},
     }
 
 

@@ -45,7 +45,7 @@ def delta_m(scores: Mapping[str, float], baseline: Mapping[str, float], tasks: M
 
 def primary_scores(scores: Mapping[str, float], tasks: Mapping[str, Task]) -> dict[str, float]:
     """{task: its score of the papers' tables}."""
-    return {name: scores[f"{name}/{task.primary}"] for name, task in tasks.items()}
+    return {name: scores[f"{name}/{task.primary_metric}"] for name, task in tasks.items()}
 
 
 def mean_score(scores: Mapping[str, float], tasks: Mapping[str, Task]) -> float:
@@ -92,8 +92,9 @@ def delta_m_baseline(config: Config, tasks: Mapping[str, Task]) -> dict[str, flo
         except UserError as error:
             raise UserError(f"delta_m_baseline_runs: {error}; expected the workdir of a finished run") from error
         values = values if isinstance(values, dict) else {}
-        scores = {task: values[f"{task}/{tasks[task].primary}"] for task in tasks if f"{task}/{tasks[task].primary}" in values}
-        wanted = ", ".join(f"{task}/{tasks[task].primary}" for task in tasks)
+        primary = {task: f"{task}/{tasks[task].primary_metric}" for task in tasks}
+        scores = {task: values[metric] for task, metric in primary.items() if metric in values}
+        wanted = ", ".join(primary.values())
         if not scores or not all(isinstance(score, int | float) and math.isfinite(score) for score in scores.values()):
             raise UserError(f"delta_m_baseline_runs: {path} has no score of these tasks; expected a number for one of {wanted}")
         if found.keys() & scores:

@@ -87,4 +87,4 @@ def evaluate(
         add(totals, pending)
         pending = ahead
     add(totals, pending)
-    return {f"{name}/{score}": float(value) for name, task in tasks.items() for score, value in task.scores(totals[name]).items()}
+    return {f"{name}/{score}": float(value) for name, task in tasks.items() for score, value in task.compute_metrics(totals[name]).items()}

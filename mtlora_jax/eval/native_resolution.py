@@ -47,7 +47,7 @@ class OriginalSizeEvaluator:
         shardings = {"in_shardings": (split, split, everywhere), "out_shardings": everywhere}
         self._score = jax.jit(functools.partial(statistics, tasks=tasks), **shardings)
         self._pick = jax.jit(picked, static_argnums=2, in_shardings=(split, everywhere), out_shardings=split)
-        self._slow = {name: task for name, task in tasks.items() if config.evaluation.boundaries and task.has_slow_scores}
+        self._slow = {name: task for name, task in tasks.items() if config.evaluation.boundaries and task.has_native_resolution_metrics}
         self._tolerance = config.evaluation.boundary_tolerance
         self._workers = config.data.num_workers
         self._batches = functools.partial(batches_to_evaluate, config, cast(Dataset, OriginalSize(data)))
@@ -62,7 +62,7 @@ class OriginalSizeEvaluator:
         slow_totals = {name: nothing(task) for name, task in self._slow.items()}
         with several(self._workers if self._slow else 0) as run, contextlib.closing(self._batches()) as batches:
             for batch in watched(batches):
-                originals, mask = list(batch["originals"]), batch["mask"]
+                originals, mask = list(batch["native_labels"]), batch["mask"]
                 images = sharding.put({"image": batch["image"]}, mesh)["image"]
                 logits = self._forward(trainable, batch_stats, self._experiment.frozen, images)
                 for sums in self._statistics(logits, originals, mask):
@@ -72,9 +72,12 @@ class OriginalSizeEvaluator:
                     counted = [(task, own[row], originals[row][name], self._tolerance) for row in np.flatnonzero(mask)]
                     for sums in run(slow_statistics, counted):
                         add(slow_totals, {name: sums})
-        scores = {f"{name}/{score}": value for name, task in tasks.items() for score, value in task.scores(totals[name]).items()}
+        scores = {f"{name}/{score}": value for name, task in tasks.items() for score, value in task.compute_metrics(totals[name]).items()}
         for name, task in self._slow.items():
-            scores |= {f"{name}/{score}": value for score, value in task.slow_scores(over_processes(slow_totals[name])).items()}
+            scores |= {
+                f"{name}/{score}": value
+                for score, value in task.compute_native_resolution_metrics(over_processes(slow_totals[name])).items()
+            }
         return scores, time.monotonic() - start
 
     def _statistics(
@@ -114,7 +117,7 @@ def statistics(
     found = {}
     for name, values in logits.items():
         resize = functools.partial(resize_into, canvas=batch[name].shape[1:3], top=top)
-        found[name] = tasks[name].statistics(jax.vmap(resize)(values, batch["size"]), batch[name], batch["mask"])
+        found[name] = tasks[name].metric_sums(jax.vmap(resize)(values, batch["size"]), batch[name], batch["mask"])
     return found
 
 
@@ -139,12 +142,12 @@ def slow_statistics(job: tuple[Task, np.ndarray, np.ndarray, float]) -> dict[str
     """Statistics of one image: (task, logits (H, W, C), label, tolerance)."""
     task, logits, label, tolerance = job
     large = cv2.resize(logits, label.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-    return task.slow_statistics(large.reshape(*label.shape[:2], -1), label, tolerance)
+    return task.native_resolution_sums(large.reshape(*label.shape[:2], -1), label, tolerance)
 
 
 def nothing(task: Task) -> dict[str, np.ndarray]:
-    """Sums of `slow_statistics` over no image, shaped as those over some."""
-    blank = task.slow_statistics(np.zeros((16, 16, task.channels), np.float32), np.zeros((16, 16), np.uint8), 0.1)
+    """Sums of `native_resolution_sums` over no image, shaped as those over some."""
+    blank = task.native_resolution_sums(np.zeros((16, 16, task.channels), np.float32), np.zeros((16, 16), np.uint8), 0.1)
     return {name: np.zeros_like(value) for name, value in blank.items()}
 
 

@@ -19,4 +19,4 @@ def eval_step(
     """Statistics of one batch, {task: {name: array}}, to be summed over the set; "mask" (B,) says which images count."""
     model = parameters.merge(graph, trainable, frozen, batch_stats)
     logits = model(normalise(batch["image"]))
-    return {name: task.statistics(logits[name], batch[name], batch["mask"]) for name, task in tasks.items()}
+    return {name: task.metric_sums(logits[name], batch[name], batch["mask"]) for name, task in tasks.items()}

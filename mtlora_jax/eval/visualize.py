@@ -51,7 +51,7 @@ class Pictures:
             return {}
         logits = jax.device_get(self._forward(trainable, batch_stats, self._experiment.frozen, self._images))
         return {
-            f"{name}/{example['image_id']}": np.hstack([example["image"], task.picture(example[name]), task.picture(logits[name][row])])
+            f"{name}/{example['image_id']}": np.hstack([example["image"], task.visualize(example[name]), task.visualize(logits[name][row])])
             for name, task in self._experiment.tasks.items()
             for row, example in enumerate(self.examples)
         }

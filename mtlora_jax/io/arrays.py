@@ -17,17 +17,17 @@ HEADERS = {
 }
 
 
-def read_npy(data: bytes, origin: str, expected: str) -> np.ndarray:
+def read_npy(data: bytes, source: str, expected: str) -> np.ndarray:
     """The array of a `.npy` file whose bytes are `data`: real numbers or booleans of any shape, writable, C order, native byte order.
 
-    Raises UserError naming `origin` and what was `expected`, for a file of another kind, one whose header does not tell the bytes that
+    Raises UserError naming `source` and what was `expected`, for a file of another kind, one whose header does not tell the bytes that
     follow, and for objects, texts, times, records and complex numbers.
     """
     try:
         with warnings.catch_warnings(action="ignore"):  # of Python's compiler, about whatever stands in place of a header
             return _read(data)
     except Exception as error:  # the header is parsed as Python: it can fail in any way
-        raise UserError(f"{origin}: cannot be read ({files.reason_of(error)}); expected {expected}") from error
+        raise UserError(f"{source}: cannot be read ({files.reason_of(error)}); expected {expected}") from error
 
 
 def _read(data: bytes) -> np.ndarray:

@@ -127,14 +127,14 @@ def read_json(path: pathlib.Path, largest: int = LARGEST_TEXT) -> Any:
     return parse_json(read_text(path, largest=largest), str(path))
 
 
-def parse_json(text: str, origin: str) -> Any:
-    """The value of a JSON text. Raises UserError naming `origin` if it is none."""
+def parse_json(text: str, source: str) -> Any:
+    """The value of a JSON text. Raises UserError naming `source` if it is none."""
     try:
         return json.loads(text)
     except RecursionError as error:
-        raise UserError(f"{origin} is not valid JSON: its brackets are too deep") from error
+        raise UserError(f"{source} is not valid JSON: its brackets are too deep") from error
     except ValueError as error:
-        raise UserError(f"{origin} is not valid JSON: {error}") from error
+        raise UserError(f"{source} is not valid JSON: {error}") from error
 
 
 def write_bytes(path: pathlib.Path, data: bytes | bytearray | memoryview) -> None:

@@ -26,10 +26,10 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what is wro
 
 
 @contextlib.contextmanager
-def opened(data: bytes, origin: str, expected: str, formats: Sequence[str] = FORMATS) -> Iterator[PIL.Image.Image]:
+def opened(data: bytes, source: str, expected: str, formats: Sequence[str] = FORMATS) -> Iterator[PIL.Image.Image]:
     """The image whose file is `data`, for as long as the block lasts. Its pixels are not decoded yet.
 
-    Raises UserError naming `origin` and what was `expected`, for a file that is no image of the `formats`, too large, or damaged, also
+    Raises UserError naming `source` and what was `expected`, for a file that is no image of the `formats`, too large, or damaged, also
     where that shows only inside the block.
     """
     try:
@@ -37,9 +37,9 @@ def opened(data: bytes, origin: str, expected: str, formats: Sequence[str] = FOR
             image = PIL.Image.open(io.BytesIO(data), formats=list(formats))
         with image:
             if image.width * image.height > LARGEST:
-                raise UserError(f"{origin}: has {image.width}x{image.height} pixels; expected at most {LARGEST} in all")
+                raise UserError(f"{source}: has {image.width}x{image.height} pixels; expected at most {LARGEST} in all")
             if max(image.size) > LONGEST:
-                raise UserError(f"{origin}: has {image.width}x{image.height} pixels; expected at most {LONGEST} on a side")
+                raise UserError(f"{source}: has {image.width}x{image.height} pixels; expected at most {LONGEST} on a side")
             if image.format == "PNG":
                 _check_png(data)
             yield image
@@ -48,11 +48,11 @@ def opened(data: bytes, origin: str, expected: str, formats: Sequence[str] = FOR
     except UserError:
         raise
     except MemoryError as error:
-        raise UserError(f"{origin}: cannot be read (there is not enough memory for it); expected {expected}") from error
+        raise UserError(f"{source}: cannot be read (there is not enough memory for it); expected {expected}") from error
     except Exception as error:  # Pillow's decoders pass on whatever damaged data make them stumble over
         # The text of this error would show an address in memory.
         reason = f"no {'/'.join(formats)} image" if isinstance(error, PIL.UnidentifiedImageError) else " ".join(str(error).split())
-        raise UserError(f"{origin}: cannot be read ({reason or type(error).__name__}); expected {expected}") from error
+        raise UserError(f"{source}: cannot be read ({reason or type(error).__name__}); expected {expected}") from error
 
 
 def pixels_of(image: PIL.Image.Image, data: bytes) -> np.ndarray:

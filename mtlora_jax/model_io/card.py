@@ -76,9 +76,9 @@ def table(tasks: list[str], scores: Mapping[str, float]) -> Iterator[dict[str, A
     for task in tasks:
         kind = TASKS.get(task)
         own = {name.removeprefix(f"{task}/"): value for name, value in scores.items() if name.startswith(f"{task}/")}
-        for name in sorted(own, key=lambda name: kind is None or name != kind.primary):
+        for name in sorted(own, key=lambda name: kind is None or name != kind.primary_metric):
             if "/" not in name:
-                yield {"task": task, "name": name, "value": own[name], "note": kind.notes.get(name, "") if kind else ""}
+                yield {"task": task, "name": name, "value": own[name], "note": kind.metric_notes.get(name, "") if kind else ""}
 
 
 def base_model(config: Mapping[str, Any]) -> str:

@@ -38,7 +38,7 @@ from mtlora_jax.predict import images
 from mtlora_jax.predict.gallery import Gallery
 from mtlora_jax.predict.panels import View, as_image, draw_legend, overlay, panel_of
 from mtlora_jax.tasks import Task, make_tasks
-from mtlora_jax.tasks.postprocess import chooses_class, postprocess
+from mtlora_jax.tasks.postprocess import postprocess, predicts_class
 
 LEGENDS = "legends"  # folder that tells outputs of this command; it comes first
 
@@ -81,7 +81,7 @@ def tasks_of(model: Any) -> dict[str, Task]:
     classes = dict(model.config.get("classes") or {})
     for name, task in make_tasks(model.tasks, classes).items():
         outputs = model.architecture["tasks"][name]
-        if chooses_class(task) and outputs != task.channels:
+        if predicts_class(task) and outputs != task.channels:
             classes[name] = [f"class {index}" for index in range(outputs)]
     return make_tasks(model.tasks, classes)
 
@@ -163,7 +163,7 @@ def enlarged(task: Task, logits: np.ndarray, size: tuple[int, ...]) -> np.ndarra
     """
     height, width = size
     channels = (cv2.resize(np.ascontiguousarray(channel), (width, height)) for channel in np.moveaxis(logits, -1, 0))
-    if not chooses_class(task):
+    if not predicts_class(task):
         return np.stack(list(channels), axis=-1)
     best, chosen = next(channels), np.zeros((height, width), np.uint8)
     for index, channel in enumerate(channels, start=1):

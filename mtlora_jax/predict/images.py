@@ -10,7 +10,7 @@ import PIL.Image
 import PIL.ImageOps
 
 from mtlora_jax.data.decoding import decode_image, decode_label, read_file
-from mtlora_jax.data.image_folder import IMAGE_SUFFIXES, FolderDataset, with_meanings
+from mtlora_jax.data.image_folder import IMAGE_SUFFIXES, FolderDataset, with_label_encodings
 from mtlora_jax.data.naming import files_of, id_of
 from mtlora_jax.errors import UserError
 from mtlora_jax.io import pictures
@@ -86,9 +86,9 @@ class Labels:
         self._files = {name: files_of(root / name, task.suffixes) for name, task in tasks.items() if (root / name).is_dir()}
         if not self._files:
             raise UserError(f"--labels={root}: no labels; expected a folder for at least one of {', '.join(tasks)}")
-        self._root, self._tasks = root, with_meanings(root, {name: tasks[name] for name in self._files})
+        self._root, self._tasks = root, with_label_encodings(root, {name: tasks[name] for name in self._files})
         if (root / "classes.json").exists():
-            labelled = FolderDataset.describe(root, list(self._files))
+            labelled = FolderDataset.make_tasks(root, list(self._files))
             class_names.check(class_names.of(tasks), labelled, "the model", f"see {root / 'classes.json'}")
 
     def read(self, task: str, image: pathlib.Path, size: tuple[int, ...]) -> np.ndarray | None:

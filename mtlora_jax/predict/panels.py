@@ -11,7 +11,7 @@ from mtlora_jax.predict.fonts import lettered
 from mtlora_jax.tasks import Task
 from mtlora_jax.tasks.label_images import class_palette
 from mtlora_jax.tasks.legend import Legend
-from mtlora_jax.tasks.postprocess import chooses_class
+from mtlora_jax.tasks.postprocess import predicts_class
 
 TITLE = 22  # pixels above each picture
 GAP = 4
@@ -46,11 +46,11 @@ class View:
     @classmethod
     def of(cls, task: Task, values: np.ndarray, label: np.ndarray | None = None) -> "View":
         """`values` and `label` as `task.picture` takes them, for tasks with classes label maps (H, W) both."""
-        nothing = values == 0 if chooses_class(task) and task.classes[:1] == ("background",) else np.zeros(values.shape[:2], bool)
+        nothing = values == 0 if predicts_class(task) and task.classes[:1] == ("background",) else np.zeros(values.shape[:2], bool)
         legend = task.legend(values)
         if label is None:
-            return cls(task.picture(values), legend, nothing, None, legend)
-        return cls(task.picture(values), legend, nothing, task.picture(label), task.legend(values, label))
+            return cls(task.visualize(values), legend, nothing, None, legend)
+        return cls(task.visualize(values), legend, nothing, task.visualize(label), task.legend(values, label))
 
 
 def reduced(image: PIL.Image.Image, width: int, height: int) -> PIL.Image.Image:
@@ -141,7 +141,7 @@ def width_of(text: str) -> int:
 
 def as_image(task: Task, values: np.ndarray, view: View) -> PIL.Image.Image:
     """A palette image of class indices, as label files are, or an RGB one."""
-    if not chooses_class(task):
+    if not predicts_class(task):
         return PIL.Image.fromarray(view.prediction)
     image = PIL.Image.fromarray(values)
     image.putpalette(class_palette().tobytes())

@@ -1,4 +1,4 @@
-"""The tasks a model can be trained for: one file and one line of `TASKS` each."""
+"""The tasks: one file and one line of `TASKS` each."""
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,8 +24,7 @@ TASKS: dict[str, type[Task]] = {
     "depth": Depth,
 }
 
-
-# What others call them.
+# Other common names, for suggestions in error messages.
 OTHER_NAMES = {
     **{name: "semseg" for name in ("segmentation", "semantic_segmentation", "semantic", "seg", "masks", "labels")},
     **{name: "human_parts" for name in ("parts", "part_segmentation", "body_parts", "person_parts")},
@@ -37,24 +36,28 @@ OTHER_NAMES = {
 
 
 def make_tasks(names: Iterable[str], classes: Mapping[str, Sequence[str]] | None = None) -> dict[str, Task]:
-    """Builds tasks in the order of `names`; `classes` names the classes of a data set, per task, in place of the defaults.
+    """Builds tasks in the order of `names`.
 
-    Tasks that predict a class per pixel get one channel per class. Raises UserError for an unknown or repeated name, or a list of
-    classes that is none.
+    Args:
+      names: keys of `TASKS`.
+      classes: {task: class names of a data set}, instead of the defaults. Class tasks get one channel per class.
+
+    Raises:
+      UserError: for an unknown or repeated task, or an invalid list of classes.
     """
     classes = classes or {}
     tasks = {}
     for name in names:
         if name not in TASKS:
-            raise UserError(f"unknown task {name!r}; {hint(name)}")
+            raise UserError(f"unknown task {name!r}; {suggest_task(name)}")
         if name in tasks:
             raise UserError(f"task {name!r} is given twice; expected each task once")
         tasks[name] = TASKS[name](**_class_fields(name, classes[name])) if name in classes else TASKS[name]()
     return tasks
 
 
-def hint(name: str) -> str:
-    """What to say of a name that is no task: which one was meant, or which there are."""
+def suggest_task(name: str) -> str:
+    """Suggests what an unknown task name may mean: the closest task, or all there are."""
     known = {**OTHER_NAMES, **{task: task for task in TASKS}}
     close = difflib.get_close_matches(name.lower().replace("-", "_").replace(" ", "_"), known, n=1)
     return f"did you mean {known[close[0]]!r}?" if close else f"expected one of {', '.join(TASKS)}"
@@ -62,7 +65,7 @@ def hint(name: str) -> str:
 
 def _class_fields(name: str, classes: Sequence[str]) -> dict:
     if isinstance(classes, str) or not classes or not all(isinstance(entry, str) for entry in classes):
-        raise UserError(f"classes of task {name!r}: {shown(classes)}; expected a list of at least one name")
+        raise UserError(f"classes of task {name!r} = {shown(classes)}; expected a list of at least one name")
     if not all(entry.strip() for entry in classes):
         raise UserError(f"classes of task {name!r}: name {[bool(entry.strip()) for entry in classes].index(False)} is empty")
     if len(set(classes)) < len(classes):

@@ -1,4 +1,4 @@
-"""Yes-or-no tasks: one bit per pixel, or not known."""
+"""Base class of binary tasks: each pixel is positive, negative or ignored."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,44 +8,44 @@ import numpy as np
 
 from mtlora_jax.errors import UserError
 from mtlora_jax.tasks.label_images import decode_binary, decode_grey
-from mtlora_jax.tasks.label_values import MEANINGS, find
+from mtlora_jax.tasks.label_values import ENCODINGS, infer_encoding
 from mtlora_jax.tasks.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
 class Binary(Task):
-    """Base of tasks whose label (H, W) uint8 is 1 for yes, 0 for no, or `IGNORE`.
+    """Base class of tasks whose label (H, W) uint8 is 1 (positive), 0 (negative) or `IGNORE`.
 
-    `meaning` says what the values of the files mean, for all of a data set: a key of `MEANINGS`; empty where no data set is known.
+    `encoding`, a key of `ENCODINGS`, says what the values of a data set's label files mean; empty if not known.
     """
 
-    meaning: str = ""
-    ends: ClassVar[tuple[str, str]] = ("no", "yes")  # what 0 and 1 are called
+    encoding: str = ""
+    ends: ClassVar[tuple[str, str]] = ("no", "yes")  # names of 0 and 1
 
     def __post_init__(self):
-        if self.meaning and self.meaning not in MEANINGS:
-            raise UserError(f"labels of {self.name}: {self.meaning!r} is not one of {', '.join(MEANINGS)}")
+        if self.encoding and self.encoding not in ENCODINGS:
+            raise UserError(f"label encoding of {self.name}: {self.encoding!r} is not one of {', '.join(ENCODINGS)}")
 
-    def decode(self, data: bytes, origin: str) -> np.ndarray:
-        """Decodes a grey PNG by its `meaning`."""
-        return decode_binary(data, origin, self.meaning)
+    def decode(self, data: bytes, source: str) -> np.ndarray:
+        """Decodes a grey PNG according to `encoding`."""
+        return decode_binary(data, source, self.encoding)
 
-    def of_data_set(self, files: Iterable[tuple[bytes, str]]) -> Self:
-        """The task with the meaning that fits the files. Raises UserError where none does, or more than one."""
-        return dataclasses.replace(self, meaning=find(self.name, _readable(files)))
+    def for_dataset(self, files: Iterable[tuple[bytes, str]]) -> Self:
+        """Returns the task with the encoding inferred from the files. Raises UserError if none fits, or several do."""
+        return dataclasses.replace(self, encoding=infer_encoding(self.name, _readable(files)))
 
-    def reading(self) -> str:
+    def describe_label_values(self) -> str:
         no, yes = self.ends
-        return MEANINGS[self.meaning].told.format(no=no, yes=yes) if self.meaning else ""
+        return ENCODINGS[self.encoding].description.format(no=no, yes=yes) if self.encoding else ""
 
-    def values(self) -> Mapping[int, str]:
+    def value_names(self) -> Mapping[int, str]:
         return dict(enumerate(self.ends))
 
 
 def _readable(files: Iterable[tuple[bytes, str]]) -> Iterator[tuple[str, np.ndarray, bool]]:
-    for data, origin in files:
+    for data, source in files:
         try:
-            pixels, one_bit = decode_grey(data, origin)
+            pixels, one_bit = decode_grey(data, source)
         except (UserError, MemoryError):
-            continue  # told and counted when its turn comes
-        yield origin, pixels, one_bit
+            continue  # reported and counted when it is read as an example
+        yield source, pixels, one_bit

@@ -19,6 +19,6 @@ class HumanParts(SemSeg):
     weight: float = 2.0
     classes: tuple[str, ...] = PARTS
 
-    def finish(self, label: np.ndarray) -> np.ndarray:
-        """Ignores an image without any part: people were annotated in some images only, so its background says nothing."""
+    def to_device_format(self, label: np.ndarray) -> np.ndarray:
+        """Ignores an image without any part: only some images were annotated, so its background is not reliable."""
         return label if (label + np.uint8(1)).max() > 1 else np.full_like(label, IGNORE)  # `IGNORE` wraps around to 0

@@ -1,4 +1,4 @@
-"""Label images: files decoded for the computer, and colours for people."""
+"""Decoding and colouring of label images."""
 
 from collections.abc import Sequence
 
@@ -7,96 +7,98 @@ import numpy as np
 
 from mtlora_jax.errors import UserError
 from mtlora_jax.io import pictures
-from mtlora_jax.tasks.label_values import ALONE, MEANINGS, holds, values_of
+from mtlora_jax.tasks.label_values import ENCODING_OF_ONE_FILE, ENCODINGS, format_values, kinds_of_values
 
 IGNORED_COLOUR = (224, 224, 192)  # the void colour of PASCAL VOC
 
 
-def decode_image(data: bytes, origin: str, modes: Sequence[str], expected: str) -> np.ndarray:
-    """Decodes an image whose Pillow mode is one of `modes`, as stored: indices of a palette, grey of 2 or 4 bits as 0 to 3 or 15.
+def decode_image(data: bytes, source: str, modes: Sequence[str], expected: str) -> np.ndarray:
+    """Decodes an image whose Pillow mode is one of `modes` to its stored values.
 
-    Raises UserError naming `origin` and what was `expected` if it cannot be decoded or has another mode.
+    Palette images give indices; grey of 2 or 4 bits gives 0 to 3 or 0 to 15. Raises UserError naming `source` and what
+    was `expected` if it cannot be decoded or has another mode.
     """
-    return _decode(data, origin, modes, expected)[0]
+    return _decode(data, source, modes, expected)[0]
 
 
-def decode_binary(data: bytes, origin: str, meaning: str = "") -> np.ndarray:
-    """Decodes a grey image to (H, W) uint8: 1 for yes, 0 for no, `IGNORE` for what is not known.
+def decode_binary(data: bytes, source: str, encoding: str = "") -> np.ndarray:
+    """Decodes a grey image to (H, W) uint8: 1 positive, 0 negative, `IGNORE` unknown.
 
-    `meaning` is what the values mean in its data set, a key of `MEANINGS`; without one, what they mean if this file is all there is.
-    Raises UserError as `decode_image`, and for values that mean something else.
+    `encoding`, a key of `ENCODINGS`, is that of its data set; without it, it is inferred from this file alone.
+    Raises UserError as `decode_image`, and for values that do not fit the encoding.
     """
-    pixels, one_bit = decode_grey(data, origin)
+    pixels, one_bit = decode_grey(data, source)
     if one_bit:
         return pixels
-    held = holds(pixels, one_bit)
-    meant = MEANINGS[meaning or ALONE.get(held, "0/255")]
-    if held not in meant.fits:
+    held = kinds_of_values(pixels, one_bit)
+    expected = ENCODINGS[encoding or ENCODING_OF_ONE_FILE.get(held, "0/255")]
+    if held not in expected.accepts:
+        encoding = expected.description.format(no="no", yes="yes")
         raise UserError(
-            f"{origin}: has the values {values_of(pixels)}; expected {meant.told.format(no='no', yes='yes')}, as in all the data set "
+            f"{source}: has the values {format_values(pixels)}; expected {encoding}, as in all the data set "
             "(labels.json of the data set can say something else)"
         )
-    return cv2.LUT(pixels, meant.label)
+    return cv2.LUT(pixels, expected.label)
 
 
-def decode_grey(data: bytes, origin: str) -> tuple[np.ndarray, bool]:
-    """A grey image (H, W) uint8 whose white is 255, and whether it has one bit per pixel; then white is 1.
+def decode_grey(data: bytes, source: str) -> tuple[np.ndarray, bool]:
+    """Returns a grey image (H, W) uint8, and whether it has one bit per pixel.
 
-    Raises UserError as `decode_image`.
+    White is 255, or 1 if there is one bit per pixel. Raises UserError as `decode_image`.
     """
-    pixels, bits = _decode(data, origin, ("L", "1"), "a grey PNG of 8 bits, white where the label is positive")
-    if bits in (2, 4):  # black, white and 1 keep their meaning, what lies between is stretched
+    pixels, bits = _decode(data, source, ("L", "1"), "a grey PNG of 8 bits, white where the label is positive")
+    if bits in (2, 4):  # black, white and 1 keep their encoding; other levels are stretched
         table = np.arange(256) * 255 // (2**bits - 1)
         table[1] = 1
         pixels = table.astype(np.uint8)[pixels]
     return pixels, bits == 1
 
 
-def _decode(data: bytes, origin: str, modes: Sequence[str], expected: str) -> tuple[np.ndarray, int]:
-    """Pixels as stored, and bits per channel of the file."""
-    with pictures.opened(data, origin, expected) as image:
+def _decode(data: bytes, source: str, modes: Sequence[str], expected: str) -> tuple[np.ndarray, int]:
+    """Returns the stored pixels, and the file's bits per channel."""
+    with pictures.opened(data, source, expected) as image:
         if image.mode not in modes:
-            raise UserError(f"{origin}: is an image of mode {image.mode}; expected {expected}")
+            raise UserError(f"{source}: is an image of mode {image.mode}; expected {expected}")
         pixels = pictures.pixels_of(image, data)
         bits = 1 if image.mode == "1" else pictures.bits_of(image, data)
-    if pixels.dtype == bool:  # of Pillow, where True may be any number but 0
+    if pixels.dtype == bool:  # from Pillow, whose True may be any byte except 0
         pixels = (pixels.view(np.uint8) > 0).view(np.uint8)
     return pixels, bits
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Logistic function without overflow."""
+    """Computes the logistic function without overflow, in float32."""
     return 0.5 + 0.5 * np.tanh(0.5 * np.asarray(logits, np.float32))
 
 
 def class_palette() -> np.ndarray:
-    """The 256 colours of PASCAL VOC, (256, 3) uint8.
+    """Returns the 256 colours of PASCAL VOC, (256, 3) uint8.
 
-    The bits of the index are dealt out to red, green and blue in turn, the lowest three to the highest bits of the colour.
+    The bits of the index go to red, green and blue in turn, the lowest three to the highest bit of each.
     """
     index = np.arange(256)[:, None]
     bits = [((index >> (3 * place + np.arange(3))) & 1) << (7 - place) for place in range(3)]
     return np.sum(bits, axis=0).astype(np.uint8)
 
 
-def grey_picture(values: np.ndarray, ignored: np.ndarray) -> np.ndarray:
-    """RGB uint8 (H, W, 3) of values in [0, 1], black to white."""
+def grey_image(values: np.ndarray, ignored: np.ndarray) -> np.ndarray:
+    """Renders values (H, W) in [0, 1] as RGB uint8 (H, W, 3), black to white."""
     return _paint(np.repeat(_bytes(values)[..., None], 3, axis=-1), ignored)
 
 
-def heat_picture(values: np.ndarray, ignored: np.ndarray) -> np.ndarray:
-    """RGB uint8 (H, W, 3) of values in [0, 1], from black over red to pale yellow."""
+def heatmap(values: np.ndarray, ignored: np.ndarray) -> np.ndarray:
+    """Renders values (H, W) in [0, 1] as RGB uint8 (H, W, 3), from black through red to pale yellow."""
     return _paint(cv2.applyColorMap(_bytes(values), cv2.COLORMAP_INFERNO)[..., ::-1], ignored)
 
 
-def vector_picture(vectors: np.ndarray, ignored: np.ndarray) -> np.ndarray:
-    """RGB uint8 (H, W, 3) of components in [-1, 1]."""
+def vector_image(vectors: np.ndarray, ignored: np.ndarray) -> np.ndarray:
+    """Renders vectors (H, W, 3) with components in [-1, 1] as RGB uint8 (H, W, 3)."""
     return _paint(_bytes((vectors + 1) / 2), ignored)
 
 
 def _bytes(values: np.ndarray) -> np.ndarray:
-    return np.round(255 * np.clip(np.nan_to_num(values), 0, 1)).astype(np.uint8)  # a model that diverged says anything
+    return np.round(255 * np.clip(np.nan_to_num(values), 0, 1)).astype(np.uint8)  # a diverged model returns NaN
 
 
-def _paint(picture: np.ndarray, ignored: np.ndarray) -> np.ndarray:
-    return np.where(ignored[..., None], np.array(IGNORED_COLOUR, np.uint8), picture)
+def _paint(image: np.ndarray, ignored: np.ndarray) -> np.ndarray:
+    return np.where(ignored[..., None], np.array(IGNORED_COLOUR, np.uint8), image)

@@ -1,4 +1,4 @@
-"""How to read the picture of a task."""
+"""Legends of visualized labels and predictions."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -9,17 +9,17 @@ from mtlora_jax.tasks.label_images import IGNORED_COLOUR
 from mtlora_jax.tasks.losses import IGNORE
 
 Colour = tuple[int, int, int]  # RGB
-STEPS = 33  # colours of a bar
+BAR_STEPS = 33  # colours in a colour bar
 
 
 @dataclasses.dataclass(frozen=True)
 class Legend:
-    """What the colours of a picture mean: names of colours, a bar from one end of a scale to the other, or both. Empty: nothing is known.
+    """LabelEncoding of colours: named swatches, a colour bar, or both; empty if not known.
 
     Attributes:
-      swatches: {name: colour}, in the order in which they are to be shown.
+      swatches: {name: colour}, in the order to show them.
       bar: colours, evenly spaced along the scale.
-      ends: what the first and the last colour of the bar stand for.
+      ends: labels of the first and the last colour of the bar.
     """
 
     swatches: Mapping[str, Colour] = dataclasses.field(default_factory=dict)
@@ -27,11 +27,11 @@ class Legend:
     ends: tuple[str, str] = ("", "")
 
 
-def colours(picture: np.ndarray) -> tuple[Colour, ...]:
-    """The pixels of an RGB picture (H, W, 3), row by row."""
-    return tuple((int(red), int(green), int(blue)) for red, green, blue in picture.reshape(-1, 3))
+def pixel_colours(image: np.ndarray) -> tuple[Colour, ...]:
+    """Returns the pixels of an RGB image (H, W, 3), row by row."""
+    return tuple((int(red), int(green), int(blue)) for red, green, blue in image.reshape(-1, 3))
 
 
-def ignored(shown: Iterable[np.ndarray]) -> dict[str, Colour]:
-    """The swatch for what is ignored, if any of the values `shown` are."""
+def ignored_swatch(shown: Iterable[np.ndarray]) -> dict[str, Colour]:
+    """Returns the swatch of ignored pixels if any of the values `shown` is `IGNORE`."""
     return {"ignored": IGNORED_COLOUR} if any(np.any(values == IGNORE) for values in shown) else {}

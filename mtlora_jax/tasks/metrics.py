@@ -1,13 +1,12 @@
-"""Scores of the tasks: `*_statistics` inside `jax.jit` per batch, `*_scores` on the host from their sums over the set.
+"""Metrics of the tasks: `*_sums` per batch inside `jax.jit`, `compute_*_metrics` on the host from the totals.
 
-Every statistic is a sum over pixels or over images, so a score does not depend on how the images were batched. Pixels labelled
-`IGNORE` and images whose `mask` (B,) is False count nowhere. Totals are float64 numpy arrays. Units are those of the papers'
-tables: percent for IoU, F and shares, degrees for angles, the label's unit (metres) for depth. A mean over nothing is NaN.
+Every array of `*_sums` is a sum over pixels or images, so metrics do not depend on batching. Pixels labelled `IGNORE`
+and images whose `mask` (B,) is False are left out. Totals are float64 numpy arrays. Units are those of the papers'
+tables: percent for IoU, F and fractions, degrees for angles, metres for depth. A mean over nothing is NaN.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +15,15 @@ import numpy as np
 from mtlora_jax.tasks import losses
 from mtlora_jax.tasks.losses import IGNORE
 
-if TYPE_CHECKING:
-    pass
-
 THRESHOLDS = np.linspace(0.2, 0.9, 15)  # of the saliency probability
-BINS_PER_DEGREE = 32  # a power of two: 11.25, 22.5 and 30 degrees are exact edges of the histogram of angles
+BINS_PER_DEGREE = 32  # a power of two, so that 11.25, 22.5 and 30 degrees are exact bin edges
 
 
-def class_statistics(logits: jax.Array, label: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-    """Confusion counts (C, C) int32, rows the label. logits (B, H, W, C); label (B, H, W), integers in [0, C) or `IGNORE`."""
+def class_sums(logits: jax.Array, label: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    """Computes the confusion matrix (C, C) int32; rows are labels.
+
+    logits (B, H, W, C); label (B, H, W), integers in [0, C) or `IGNORE`.
+    """
     classes = logits.shape[-1]
     valid = _valid(label, mask)
     cell = jnp.where(valid, label.astype(jnp.int32) * classes + jnp.argmax(logits, axis=-1), classes**2)
@@ -32,8 +31,11 @@ def class_statistics(logits: jax.Array, label: jax.Array, mask: jax.Array) -> di
     return {"confusion": counts[:-1].reshape(classes, classes)}
 
 
-def class_scores(totals: Mapping[str, np.ndarray], classes: Sequence[str]) -> dict[str, float]:
-    """`mIoU` and `IoU/<class>` in percent. A class neither labelled nor predicted anywhere counts as 0, as in the reference."""
+def compute_class_metrics(totals: Mapping[str, np.ndarray], classes: Sequence[str]) -> dict[str, float]:
+    """Computes `mIoU` and `IoU/<class>` in percent.
+
+    A class that is neither labelled nor predicted anywhere counts as 0, as in the reference implementation.
+    """
     confusion = totals["confusion"]
     hits = np.diagonal(confusion)
     union = confusion.sum(axis=0) + confusion.sum(axis=1) - hits
@@ -42,22 +44,22 @@ def class_scores(totals: Mapping[str, np.ndarray], classes: Sequence[str]) -> di
     return {"mIoU": float(iou.mean())} | {f"IoU/{name}": float(value) for name, value in zip(names, iou, strict=True)}
 
 
-def saliency_statistics(logits: jax.Array, label: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-    """Sums over images of IoU, precision and recall at each threshold, (15,) float32, and the number of images.
+def saliency_sums(logits: jax.Array, label: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    """Computes sums over images of IoU, precision and recall at each threshold, (15,) float32, and their number.
 
-    logits (B, H, W, 1); label (B, H, W), 0, 1 or `IGNORE`. An image where nothing is salient and nothing predicted has IoU 1;
-    an image without a valid pixel does not count.
+    An image with nothing salient and nothing predicted has IoU 1; an image without a valid pixel does not count.
+    logits (B, H, W, 1); label (B, H, W), 0, 1 or `IGNORE`.
     """
     images, levels = label.shape[0], len(THRESHOLDS) + 1
     valid = _valid(label, mask)
     probability = jax.nn.sigmoid(logits[..., 0].astype(jnp.float32))
-    # One histogram of the level each probability reaches, per image and label, instead of 15 comparisons with the label.
+    # One histogram of thresholds exceeded, per image and label, instead of 15 comparisons with the label.
     level = sum((probability > threshold).astype(jnp.int32) for threshold in THRESHOLDS.astype(np.float32))
     cell = (jnp.arange(images)[:, None, None] * 2 + (label == 1)) * levels + level
     counts = jnp.bincount(jnp.where(valid, cell, images * 2 * levels).ravel(), length=images * 2 * levels + 1)
     counts = counts[:-1].reshape(images, 2, levels)
 
-    above = jnp.cumsum(counts[..., ::-1], axis=-1)[..., -2::-1]  # (B, 2, 15): pixels with a probability above each threshold
+    above = jnp.cumsum(counts[..., ::-1], axis=-1)[..., -2::-1]  # (B, 2, 15): pixels above each threshold
     hits, predicted = above[:, 1], above.sum(axis=1)
     salient = counts[:, 1].sum(axis=-1, keepdims=True)
     union = predicted + salient - hits
@@ -71,10 +73,11 @@ def saliency_statistics(logits: jax.Array, label: jax.Array, mask: jax.Array) ->
     return sums | {"images": counted.sum()}
 
 
-def saliency_scores(totals: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """`mIoU` and `maxF` in percent: means over images at each threshold, then the best threshold.
+def compute_saliency_metrics(totals: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Computes `mIoU`, `maxF` and `maxF_beta` in percent: means over images, then the best threshold of each.
 
-    `maxF` is the balanced F of mean precision and mean recall; `maxF_beta` weighs precision more (beta squared 0.3, Achanta et al., 2009).
+    `maxF` is the balanced F of mean precision and mean recall. `maxF_beta` gives precision more weight (beta squared
+    0.3, Achanta et al., 2009).
     """
     images = _or_nan(totals["images"])
     iou, precision, recall = (totals[name] / images for name in ("iou", "precision", "recall"))
@@ -85,15 +88,16 @@ def saliency_scores(totals: Mapping[str, np.ndarray]) -> dict[str, float]:
     return {"mIoU": 100 * float(np.max(iou)), "maxF": 100 * best_f(1.0), "maxF_beta": 100 * best_f(0.3)}
 
 
-def normals_statistics(logits: jax.Array, label: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-    """Histogram of the angular error, int32 with 1/32 degree bins, and what the bins' centres miss of the sum and of the sum of squares.
+def normals_sums(logits: jax.Array, label: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    """Computes a histogram of the angular error, int32 with bins of 1/32 degree, and two float32 corrections.
 
-    logits and label (B, H, W, 3); a pixel is valid if no component is `IGNORE`. Sums in float32 lose digits over millions of
-    pixels; counts are exact and the small remainders nearly so.
+    The corrections are added to the sum and the sum of squares of the bin centres. A float32 sum of the angles would
+    lose digits over millions of pixels; counts are exact and the small corrections nearly so.
+    logits and label (B, H, W, 3); a pixel is valid if no component is `IGNORE`.
     """
     valid = jnp.all(_valid(label, mask[:, None]), axis=-1)
     prediction, label = _unit(logits.astype(jnp.float32)), _unit(label)
-    # Unlike the arc cosine of the dot product, exact for small angles also in float32 (Kahan); a zero prediction is 90 degrees off.
+    # Unlike the arc cosine of the dot product, accurate for small angles in float32 (Kahan). A zero vector gives 90 degrees.
     half = jnp.arctan2(jnp.linalg.norm(prediction - label, axis=-1), jnp.linalg.norm(prediction + label, axis=-1))
     degrees = jnp.rad2deg(2 * half)
     bins = 180 * BINS_PER_DEGREE
@@ -106,17 +110,18 @@ def normals_statistics(logits: jax.Array, label: jax.Array, mask: jax.Array) -> 
     }
 
 
-def normals_scores(totals: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Angular error in degrees: `mean` (what papers print as "rmse"), `median`, true `rmse`; percent of pixels below 11.25, 22.5 and 30.
+def compute_normals_metrics(totals: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Computes the angular error: `mean`, `median` and `rmse` in degrees, and percent of pixels below 11.25, 22.5 and 30.
 
-    The median is interpolated linearly inside its bin of 1/32 degree; the others are exact.
+    Papers print the mean as "rmse"; `rmse` here is the true one. The median is interpolated linearly inside its bin of
+    1/32 degree; the others are exact.
     """
     histogram = totals["histogram"]
     edges = np.arange(len(histogram) + 1) / BINS_PER_DEGREE
     centre = (edges[:-1] + edges[1:]) / 2
     pixels = _or_nan(histogram.sum())
     below = np.concatenate([[0], np.cumsum(histogram)]) / pixels
-    middle = max(np.searchsorted(below, 0.5), 1)  # the first edge with half of the pixels below it
+    middle = max(np.searchsorted(below, 0.5), 1)  # the first bin edge with half of the pixels below it
     scores = {
         "mean": (histogram @ centre + totals["rest"]) / pixels,
         "median": edges[middle] - (below[middle] - 0.5) / (below[middle] - below[middle - 1]) / BINS_PER_DEGREE,
@@ -126,8 +131,11 @@ def normals_scores(totals: Mapping[str, np.ndarray]) -> dict[str, float]:
     return {name: float(score) for name, score in scores.items()}
 
 
-def depth_statistics(logits: jax.Array, label: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-    """Sums of squared errors of depth and of its logarithm. logits (B, H, W, 1); label (B, H, W). A prediction is at least 1e-9."""
+def depth_sums(logits: jax.Array, label: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    """Computes sums of squared errors of depth and of its logarithm; predictions are clipped to at least 1e-9.
+
+    logits (B, H, W, 1); label (B, H, W), metres or `IGNORE`.
+    """
     valid = _valid(label, mask)
     prediction = jnp.maximum(logits[..., 0].astype(jnp.float32), 1e-9)
     label = jnp.where(valid, label, 1.0)
@@ -138,21 +146,24 @@ def depth_statistics(logits: jax.Array, label: jax.Array, mask: jax.Array) -> di
     }
 
 
-def depth_scores(totals: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """True root mean squares over all pixels, as papers print: `rmse` in the label's unit (metres), `log_rmse` of natural logarithms."""
+def compute_depth_metrics(totals: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Computes `rmse` in metres and `log_rmse` of natural logarithms, over all pixels of the set, as in papers."""
     pixels = _or_nan(totals["pixels"])
     return {"rmse": math.sqrt(totals["squares"] / pixels), "log_rmse": math.sqrt(totals["log_squares"] / pixels)}
 
 
-def edge_statistics(logits: jax.Array, label: jax.Array, mask: jax.Array, positive_weight: float) -> dict[str, jax.Array]:
-    """Sum over pixels of the balanced cross-entropy, and their number. logits (B, H, W, 1); label (B, H, W), 0, 1 or `IGNORE`."""
+def edge_sums(logits: jax.Array, label: jax.Array, mask: jax.Array, positive_weight: float) -> dict[str, jax.Array]:
+    """Computes the sum over pixels of the balanced cross-entropy, and their number.
+
+    logits (B, H, W, 1); label (B, H, W), 0, 1 or `IGNORE`.
+    """
     valid = _valid(label, mask)
     mean = losses.balanced_cross_entropy(logits, jnp.where(valid, label, IGNORE), positive_weight)
     return {"loss": mean * valid.sum(), "pixels": valid.sum()}
 
 
-def edge_scores(totals: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """`loss`: mean over the pixels of the set. (Papers print odsF, see `mtlora_jax.tasks.boundary_metrics`.)"""
+def compute_edge_metrics(totals: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Computes `loss`, the mean over the pixels of the set. (Papers print odsF, see `tasks/boundary_metrics.py`.)"""
     return {"loss": float(totals["loss"]) / _or_nan(totals["pixels"])}
 
 

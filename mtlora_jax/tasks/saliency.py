@@ -1,4 +1,4 @@
-"""Saliency: which pixels catch the eye."""
+"""Saliency: the pixels that catch the eye."""
 
 import dataclasses
 from typing import ClassVar
@@ -8,8 +8,8 @@ import numpy as np
 
 from mtlora_jax.tasks import losses, metrics
 from mtlora_jax.tasks.binary import Binary
-from mtlora_jax.tasks.label_images import heat_picture, sigmoid
-from mtlora_jax.tasks.legend import STEPS, Legend, colours, ignored
+from mtlora_jax.tasks.label_images import heatmap, sigmoid
+from mtlora_jax.tasks.legend import BAR_STEPS, Legend, ignored_swatch, pixel_colours
 from mtlora_jax.tasks.task import IGNORE
 
 
@@ -19,26 +19,26 @@ class Saliency(Binary):
 
     name: str = "sal"
     weight: float = 5.0
-    primary: str = "mIoU"
+    primary_metric: str = "mIoU"
     ends: ClassVar = ("not salient", "salient")
 
     def loss(self, logits: jax.Array, label: jax.Array) -> jax.Array:
         return losses.balanced_cross_entropy(logits, label)
 
-    def statistics(self, logits: jax.Array, label: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-        return metrics.saliency_statistics(logits, label, mask)
+    def metric_sums(self, logits: jax.Array, label: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+        return metrics.saliency_sums(logits, label, mask)
 
-    def scores(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
-        return metrics.saliency_scores(totals)
+    def compute_metrics(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
+        return metrics.compute_saliency_metrics(totals)
 
-    def results(self, logits: np.ndarray) -> dict[str, np.ndarray]:
-        """ "probabilities" (..., H, W)."""
+    def postprocess(self, logits: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns "probabilities" (..., H, W)."""
         return {"probabilities": sigmoid(logits[..., 0])}
 
-    def picture(self, values: np.ndarray) -> np.ndarray:
-        """Heat map of the probability."""
+    def visualize(self, values: np.ndarray) -> np.ndarray:
+        """Renders the probability as a heat map."""
         probability = values if values.ndim == 2 else sigmoid(values[..., 0])
-        return heat_picture(probability, ignored=probability == IGNORE)
+        return heatmap(probability, ignored=probability == IGNORE)
 
     def legend(self, *shown: np.ndarray) -> Legend:
-        return Legend(ignored(shown), bar=colours(self.picture(np.linspace(0, 1, STEPS)[None])), ends=self.ends)
+        return Legend(ignored_swatch(shown), bar=pixel_colours(self.visualize(np.linspace(0, 1, BAR_STEPS)[None])), ends=self.ends)

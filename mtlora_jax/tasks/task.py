@@ -1,4 +1,4 @@
-"""What a task is: how its label is decoded and warped, its loss, its scores and its picture."""
+"""Base class of tasks: label decoding and warping, loss, metrics, visualization."""
 
 import abc
 import dataclasses
@@ -9,95 +9,110 @@ import cv2
 import jax
 import numpy as np
 
-from mtlora_jax.tasks.affine import Motion
+from mtlora_jax.tasks.affine import AffineTransform
 from mtlora_jax.tasks.legend import Legend
 from mtlora_jax.tasks.losses import IGNORE
 
 
 @dataclasses.dataclass(frozen=True)
 class Task(abc.ABC):
-    """Base of all tasks; one subclass per file, registered in `TASKS`.
+    """Base class of all tasks; one subclass per file, listed in `TASKS`.
 
-    A label is a numpy array `(H, W)` or `(H, W, D)`. Host methods (`decode` to `finish`) run in the data workers, device
-    methods (`loss`, `statistics`) inside `jax.jit`, `scores` on the host with sums over the whole set.
+    A label is a numpy array (H, W) or (H, W, D). `decode` to `to_device_format` run on the host, in the data workers.
+    `loss` and `metric_sums` run on the device, inside `jax.jit`. `compute_metrics` runs on the host, once per evaluation.
     """
 
     name: str = ""
     channels: int = 1  # outputs of the decoder
     weight: float = 1.0  # of this task's loss in the total (reference recipe)
-    classes: tuple[str, ...] = ()  # names of the classes, for tasks that have classes
+    classes: tuple[str, ...] = ()  # class names, for tasks that have classes
     suffixes: tuple[str, ...] = (".png",)  # label files of the folder data set
     interpolation: int = cv2.INTER_NEAREST
-    primary: str = ""  # the score of papers' tables, used in Delta_m
+    primary_metric: str = ""  # the metric in the papers' tables, used in Delta_m
     higher_is_better: bool = True
     score_scale: float = 100.0  # the best possible primary score; where lower is better, a typical one, which counts as half of it
-    notes: ClassVar[Mapping[str, str]] = {}  # {score: what a reader of the table must know to compare it with papers}
-    has_slow_scores: ClassVar[bool] = False  # takes part in `config.evaluation.boundaries`
+    metric_notes: ClassVar[Mapping[str, str]] = {}  # {score: what a reader of the table must know to compare it with papers}
+    has_native_resolution_metrics: ClassVar[bool] = False  # takes part in `config.evaluation.boundaries`
 
     @abc.abstractmethod
-    def decode(self, data: bytes, origin: str) -> np.ndarray:
-        """Decodes the contents of one label file to (H, W) or (H, W, D). Raises UserError naming `origin` and the wrong value."""
+    def decode(self, data: bytes, source: str) -> np.ndarray:
+        """Decodes the bytes of one label file to (H, W) or (H, W, D).
 
-    def of_data_set(self, files: Iterable[tuple[bytes, str]]) -> Self:
-        """The task as a data set means it, judged by (contents, origin) of its label files, which come in an order that mixes them."""
+        Raises UserError naming `source` (the file, in messages) and the wrong value.
+        """
+
+    def for_dataset(self, files: Iterable[tuple[bytes, str]]) -> Self:
+        """Returns the task adjusted to how a data set encodes its labels.
+
+        files: (bytes, source) of its label files, in an order that mixes them.
+        """
         del files
         return self
 
-    def reading(self) -> str:
-        """How values of label files are read, for people, where that depends on the data set; empty where not."""
+    def describe_label_values(self) -> str:
+        """Describes how label files are read, if that depends on the data set; otherwise empty."""
         return ""
 
-    def values(self) -> Mapping[int, str]:
-        """{value of a decoded label: its name}, all there are but `IGNORE`; empty for labels that are measures."""
+    def value_names(self) -> Mapping[int, str]:
+        """Returns {value of a decoded label: its name}, without `IGNORE`; empty for continuous labels."""
         return {}
 
-    def warp(self, label: np.ndarray, motion: Motion, size: tuple[int, int]) -> np.ndarray:
-        """Moves the label into an array of `size` = (H, W); what comes from outside is ignored."""
-        return motion(label, size, self.interpolation, outside=IGNORE)
+    def warp(self, label: np.ndarray, transform: AffineTransform, size: tuple[int, int]) -> np.ndarray:
+        """Warps the label into an array of `size` = (H, W); pixels from outside are `IGNORE`."""
+        return transform(label, size, self.interpolation, outside=IGNORE)
 
     def resize(self, label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Resizes to `size` = (H, W), as for an evaluation."""
+        """Resizes the label to `size` = (H, W), for evaluation."""
         return cv2.resize(label, (size[1], size[0]), interpolation=self.interpolation)
 
-    def finish(self, label: np.ndarray) -> np.ndarray:
-        """Last host step: the label as the loss wants it, in the dtype that travels to the device."""
+    def to_device_format(self, label: np.ndarray) -> np.ndarray:
+        """Converts a label to what the loss takes, in the dtype sent to the device. The last step on the host."""
         return label
 
-    def noise(self, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-        """A made-up label of `size` = (H, W) as `finish` gives labels, for measurements that need no data; class indices by default."""
+    def random_label(self, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+        """Draws a random label of `size` = (H, W) in device format, for benchmarks; class indices by default."""
         return rng.integers(0, max(self.channels, 2), size, np.uint8)
 
     @abc.abstractmethod
     def loss(self, logits: jax.Array, label: jax.Array) -> jax.Array:
-        """Mean loss of a batch, float32 scalar. logits (B, H, W, C); label (B, H, W) or (B, H, W, D)."""
+        """Computes the mean loss of a batch, a float32 scalar.
 
-    @abc.abstractmethod
-    def statistics(self, logits: jax.Array, label: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-        """Sums whose totals over the set give the scores. mask (B,) bool is False for padding images."""
-
-    @abc.abstractmethod
-    def scores(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
-        """Scores of the set from the summed statistics (float64)."""
-
-    def slow_statistics(self, logits: np.ndarray, label: np.ndarray, tolerance: float) -> dict[str, np.ndarray]:
-        """Sums for scores that take seconds per image, on the host, of one image at its own size.
-
-        logits (H, W, C) float32; label as `finish` gives it; tolerance: of positions, as a share of the image's diagonal.
+        logits (B, H, W, C) of any float dtype; label (B, H, W) or (B, H, W, D).
         """
-        raise NotImplementedError(f"{self.name} has no slow scores")
 
-    def slow_scores(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
-        """Scores of the set from the sums of `slow_statistics`."""
-        raise NotImplementedError(f"{self.name} has no slow scores")
+    @abc.abstractmethod
+    def metric_sums(self, logits: jax.Array, label: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+        """Computes the sums from which `compute_metrics` gets the metrics, after they are added over the set.
 
-    def results(self, logits: np.ndarray) -> dict[str, np.ndarray]:
-        """What logits (..., H, W, C) float32 say, see `mtlora_jax.postprocess`; unless a task says more, the logits themselves."""
+        logits and label as for `loss`; mask (B,) bool is False for padding images.
+        """
+
+    @abc.abstractmethod
+    def compute_metrics(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
+        """Computes the metrics of the set from the totals (float64) of `metric_sums`."""
+
+    def native_resolution_sums(self, logits: np.ndarray, label: np.ndarray, tolerance: float) -> dict[str, np.ndarray]:
+        """Computes sums of one image for metrics that take seconds per image, on the host, at native resolution.
+
+        logits (H, W, C) float32; label in device format; tolerance: of positions, a fraction of the image diagonal.
+        """
+        raise NotImplementedError(f"{self.name} has no metrics at native resolution")
+
+    def compute_native_resolution_metrics(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
+        """Computes the metrics of the set from the totals of `native_resolution_sums`."""
+        raise NotImplementedError(f"{self.name} has no metrics at native resolution")
+
+    def postprocess(self, logits: np.ndarray) -> dict[str, np.ndarray]:
+        """Converts logits (..., H, W, C) float32 to named predictions, see `mtlora_jax.postprocess`.
+
+        Returns the logits themselves unless a task overrides it.
+        """
         return {self.name: logits}
 
     @abc.abstractmethod
-    def picture(self, values: np.ndarray) -> np.ndarray:
-        """RGB uint8 (H, W, 3) for people. values: a label, or logits (H, W, C) of one image."""
+    def visualize(self, values: np.ndarray) -> np.ndarray:
+        """Renders a label, or the logits (H, W, C) of one image, as RGB uint8 (H, W, 3)."""
 
     def legend(self, *shown: np.ndarray) -> Legend:
-        """How to read pictures of the values `shown`, (H, W) or (H, W, D) as `picture` takes them; without any: of all there may be."""
+        """Returns the legend of visualized values `shown`, (H, W) or (H, W, D); without any, of all possible values."""
         return Legend()

@@ -68,7 +68,7 @@ def evaluate_only(config: Config, workdir: pathlib.Path) -> dict[str, float]:
         seconds += own_seconds
     for message in bad.settle():
         console.print(f"left out: {message}")
-    notes = {f"{name}/{score}": note for name, task in experiment.tasks.items() for score, note in task.notes.items()}
+    notes = {f"{name}/{score}": note for name, task in experiment.tasks.items() for score, note in task.metric_notes.items()}
     split, images = config.data.eval_split, len(data) - len(bad.known)
     print_columns(columns, f"Scores of {what} on {split}", notes)
     console.print(f"{images} images in {seconds:.0f} s, {len(bad.known)} left out")

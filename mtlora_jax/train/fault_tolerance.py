@@ -104,7 +104,7 @@ class BadExamples:
 
     def look(self, step: int, batch: Mapping[str, np.ndarray], purpose: str = "training") -> None:
         """Takes note of what a batch of this process lacks."""
-        for message in batch["bad"]:
+        for message in batch["error"]:
             if message and message not in self._met:
                 self._new.setdefault(str(message), (step, purpose))
 

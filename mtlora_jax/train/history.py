@@ -66,7 +66,7 @@ class EvalHistory:
 
         Ranking scores are computed anew, since older versions ranked by other ones.
         """
-        needed = {f"{PREFIX}{name}/{task.primary}" for name, task in self._tasks.items()}
+        needed = {f"{PREFIX}{name}/{task.primary_metric}" for name, task in self._tasks.items()}
         lines = lines_of(log) if jax.process_index() == 0 else []
         evaluations = [line for line in lines if line["step"] <= until_step and needed <= line.keys()]
         for line in sharding.of_all_processes(evaluations)[0]:

@@ -137,7 +137,7 @@ class Loop:
             self.experiment.save(self.workdir / "best", state.trainable, state.batch_stats, best)
         self.records.images(self.step, self.evaluator.pictures(state.trainable, state.batch_stats))
         self.records.write(self.step, history.to_log())  # comes last: with this line the evaluation is done
-        told = ", ".join(f"{name} {tasks[name].primary} {value:.2f}" for name, value in primary_scores(scores, tasks).items())
+        told = ", ".join(f"{name} {tasks[name].primary_metric} {value:.2f}" for name, value in primary_scores(scores, tasks).items())
         delta = "" if history.delta_m is None else f", Delta_m {history.delta_m:+.2f} %"
         console.print(f"step {self.step}: {told}{delta} ({seconds:.0f} s)")
         self.speed.start()

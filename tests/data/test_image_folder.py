@@ -221,7 +221,7 @@ def test_damaged_label_is_named(root):
 class Stumbling(Depth):
     fault: Exception = MemoryError()
 
-    def decode(self, data, origin):
+    def decode(self, data, source):
         raise self.fault
 
 
@@ -246,7 +246,7 @@ def test_a_header_that_lies_is_one_bad_example(root):
         batches = eval_batches(dataset, image_size=(32, 48), batch_size=5, workers=workers)
         batch = next(batches)
         batches.close()
-        assert [bool(message) for message in batch["bad"]] == [True] + 4 * [False]
+        assert [bool(message) for message in batch["error"]] == [True] + 4 * [False]
 
 
 def test_label_of_an_unknown_class_is_named(root):

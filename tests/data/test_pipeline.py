@@ -59,7 +59,7 @@ def test_contents_of_a_batch(train):
     }
     assert batch["image_id"].shape == (4,)
     assert batch["image_id"].dtype.kind == "U"
-    assert batch["bad"].tolist() == [""] * 4
+    assert batch["error"].tolist() == [""] * 4
     assert batch["mask"].all()
 
 

@@ -104,8 +104,8 @@ def test_gives_what_the_files_hold(data, folder, tasks):
 
 def test_the_classes_are_those_of_the_data_set(data):
     assert PascalContext(data, "val", ["semseg"]).tasks["semseg"].classes[15] == "person"
-    assert PascalContext.describe("nowhere", ["semseg"])["semseg"].channels == 21
-    assert NYUD.describe("nowhere", ["depth", "semseg"])["semseg"].channels == 40
+    assert PascalContext.make_tasks("nowhere", ["semseg"])["semseg"].channels == 21
+    assert NYUD.make_tasks("nowhere", ["depth", "semseg"])["semseg"].channels == 40
 
 
 def test_the_smallest_config_with_the_tasks_and_of_it_the_newest_version(data):

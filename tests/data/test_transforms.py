@@ -9,8 +9,8 @@ from mtlora_jax.data import transforms
 from mtlora_jax.data.transforms import Augmentation, resize
 from mtlora_jax.errors import UserError
 from mtlora_jax.tasks import IGNORE, make_tasks
-from mtlora_jax.tasks.affine import Motion
-from mtlora_jax.tasks.normals import vectors_of
+from mtlora_jax.tasks.affine import AffineTransform
+from mtlora_jax.tasks.normals import to_vectors
 
 TASKS = make_tasks(["semseg", "human_parts", "sal", "normals", "edge", "depth"])
 NEAREST = ("semseg", "human_parts", "sal", "edge", "depth")
@@ -49,8 +49,8 @@ def square_example(size=(80, 120)):
     )
 
 
-def warp(example, size=None, **motion):
-    return transforms.warp(example, TASKS, Motion(**motion), size or example["image"].shape[:2])
+def warp(example, size=None, **transform):
+    return transforms.warp(example, TASKS, AffineTransform(**transform), size or example["image"].shape[:2])
 
 
 def assert_equal(actual, expected):
@@ -61,16 +61,16 @@ def assert_equal(actual, expected):
 
 def assert_same_normals(actual, expected):
     """actual in its compact form."""
-    np.testing.assert_allclose(vectors_of(actual), expected, atol=STEP)
+    np.testing.assert_allclose(to_vectors(actual), expected, atol=STEP)
 
 
 def test_mirroring_moves_columns_and_turns_normals():
     example = random_example()
-    mirrored = warp(example, mirrored=True)
+    flipped = warp(example, flip=True)
     for name in ("image", *NEAREST):
-        np.testing.assert_array_equal(mirrored[name], example[name][:, ::-1], err_msg=name)
+        np.testing.assert_array_equal(flipped[name], example[name][:, ::-1], err_msg=name)
     expected = np.where(example["normals"] == IGNORE, IGNORE, example["normals"] * (-1, 1, 1))
-    assert_same_normals(mirrored["normals"], expected[:, ::-1])
+    assert_same_normals(flipped["normals"], expected[:, ::-1])
 
 
 def test_no_motion_is_identity():
@@ -92,9 +92,9 @@ def test_half_turn_is_exact():
 
 def test_mirror_then_rotate_is_rotate_back_then_mirror():
     example = random_example()
-    one = warp(example, mirrored=True, degrees=13, scale=1.1)
+    one = warp(example, flip=True, degrees=13, scale=1.1)
     turned = warp(example, degrees=-13, scale=1.1) | {"normals": example["normals"]}  # a compact label cannot be warped again
-    other = warp(turned, mirrored=True)
+    other = warp(turned, flip=True)
     # Positions are rounded to 1/32 pixel: a few values on the rounding edge may differ.
     for name in ("semseg", "sal"):
         assert np.mean(one[name] != other[name]) < 0.01, name
@@ -112,25 +112,25 @@ def test_rotation_is_counter_clockwise_and_scale_above_one_enlarges():
 
 
 @pytest.mark.parametrize(
-    ("motion", "size"),
+    ("transform", "size"),
     [
         ({"degrees": 17.0, "scale": 1.1}, (40, 56)),
-        ({"degrees": -12.0, "scale": 0.8, "mirrored": True}, (40, 56)),
+        ({"degrees": -12.0, "scale": 0.8, "flip": True}, (40, 56)),
         ({"degrees": 20.0, "scale": 1.25}, (64, 64)),
-        ({"mirrored": True}, (56, 81)),
+        ({"flip": True}, (56, 81)),
     ],
 )
-def test_labels_come_from_where_scipy_finds_them(motion, size):
+def test_labels_come_from_where_scipy_finds_them(transform, size):
     """The map written down from its definition, point by point: mirror, turn and zoom about the centre, stretch edge to edge."""
     example = random_example()
     height, width = example["sal"].shape
     rows, columns = np.mgrid[: size[0], : size[1]]
     x = (columns + 0.5) * width / size[1] - width / 2  # of the target's pixel, seen from the centre of the unstretched image
     y = (rows + 0.5) * height / size[0] - height / 2
-    angle, scale = np.deg2rad(motion.get("degrees", 0)), motion.get("scale", 1)
-    source_x = (x * np.cos(angle) - y * np.sin(angle)) / scale * (-1 if motion.get("mirrored") else 1) + width / 2 - 0.5
+    angle, scale = np.deg2rad(transform.get("degrees", 0)), transform.get("scale", 1)
+    source_x = (x * np.cos(angle) - y * np.sin(angle)) / scale * (-1 if transform.get("flip") else 1) + width / 2 - 0.5
     source_y = (x * np.sin(angle) + y * np.cos(angle)) / scale + height / 2 - 0.5
-    moved = warp(example, size, **motion)
+    moved = warp(example, size, **transform)
     # Half-way between two pixels the nearest is a matter of rounding.
     clear = (np.abs(source_x % 1 - 0.5) > 0.01) & (np.abs(source_y % 1 - 0.5) > 0.01)
     assert clear.mean() > 0.9
@@ -142,15 +142,15 @@ def test_labels_come_from_where_scipy_finds_them(motion, size):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_image_and_labels_stay_aligned(seed):
-    motion = Augmentation().draw(np.random.default_rng(seed))
-    example = transforms.warp(square_example(), TASKS, motion, (64, 72))
+    transform = Augmentation().draw(np.random.default_rng(seed))
+    example = transforms.warp(square_example(), TASKS, transform, (64, 72))
     white = example["image"][..., 0] > 127
     assert white.sum() > 50
     for name in ("semseg", "sal", "edge"):
         label = example[name] == 1
         assert not np.any(label & ~cv2.dilate(white.astype(np.uint8), np.ones((3, 3))).astype(bool)), name
         assert not np.any(white & ~cv2.dilate(label.astype(np.uint8), np.ones((3, 3))).astype(bool)), name
-    normals = vectors_of(example["normals"])
+    normals = to_vectors(example["normals"])
     known = np.all(normals != IGNORE, axis=-1)
     assert np.mean(known != white) < 0.02
     np.testing.assert_allclose(normals[known] @ (0, 0, 1), 1, atol=STEP)
@@ -159,15 +159,15 @@ def test_image_and_labels_stay_aligned(seed):
 @pytest.mark.parametrize("seed", range(4))
 def test_labels_hold_no_value_that_was_not_there(seed):
     example = random_example(seed)
-    motion = Augmentation().draw(np.random.default_rng(seed))
-    moved = transforms.warp(example, TASKS, motion, (33, 47))
+    transform = Augmentation().draw(np.random.default_rng(seed))
+    moved = transforms.warp(example, TASKS, transform, (33, 47))
     for name in ("semseg", "human_parts", "sal", "edge"):
         assert set(np.unique(moved[name])) <= {*np.unique(example[name]), IGNORE}, name
         assert moved[name].dtype == np.uint8
         assert moved[name].shape == (33, 47)
-    depths = [1.5 / np.float32(motion.scale), 8 / np.float32(motion.scale), IGNORE]
+    depths = [1.5 / np.float32(transform.scale), 8 / np.float32(transform.scale), IGNORE]
     assert np.isclose(moved["depth"][..., None], depths, rtol=1e-6).any(axis=-1).all()
-    normals = vectors_of(moved["normals"])
+    normals = to_vectors(moved["normals"])
     known = np.all(normals != IGNORE, axis=-1)
     assert np.all(normals[~known] == IGNORE)
     assert 0 < known.mean() < 1
@@ -187,7 +187,7 @@ def test_outside_is_ignored_and_black():
 def test_ignored_stays_ignored():
     ignored = {name: np.full_like(label, IGNORE) for name, label in random_example().items() if name in TASKS}
     example = random_example() | ignored
-    for moved in (warp(example, (32, 32), mirrored=True, degrees=9, scale=1.2), resize(example, TASKS, (32, 32))):
+    for moved in (warp(example, (32, 32), flip=True, degrees=9, scale=1.2), resize(example, TASKS, (32, 32))):
         for name in TASKS:
             assert np.all(moved[name] == IGNORE), name
 
@@ -253,23 +253,23 @@ def test_same_seed_same_motion_other_seed_other_motion():
 
 def test_random_numbers_are_uniform_in_their_ranges():
     rng = np.random.default_rng(0)
-    motions = [Augmentation().draw(rng) for _ in range(2000)]
-    drawn = [(motion.degrees, motion.scale) for motion in motions]
+    samples = [Augmentation().draw(rng) for _ in range(2000)]
+    drawn = [(transform.degrees, transform.scale) for transform in samples]
     low, high = np.min(drawn, axis=0), np.max(drawn, axis=0)
     np.testing.assert_allclose(low, (-20, 0.75), rtol=0.01)
     np.testing.assert_allclose(high, (20, 1.25), rtol=0.01)
     assert np.all(low >= (-20, 0.75))
     assert np.all(high <= (20, 1.25))
     np.testing.assert_allclose(np.mean(drawn, axis=0), (0, 1), atol=4 * 40 / np.sqrt(12 * 2000))  # four standard errors
-    assert abs(np.mean([motion.mirrored for motion in motions]) - 0.5) < 4 * 0.5 / np.sqrt(2000)
+    assert abs(np.mean([transform.flip for transform in samples]) - 0.5) < 4 * 0.5 / np.sqrt(2000)
 
 
 def test_discrete_scales_are_each_as_likely():
     rng = np.random.default_rng(0)
     augmentation = Augmentation(degrees=0, scale=(1.0, 1.2, 1.5), discrete_scales=True)
-    motions = [augmentation.draw(rng) for _ in range(3000)]
-    assert {motion.degrees for motion in motions} == {0}
-    scales, counts = np.unique([motion.scale for motion in motions], return_counts=True)
+    samples = [augmentation.draw(rng) for _ in range(3000)]
+    assert {transform.degrees for transform in samples} == {0}
+    scales, counts = np.unique([transform.scale for transform in samples], return_counts=True)
     np.testing.assert_array_equal(scales, [1.0, 1.2, 1.5])
     assert np.all(np.abs(counts - 1000) < 4 * np.sqrt(3000 * 2 / 9))
 

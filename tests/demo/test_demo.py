@@ -127,7 +127,7 @@ def test_comparison_and_panels(data_dir, tmp_path, capsys, monkeypatch):
         config = configs.load(f"{ROOT}/configs/demo.py:{method}", [f"data.root={data_dir}"])
         made = experiment.set_up(config, experiment.tasks_of(config), tmp_path / method)
         made.save(tmp_path / method / "best", made.trainable, made.batch_stats, {})
-        scores = {f"eval/{name}/{task.primary}": 10.0 * number for name, task in made.tasks.items()}
+        scores = {f"eval/{name}/{task.primary_metric}": 10.0 * number for name, task in made.tasks.items()}
         lines = [{"step": 0, **dict.fromkeys(scores, 1.5)}, {"step": 1, "loss": 3.0}, {"step": 2, **scores}]
         (tmp_path / method / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     monkeypatch.setenv("COLUMNS", "160")

@@ -126,9 +126,9 @@ def test_slow_scores_are_those_of_the_task(made, logits, at_original_size):
     for index, prediction in enumerate(logits):
         label = data[index]["edge"]
         large = cv2.resize(prediction["edge"], label.shape[::-1], interpolation=cv2.INTER_LINEAR)[..., None]
-        for name, value in task.slow_statistics(large, label, 0.0075).items():
+        for name, value in task.native_resolution_sums(large, label, 0.0075).items():
             totals[name] = totals.get(name, 0) + value
-    expected = task.slow_scores(totals)
+    expected = task.compute_native_resolution_metrics(totals)
     assert at_original_size["edge/odsF"] == pytest.approx(expected["odsF"], rel=1e-6)
     assert 0 < expected["odsF"] < 100
 
@@ -191,7 +191,7 @@ def test_pictures(made, evaluator):
     example = resize(data[1], data.tasks, (32, 32))
     shown = pictures["semseg/val001"]
     assert np.array_equal(shown[:, :32], example["image"])
-    assert np.array_equal(shown[:, 32:64], data.tasks["semseg"].picture(example["semseg"]))
+    assert np.array_equal(shown[:, 32:64], data.tasks["semseg"].visualize(example["semseg"]))
     with jax.no_tracing(True):  # the second time nothing is compiled
         again = evaluator.pictures(experiment.trainable, experiment.batch_stats)
     assert all(np.array_equal(again[tag], pictures[tag]) for tag in pictures)

@@ -25,7 +25,7 @@ from mtlora_jax.predict import __main__ as predict
 from mtlora_jax.predict import images as photographs
 from mtlora_jax.predict import panels
 from mtlora_jax.tasks import make_tasks
-from mtlora_jax.tasks.label_images import class_palette, heat_picture
+from mtlora_jax.tasks.label_images import class_palette, heatmap
 
 TASKS = {"semseg": 3, "sal": 1, "normals": 3, "edge": 1, "depth": 1}
 CLASSES = ("background", "red", "blue")
@@ -117,7 +117,7 @@ def test_every_file(model, tmp_path, capsys):
     for task, left, right in (("sal", 1, 0), ("edge", 0, 1), ("depth", 0.5, 0.5)):
         mode, picture = read(out / task / "a.png")
         assert (mode, picture.shape) == ("RGB", (40, 60, 3))
-        heat = heat_picture(np.array([[left, right]]), np.zeros((1, 2), bool))[0]
+        heat = heatmap(np.array([[left, right]]), np.zeros((1, 2), bool))[0]
         expected = {"edge": np.array([[left] * 3, [right] * 3]) * 255}.get(task, heat)
         np.testing.assert_allclose(picture[20, [0, -1]].astype(int), expected.astype(int), atol=2)  # 8 is not quite certain
     assert read(out / "normals" / "a.png")[1][20, 30].tolist() == [128, 128, 255]
@@ -165,7 +165,7 @@ def test_legends_name_what_occurs():
     assert list(task.legend(shown, np.full((9, 9), 1, np.uint8)).swatches) == ["red", "blue", "background", "ignored"]
     depth = make_tasks(["depth"])["depth"]
     assert depth.legend().ends == ("0 m", "10 m and more")
-    np.testing.assert_array_equal(depth.legend().bar[16], depth.picture(np.full((1, 1), 5.0))[0, 0])
+    np.testing.assert_array_equal(depth.legend().bar[16], depth.visualize(np.full((1, 1), 5.0))[0, 0])
     assert list(depth.legend(np.array([[5.0, 255.0]])).swatches) == ["ignored"]
     assert make_tasks(["normals"])["normals"].legend().swatches["up"] == (128, 0, 128)
 

@@ -18,7 +18,7 @@ import tiny_runs
 from fuzz_kind import Check, Kind, Way, encoded, write_model
 from tiny_data import png, write_tiny_dataset
 
-from mtlora_jax.data.decoding import Encoded, decode_image, decode_label
+from mtlora_jax.data.decoding import EncodedFile, decode_image, decode_label
 from mtlora_jax.data.image_folder import FolderDataset
 from mtlora_jax.io import pictures
 from mtlora_jax.predict import images
@@ -30,7 +30,7 @@ from tfds_pascal_context.pascal_context import PascalRaw
 def labels(folder: pathlib.Path) -> Kind:
     """PNG labels of every task."""
     tasks = make_tasks(("semseg", "human_parts", "normals", "depth"))
-    tasks |= {f"sal {meaning}": make_tasks(["sal"])["sal"].__class__(meaning=meaning) for meaning in ("0/255", "0/1/255", "grey")}
+    tasks |= {f"sal {encoding}": make_tasks(["sal"])["sal"].__class__(encoding=encoding) for encoding in ("0/255", "0/1/255", "grey")}
     rng = np.random.default_rng(0)
     classes = rng.integers(0, 4, (12, 17))
     palette = PIL.Image.fromarray(classes.astype(np.uint8))
@@ -44,7 +44,8 @@ def labels(folder: pathlib.Path) -> Kind:
         "normals.png": encoded(rng.integers(0, 256, (12, 17, 3)).astype(np.uint8), "PNG"),
     }
     ways = [
-        Way(lambda path, task=task: decode_label(task, Encoded(path.read_bytes(), str(path))), as_pillow(task)) for task in tasks.values()
+        Way(lambda path, task=task: decode_label(task, EncodedFile(path.read_bytes(), str(path))), as_pillow(task))
+        for task in tasks.values()
     ]
     return Kind(genuine, mutations.of_png, ways, predict_image)
 
@@ -75,7 +76,7 @@ def as_pillow(task: Task) -> Check:
             assert set(np.unique(label)) <= {0, 1, 255}
             yes = {"0/255": pixels == 255, "0/1/255": (pixels > 0) & (pixels < 255), "grey": pixels > 127}
             if stretched == 1:
-                np.testing.assert_array_equal(label == 1, yes[task.meaning] if pixels.dtype != bool else pixels)
+                np.testing.assert_array_equal(label == 1, yes[task.encoding] if pixels.dtype != bool else pixels)
         elif task.name == "depth":
             known = (stored > 0) & (stored < 255_000)
             np.testing.assert_allclose(label, np.where(known, stored / 1000, 255), rtol=1e-6)
@@ -152,7 +153,7 @@ def arrays(folder: pathlib.Path) -> Kind:
     task = make_tasks(["depth"])["depth"]
     ways = [
         Way(lambda path: files.read_npy(path, 2, "an array"), as_numpy),
-        Way(lambda path: decode_label(task, Encoded(path.read_bytes(), str(path))), as_metres),
+        Way(lambda path: decode_label(task, EncodedFile(path.read_bytes(), str(path))), as_metres),
     ]
 
     def command(path: pathlib.Path) -> list[str]:
@@ -248,7 +249,7 @@ def lists(folder: pathlib.Path) -> Kind:
             assert all(id_.isascii() and raw.image(id_).resolve().parent == (raw.root / raw.images).resolve() for id_ in ids)
             return
         assert all((folder / "data/images" / f"{id_}.png").is_file() for id_ in ids)
-        assert found.tasks["sal"].meaning == "0/255"
+        assert found.tasks["sal"].encoding == "0/255"
         assert found.tasks["semseg"].channels == len(found.tasks["semseg"].classes) >= 2
 
     def command(path: pathlib.Path) -> list[str]:

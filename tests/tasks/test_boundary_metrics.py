@@ -8,7 +8,7 @@ import scipy.sparse
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from mtlora_jax.tasks import make_tasks
-from mtlora_jax.tasks.boundary_metrics import THRESHOLDS, boundary_scores, boundary_statistics, count_matches, suppress_non_maxima
+from mtlora_jax.tasks.boundary_metrics import THRESHOLDS, boundary_sums, compute_boundary_metrics, count_matches, suppress_non_maxima
 
 
 def mask_of(*points, shape=(12, 12)):
@@ -77,21 +77,21 @@ def test_statistics_of_a_line():
     label[10, 10:30] = 1
     probability[11, 10:30] = 0.8
     probability[22, 10:20] = 0.4
-    sums = boundary_statistics(probability, label, tolerance=1 / 50)  # the diagonal is 50
+    sums = boundary_sums(probability, label, tolerance=1 / 50)  # the diagonal is 50
     assert sums["true"] == 20
     by_threshold = {threshold: (sums["matched"][i], sums["predicted"][i]) for i, threshold in enumerate(THRESHOLDS)}
     assert by_threshold[0.4] == (20, 30)
     assert by_threshold[0.41] == (20, 20)
     assert by_threshold[0.8] == (20, 20)
     assert by_threshold[0.81] == (0, 0)
-    assert boundary_scores(sums) == {"odsF": 100, "odsF_threshold": pytest.approx(0.41)}
-    assert boundary_scores(boundary_statistics(probability, label, tolerance=0.9 / 50))["odsF"] == 0
+    assert compute_boundary_metrics(sums) == {"odsF": 100, "odsF_threshold": pytest.approx(0.41)}
+    assert compute_boundary_metrics(boundary_sums(probability, label, tolerance=0.9 / 50))["odsF"] == 0
 
 
 def test_f_of_a_set_comes_from_its_sums():
     """One threshold for all images: 30 of 40 predicted and of 60 true pixels."""
     sums = {"matched": np.full(99, 30.0), "predicted": np.full(99, 40.0), "true": np.asarray(60.0)}
-    assert boundary_scores(sums)["odsF"] == pytest.approx(100 * 2 * 0.75 * 0.5 / 1.25)
+    assert compute_boundary_metrics(sums)["odsF"] == pytest.approx(100 * 2 * 0.75 * 0.5 / 1.25)
 
 
 def test_precision_and_recall_are_linear_between_thresholds():
@@ -102,15 +102,15 @@ def test_precision_and_recall_are_linear_between_thresholds():
     share = np.linspace(0, 1, 10001)
     precision, recall = 0.5 + 0.5 * share, 1 - 0.75 * share
     expected = np.max(2 * precision * recall / (precision + recall))
-    scores = boundary_scores({"matched": matched, "predicted": predicted, "true": np.asarray(40.0)})
+    scores = compute_boundary_metrics({"matched": matched, "predicted": predicted, "true": np.asarray(40.0)})
     assert scores["odsF"] == pytest.approx(100 * expected, abs=1e-2)
     assert 0.5 < scores["odsF_threshold"] < 0.51
 
 
 def test_nothing_true_or_nothing_predicted():
     empty = np.zeros((20, 20), np.uint8)
-    assert math.isnan(boundary_scores(boundary_statistics(np.full((20, 20), 0.5), empty, 0.01))["odsF"])
-    assert boundary_scores(boundary_statistics(np.zeros((20, 20)), np.eye(20, dtype=np.uint8), 0.01))["odsF"] == 0
+    assert math.isnan(compute_boundary_metrics(boundary_sums(np.full((20, 20), 0.5), empty, 0.01))["odsF"])
+    assert compute_boundary_metrics(boundary_sums(np.zeros((20, 20)), np.eye(20, dtype=np.uint8), 0.01))["odsF"] == 0
 
 
 def test_what_is_neither_edge_nor_none_counts_nowhere():
@@ -120,15 +120,15 @@ def test_what_is_neither_edge_nor_none_counts_nowhere():
     probability[10, 10:30] = 0.8
     probability[20, 10:30] = 0.9
     label[18:23] = 255
-    sums = boundary_statistics(probability, label, 0.02)
+    sums = boundary_sums(probability, label, 0.02)
     assert sums["predicted"].max() == 20 == sums["matched"].max()
 
 
 def test_the_task_takes_logits():
     edge = make_tasks(["edge"])["edge"]
-    assert edge.has_slow_scores
+    assert edge.has_native_resolution_metrics
     label = np.zeros((30, 40), np.uint8)
     label[10, 10:30] = 1
     logits = np.where(label == 1, 1.0, -6.0).astype(np.float32)[..., None]  # probabilities 0.73 and 0.002
-    scores = edge.slow_scores(edge.slow_statistics(logits, label, 0.0075))
+    scores = edge.compute_native_resolution_metrics(edge.native_resolution_sums(logits, label, 0.0075))
     assert scores["odsF"] == 100

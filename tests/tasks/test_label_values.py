@@ -140,4 +140,4 @@ def test_of_a_single_file(name):
     assert TASKS[name]().decode(tiny_data.png([[0, 1, 255]], 8), "a.png").tolist() == [[0, 1, IGNORE]]
     assert TASKS[name]().decode(tiny_data.png([[0, 15, 8, 7]], 4), "a.png").tolist() == [[0, 1, 1, 0]]
     with pytest.raises(UserError, match="'0-1' is not one of 0/255, "):
-        TASKS[name](meaning="0-1")
+        TASKS[name](encoding="0-1")

@@ -17,7 +17,7 @@ from mtlora_jax.tasks.losses import IGNORE
 
 SCORES = GOLDEN / "metrics"
 IMAGES = 12
-STATISTICS = {name: jax.jit(TASKS[name]().statistics) for name in tiny_data.TASKS}
+STATISTICS = {name: jax.jit(TASKS[name]().metric_sums) for name in tiny_data.TASKS}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def score(name, logits, label, batch_size=None, mask=None):
         part = slice(start, start + batch_size)
         for key, value in STATISTICS[name](logits[part], label[part], mask[part]).items():
             totals[key] = totals.get(key, 0) + np.asarray(value, np.float64)
-    return TASKS[name]().scores(totals)
+    return TASKS[name]().compute_metrics(totals)
 
 
 @pytest.mark.parametrize("name", ["semseg", "human_parts"])
@@ -213,24 +213,24 @@ def test_statistics_have_a_size_that_does_not_depend_on_the_images(name, arrays)
 @pytest.mark.parametrize("name", tiny_data.TASKS)
 def test_primary_score_exists(name, arrays):
     task = TASKS[name]()
-    assert task.primary in score(name, *arrays[name])
-    assert task.higher_is_better == (task.primary == "mIoU")
+    assert task.primary_metric in score(name, *arrays[name])
+    assert task.higher_is_better == (task.primary_metric == "mIoU")
 
 
 @pytest.mark.parametrize("name", tiny_data.TASKS)
 def test_notes_are_about_scores_that_exist(name, arrays):
     task = TASKS[name]()
     scores = score(name, *arrays[name])
-    if task.has_slow_scores:
+    if task.has_native_resolution_metrics:
         label = np.eye(16, dtype=np.uint8)
-        scores |= task.slow_scores(task.slow_statistics(label[..., None].astype(np.float32), label, 0.01))
-    assert task.notes.keys() <= scores.keys()
+        scores |= task.compute_native_resolution_metrics(task.native_resolution_sums(label[..., None].astype(np.float32), label, 0.01))
+    assert task.metric_notes.keys() <= scores.keys()
 
 
 def test_which_angle_papers_call_rmse():
-    assert 'papers of this family print as "rmse"' in TASKS["normals"]().notes["mean"]
-    assert "true root" in TASKS["normals"]().notes["rmse"]
-    assert "true root" in TASKS["depth"]().notes["rmse"]
+    assert 'papers of this family print as "rmse"' in TASKS["normals"]().metric_notes["mean"]
+    assert "true root" in TASKS["normals"]().metric_notes["rmse"]
+    assert "true root" in TASKS["depth"]().metric_notes["rmse"]
 
 
 def test_totals_are_summed_in_float64():

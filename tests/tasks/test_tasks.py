@@ -11,8 +11,8 @@ from PIL import Image
 
 from mtlora_jax.errors import UserError
 from mtlora_jax.tasks import IGNORE, TASKS, make_tasks
-from mtlora_jax.tasks.affine import Motion
-from mtlora_jax.tasks.normals import vectors_of
+from mtlora_jax.tasks.affine import AffineTransform
+from mtlora_jax.tasks.normals import to_vectors
 
 STEP = 1 / 60000  # error of a component of a normal in its compact form: half of 1/32000, and rounding of float32
 LENGTH = 3**0.5 * STEP
@@ -27,14 +27,14 @@ def decode(name, path):
     return TASKS[name]().decode(path.read_bytes(), str(path))
 
 
-def moved_by(name, label, size=None, **motion):
-    return TASKS[name]().warp(label, Motion(**motion), size or label.shape[:2])
+def moved_by(name, label, size=None, **transform):
+    return TASKS[name]().warp(label, AffineTransform(**transform), size or label.shape[:2])
 
 
 def finished(name, label):
     """What loss and scores see."""
-    label = TASKS[name]().finish(label)
-    return vectors_of(label) if name == "normals" else label
+    label = TASKS[name]().to_device_format(label)
+    return to_vectors(label) if name == "normals" else label
 
 
 def sphere(size=65):
@@ -52,7 +52,9 @@ def known(label):
 
 def test_recipe():
     """Channels, loss weights and primary scores of the published recipe."""
-    table = {name: (task.channels, task.weight, task.primary, task.higher_is_better) for name, task in make_tasks(tiny_data.TASKS).items()}
+    table = {
+        name: (task.channels, task.weight, task.primary_metric, task.higher_is_better) for name, task in make_tasks(tiny_data.TASKS).items()
+    }
     assert table == {
         "semseg": (21, 1, "mIoU", True),
         "human_parts": (7, 2, "mIoU", True),
@@ -103,7 +105,7 @@ def test_normals_of_a_png(tmp_path):
     assert label.dtype == np.float32
     np.testing.assert_allclose(label[known(label)], [[1, 0, 0], [0, -1, 0], [0, 0, 1]], atol=1 / 255 + 1e-6)
     np.testing.assert_array_equal(known(label), [[True, True, False], [True, False, False]])
-    assert TASKS["normals"]().finish(label).dtype == np.uint16
+    assert TASKS["normals"]().to_device_format(label).dtype == np.uint16
     unit = finished("normals", label)
     np.testing.assert_array_equal(known(unit), known(label))
     np.testing.assert_allclose(np.linalg.norm(unit[known(unit)], axis=-1), 1, atol=LENGTH)
@@ -126,7 +128,7 @@ def examples(size=33):
 def test_labels_hold_what_they_held_after_the_whole_chain(name):
     label = examples()[name]
     before = label.copy()
-    moved = finished(name, moved_by(name, label, (28, 56), mirrored=True, degrees=15, scale=0.75))
+    moved = finished(name, moved_by(name, label, (28, 56), flip=True, degrees=15, scale=0.75))
     assert moved.shape == (28, 56, *label.shape[2:])
     assert moved.dtype == label.dtype
     np.testing.assert_array_equal(label, before)
@@ -144,9 +146,9 @@ def test_labels_hold_what_they_held_after_the_whole_chain(name):
 @pytest.mark.parametrize("name", tiny_data.TASKS)
 def test_mirroring_twice_changes_nothing(name):
     label = examples()[name]
-    mirrored = moved_by(name, label, mirrored=True)
-    np.testing.assert_array_equal(moved_by(name, mirrored, mirrored=True), label)
-    assert name == "normals" or np.any(mirrored != label)  # a ball is its own mirror image
+    flipped = moved_by(name, label, flip=True)
+    np.testing.assert_array_equal(moved_by(name, flipped, flip=True), label)
+    assert name == "normals" or np.any(flipped != label)  # a ball is its own mirror image
 
 
 @pytest.mark.parametrize("name", tiny_data.TASKS)
@@ -171,10 +173,10 @@ def test_a_ball_looks_the_same_however_it_is_turned(degrees, scale):
 
 
 def test_a_ball_is_its_own_mirror_image():
-    np.testing.assert_allclose(moved_by("normals", sphere(), mirrored=True), sphere(), atol=1e-6)
+    np.testing.assert_allclose(moved_by("normals", sphere(), flip=True), sphere(), atol=1e-6)
     lopsided = np.full((1, 2, 3), IGNORE, np.float32)
     lopsided[0, 0] = 0.6, 0, 0.8
-    flipped = moved_by("normals", lopsided, mirrored=True)
+    flipped = moved_by("normals", lopsided, flip=True)
     np.testing.assert_allclose(flipped[0, 1], [-0.6, 0, 0.8], rtol=1e-6)
     assert np.all(flipped[0, 0] == IGNORE)
 
@@ -182,15 +184,15 @@ def test_a_ball_is_its_own_mirror_image():
 @pytest.mark.parametrize("size", [(20, 20), (33, 50)])
 def test_resizing_normals_is_even_handed(size):
     task, label = TASKS["normals"](), sphere(33)
-    mirrored = [
-        task.resize(moved_by("normals", label, mirrored=True), size),
-        moved_by("normals", task.resize(label, size), mirrored=True),
-        moved_by("normals", label, size, mirrored=True),
+    flipped = [
+        task.resize(moved_by("normals", label, flip=True), size),
+        moved_by("normals", task.resize(label, size), flip=True),
+        moved_by("normals", label, size, flip=True),
     ]
-    for other in mirrored[1:]:
-        both = known(mirrored[0]) & known(other)
-        assert both.sum() > 0.99 * known(mirrored[0]).sum()
-        np.testing.assert_allclose(mirrored[0][both], other[both], atol=0.02)  # warps interpolate at 1/32 of a pixel
+    for other in flipped[1:]:
+        both = known(flipped[0]) & known(other)
+        assert both.sum() > 0.99 * known(flipped[0]).sum()
+        np.testing.assert_allclose(flipped[0][both], other[both], atol=0.02)  # warps interpolate at 1/32 of a pixel
 
 
 def test_a_quarter_turn_counter_clockwise_lets_what_faces_right_face_up():
@@ -198,12 +200,12 @@ def test_a_quarter_turn_counter_clockwise_lets_what_faces_right_face_up():
     label = np.broadcast_to(np.array([0.6, 0, 0.8], np.float32), (size, size, 3)).copy()
     moved = moved_by("normals", label, degrees=90)
     np.testing.assert_allclose(moved[4, 4], [0, -0.6, 0.8], atol=1e-6)  # y points down
-    mirrored_first = moved_by("normals", label, mirrored=True, degrees=90)
+    mirrored_first = moved_by("normals", label, flip=True, degrees=90)
     np.testing.assert_allclose(mirrored_first[4, 4], [0, 0.6, 0.8], atol=1e-6)
     image = np.zeros((size, size), np.uint8)
     image[4, 8] = 1  # a mark at the right ...
     assert moved_by("sal", image, degrees=90)[0, 4] == 1  # ... comes up too
-    assert moved_by("sal", image, mirrored=True, degrees=90)[8, 4] == 1
+    assert moved_by("sal", image, flip=True, degrees=90)[8, 4] == 1
 
 
 @pytest.mark.parametrize("move", ["warp", "resize up", "resize down"])
@@ -231,10 +233,10 @@ def test_compact_normals_give_the_loss_and_the_scores_of_the_vectors():
     task, rng = TASKS["normals"](), np.random.default_rng(0)
     label, logits = sphere(64), rng.normal(size=(1, 64, 64, 3)).astype(np.float32)
     assert (label == IGNORE).any()
-    compact, mask = task.finish(label)[None], np.ones(1, bool)
+    compact, mask = task.to_device_format(label)[None], np.ones(1, bool)
     assert float(task.loss(logits, compact)) == pytest.approx(float(task.loss(logits, label[None])), abs=STEP)
     scores = [
-        task.scores({name: np.asarray(value, np.float64) for name, value in task.statistics(logits, given, mask).items()})
+        task.compute_metrics({name: np.asarray(value, np.float64) for name, value in task.metric_sums(logits, given, mask).items()})
         for given in (compact, label[None])
     ]
     assert scores[0]["mean"] == pytest.approx(scores[1]["mean"], abs=math.degrees(LENGTH))
@@ -260,21 +262,21 @@ def test_depth_shrinks_where_the_image_grows():
 def test_a_human_part_map_without_parts_says_nothing():
     task = TASKS["human_parts"]()
     background = np.zeros((4, 4), np.uint8)
-    assert np.all(task.finish(background) == IGNORE)
+    assert np.all(task.to_device_format(background) == IGNORE)
     warped = background.copy()
     warped[0] = IGNORE
-    assert np.all(task.finish(warped) == IGNORE)
+    assert np.all(task.to_device_format(warped) == IGNORE)
     warped[3, 3] = 1
-    np.testing.assert_array_equal(task.finish(warped), warped)
-    np.testing.assert_array_equal(TASKS["semseg"]().finish(background), background)
+    np.testing.assert_array_equal(task.to_device_format(warped), warped)
+    np.testing.assert_array_equal(TASKS["semseg"]().to_device_format(background), background)
 
 
 def test_pictures_of_classes_use_the_colours_of_pascal_voc():
     colours = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 8: (64, 0, 0), 15: (192, 128, 128), 20: (0, 64, 128), IGNORE: (224, 224, 192)}
     label = np.array([list(colours)], np.uint8)
-    np.testing.assert_array_equal(TASKS["semseg"]().picture(label)[0], list(colours.values()))
+    np.testing.assert_array_equal(TASKS["semseg"]().visualize(label)[0], list(colours.values()))
     logits = np.eye(21)[label[:, :-1]]
-    np.testing.assert_array_equal(TASKS["semseg"]().picture(logits)[0], list(colours.values())[:-1])
+    np.testing.assert_array_equal(TASKS["semseg"]().visualize(logits)[0], list(colours.values())[:-1])
 
 
 @pytest.mark.parametrize("name", tiny_data.TASKS)
@@ -282,13 +284,13 @@ def test_pictures_of_classes_use_the_colours_of_pascal_voc():
 def test_pictures(name):
     task, label = TASKS[name](), examples()[name]
     label[:5] = IGNORE
-    picture = task.picture(label)
+    picture = task.visualize(label)
     assert picture.shape == (33, 33, 3)
     assert picture.dtype == np.uint8
     assert np.all(picture[:5] == (224, 224, 192))
     assert len(np.unique(picture[5:].reshape(-1, 3), axis=0)) > 1
     logits = np.random.default_rng(0).normal(size=(33, 33, task.channels)).astype(np.float32) * 1000
-    shown = task.picture(logits)
+    shown = task.visualize(logits)
     assert shown.shape == (33, 33, 3)
     assert shown.dtype == np.uint8
     assert not np.any(np.all(shown == (224, 224, 192), axis=-1))
@@ -303,12 +305,12 @@ def test_pictures_of_label_and_of_a_perfect_prediction_are_alike():
             "depth": lambda label: label[..., None],
         }.get(name, lambda label: (200.0 * label - 100)[..., None])(label)
         there = known(label) if name == "normals" else label != IGNORE
-        np.testing.assert_array_equal(TASKS[name]().picture(label)[there], TASKS[name]().picture(logits)[there], err_msg=name)
+        np.testing.assert_array_equal(TASKS[name]().visualize(label)[there], TASKS[name]().visualize(logits)[there], err_msg=name)
 
 
 def test_normal_pictures_are_what_label_files_hold(tmp_path):
     task = TASKS["normals"]()
-    again = decode("normals", save(tmp_path / "n.png", task.picture(sphere())))
+    again = decode("normals", save(tmp_path / "n.png", task.visualize(sphere())))
     inside = known(sphere())
     np.testing.assert_allclose(again[inside], sphere()[inside], atol=1 / 255 + 1e-6)
 

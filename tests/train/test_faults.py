@@ -15,7 +15,7 @@ import tiny_data
 from ml_collections import ConfigDict
 
 from mtlora_jax.data import FolderDataset
-from mtlora_jax.data.pipeline import TRIES, eval_batches, train_batches
+from mtlora_jax.data.pipeline import MAX_ATTEMPTS, eval_batches, train_batches
 from mtlora_jax.defaults import of_any_type
 from mtlora_jax.distributed import sharding
 from mtlora_jax.distributed.preemption import Shutdown, Stopped
@@ -49,7 +49,7 @@ def train_of(root, **options):
 
 def test_the_next_example_takes_the_place_of_one_that_cannot_be_read(damaged):
     batches = take(train_of(damaged), 4)  # two epochs of six
-    ids, bad = (np.concatenate([batch[key] for batch in batches]) for key in ("image_id", "bad"))
+    ids, bad = (np.concatenate([batch[key] for batch in batches]) for key in ("image_id", "error"))
     assert sorted(ids) == sorted(["train0", "train1", "train3", "train3", "train4", "train5"] * 2)
     assert ["sal/train2.png" in message for message in bad if message] == [True, True]
     assert set(ids[bad != ""]) == {"train3"}
@@ -68,7 +68,7 @@ def test_a_damaged_data_set_gives_the_same_batches_for_any_workers_and_after_a_r
 
 def test_an_image_that_cannot_be_read_is_left_out_of_the_scores(damaged):
     batches = list(eval_batches(FolderDataset(damaged, "val", TASKS), image_size=(32, 32), batch_size=4))
-    mask, ids, bad = (np.concatenate([batch[key] for batch in batches]) for key in ("mask", "image_id", "bad"))
+    mask, ids, bad = (np.concatenate([batch[key] for batch in batches]) for key in ("mask", "image_id", "error"))
     assert mask.tolist() == [True, False, True, True, True, False, False, False]
     assert ids.tolist() == ["val000", "", "val002", "val003", "val004", "", "", ""]
     assert [bool(message) for message in bad] == [False, True] + [False] * 6
@@ -80,20 +80,20 @@ def test_a_last_image_that_cannot_be_read_is_counted_once(damaged, tmp_path):
     root = tiny_data.write_tiny_dataset(tmp_path / "data", ["sal"])
     (root / "sal" / "val004.png").write_bytes(b"")
     batches = list(eval_batches(FolderDataset(root, "val", ["sal"]), image_size=(32, 32), batch_size=4))
-    assert [bool(message) for message in batches[1]["bad"]] == [True, False, False, False]
+    assert [bool(message) for message in batches[1]["error"]] == [True, False, False, False]
     assert not batches[1]["mask"].any()
 
 
 def test_where_nothing_can_be_read_that_is_the_error(tmp_path):
-    root = tiny_data.write_tiny_dataset(tmp_path / "data", ["sal"], train=TRIES + 2)
+    root = tiny_data.write_tiny_dataset(tmp_path / "data", ["sal"], train=MAX_ATTEMPTS + 2)
     for path in (root / "sal").glob("train*"):
         path.write_bytes(b"")
-    with pytest.raises(UserError, match=rf"sal/train\d+.png: .*; nor can the {TRIES - 1} examples after it be read"):
+    with pytest.raises(UserError, match=rf"sal/train\d+.png: .*; nor can the {MAX_ATTEMPTS - 1} examples after it be read"):
         next(train_batches(FolderDataset(root, "train", ["sal"]), image_size=(32, 32), batch_size=2, seed=0))
 
 
 def messages(*texts: str) -> dict[str, np.ndarray]:
-    return {"bad": np.array(texts)}
+    return {"error": np.array(texts)}
 
 
 def test_bad_examples_are_counted_once_each_and_limited(tmp_path):

@@ -345,7 +345,7 @@ def write_results(folder: str) -> None:
             scores[padding] = {
                 f"scores/{name}/{key}": value
                 for name, task in run.tasks.items()
-                for key, value in task.scores({k: np.asarray(v, np.float64) for k, v in totals[name].items()}).items()
+                for key, value in task.compute_metrics({k: np.asarray(v, np.float64) for k, v in totals[name].items()}).items()
             }
         np.savez(pathlib.Path(folder) / f"{size}.npz", **results, **scores[0])
         if size == 1:
