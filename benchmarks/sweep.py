@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = [argument for argument in argv if argument.startswith("--config")]
     centre = {name: axis.centre(args.config) for name, axis in AXES.items()}
     files.check_writable(args.output)
-    with locks.owned(args.output):
+    with locks.hold_lock(args.output):
         sweep(args, given, centre)
 
 

@@ -92,7 +92,7 @@ def _user_message(error: BaseException | None) -> str | None:
         error = error.__cause__ or error.__context__
     if error is None and isinstance(last, OSError) and last.filename is not None:
         name = os.fsdecode(last.filename) if isinstance(last.filename, bytes | str) else last.filename
-        return _visible(f"{name}: {files.reason_of(last)}")
+        return _visible(f"{name}: {files.describe_error(last)}")
     return None if error is None else _visible(str(error))
 
 

@@ -14,8 +14,8 @@ from typing import Any
 from mtlora_jax import cli
 from mtlora_jax.errors import UserError
 from mtlora_jax.io.files import user_path
-from mtlora_jax.io.jsonl import Line, parsed
-from mtlora_jax.io.output_folder import Outputs
+from mtlora_jax.io.jsonl import Line, parse_lines
+from mtlora_jax.io.output_folder import OutputFolder
 
 SUFFIXES = (".png", ".pdf", ".svg")
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse(argv)
     if args.output.suffix not in SUFFIXES or args.output.is_dir():
         raise UserError(f"--output={args.output}: expected a file whose name ends in {', '.join(SUFFIXES)}")
-    outputs = Outputs(args.output.parent)
+    outputs = OutputFolder(args.output.parent)
     logs = {name: read_log(run) for name, run in named(args.runs).items()}
     try:
         import matplotlib
@@ -79,7 +79,7 @@ def read_log(run: pathlib.Path) -> list[Line]:
     path = run / "log.jsonl"
     if not path.is_file():
         raise UserError(f"{run} is no workdir of a run: it has no log.jsonl")
-    log = [line for _, line in parsed(path)]
+    log = [line for _, line in parse_lines(path)]
     if log and log[-1] is None:  # the last line of a killed run may be cut off
         log.pop()
     if None in log:

@@ -5,8 +5,8 @@ import pathlib
 from typing import Any
 
 from mtlora_jax.errors import UserError
-from mtlora_jax.io import pictures
-from mtlora_jax.io.files import reason_of
+from mtlora_jax.io import image_files
+from mtlora_jax.io.files import describe_error
 from tfds_pascal_context import convert, files, workers
 
 
@@ -31,7 +31,7 @@ def built_problems(folder: pathlib.Path, split: str, index: int, image_id: str, 
     except UserError as error:
         return {"image": str(error)}
     except Exception as error:  # whatever a damaged record makes its reader stumble over
-        return {"image": f"{origin}: cannot be read ({reason_of(error)})"}
+        return {"image": f"{origin}: cannot be read ({describe_error(error)})"}
     return {task: _problem(functools.partial(_check_size, f"{origin}: {task}", example[task], size)) for task in tasks}
 
 
@@ -50,7 +50,7 @@ def _check_size(origin: str, content: bytes, expected: tuple[int, int]) -> None:
 
 
 def _size(content: bytes, origin: str, format: str) -> tuple[int, int]:
-    with pictures.opened(content, origin, f"a {format} image", (format,)) as image:
+    with image_files.open_image(content, origin, f"a {format} image", (format,)) as image:
         image.load()
         return image.size
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from mtlora_jax.errors import UserError
-from mtlora_jax.io import pictures
+from mtlora_jax.io import image_files
 from tfds_pascal_context import files, labels
 from tfds_pascal_context.raw import Raw
 from tfds_pascal_context.workers import in_parallel, note
@@ -85,7 +85,7 @@ def load(path: pathlib.Path, fingerprint: str, tasks: Sequence[str]) -> Converte
 
 def _size(png: bytes) -> tuple[int, int]:
     """(width, height) of a label. Raises UserError if it is no PNG file."""
-    with pictures.opened(png, "a label", "a PNG file", ("PNG",)) as image:
+    with image_files.open_image(png, "a label", "a PNG file", ("PNG",)) as image:
         return image.size
 
 

@@ -32,7 +32,7 @@ def download(
     """
     note = path.with_name(path.name + ".sha256")
     if not path.is_file():
-        with locks.owned_name(path, "wait for its end"):
+        with locks.hold_lock_beside(path, "wait for its end"):
             _fetch_and_check(url, path, (sha256 or published(url) or _noted(note)).lower(), note, report, largest)
     elif expected := (sha256 or published(url) or _noted(note)).lower():
         check(path, expected)

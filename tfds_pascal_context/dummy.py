@@ -13,7 +13,7 @@ import PIL.Image
 
 from mtlora_jax import cli
 from mtlora_jax.errors import UserError
-from mtlora_jax.io import pictures
+from mtlora_jax.io import image_files
 from mtlora_jax.io.files import check_writable, read_text, user_path, write_text
 from tfds_pascal_context import layout
 from tfds_pascal_context.layout import PERSON, Annotated
@@ -52,7 +52,7 @@ def write_pascal(root: pathlib.Path) -> None:
     _write(root, "dummy_04", [person(2, 40)])  # labels of half the size
     for folder in (layout.SEMSEG[0], layout.SAL, layout.NORMALS):
         path = root / folder / "dummy_04.png"
-        with pictures.opened(path.read_bytes(), str(path), "a label", ("PNG",)) as image:
+        with image_files.open_image(path.read_bytes(), str(path), "a label", ("PNG",)) as image:
             image.resize((SIZE[1] // 2, SIZE[0] // 2), PIL.Image.Resampling.NEAREST).save(path)
     _write(root, "dummy_05", [Annotated(PERSON, box(5, 40, 5, 20), {})])  # a person without parts
     _write(root, "dummy_06", [])  # no object

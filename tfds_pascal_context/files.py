@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 
 from mtlora_jax.errors import UserError
-from mtlora_jax.io import arrays, pictures
-from mtlora_jax.io.files import read_bytes, reason_of
+from mtlora_jax.io import arrays, image_files
+from mtlora_jax.io.files import describe_error, read_bytes
 from tfds_pascal_context import matlab, workers
 
 IGNORE = 255
@@ -29,7 +29,7 @@ def read(path: pathlib.Path, expected: str) -> bytes:
 def check_jpeg(path: pathlib.Path) -> tuple[int, int]:
     """(height, width) of a JPEG file, after decoding all of it. Raises UserError if it is missing, damaged, cut off or no JPEG."""
     expected = "a JPEG photograph"
-    with pictures.opened(read(path, expected), str(path), expected, ("JPEG", "PNG")) as image:
+    with image_files.open_image(read(path, expected), str(path), expected, ("JPEG", "PNG")) as image:
         if image.format != "JPEG" or image.mode not in ("RGB", "L"):
             raise UserError(f"{path}: is {image.format} of mode {image.mode}; expected {expected}")
         image.load()
@@ -38,7 +38,7 @@ def check_jpeg(path: pathlib.Path) -> tuple[int, int]:
 
 def read_image(path: pathlib.Path, modes: Sequence[str], expected: str) -> np.ndarray:
     """Pixels of a PNG file whose Pillow mode is one of `modes`, as stored: (H, W) or (H, W, 3). Raises UserError."""
-    with pictures.opened(read(path, expected), str(path), expected, ("PNG",)) as image:
+    with image_files.open_image(read(path, expected), str(path), expected, ("PNG",)) as image:
         if image.mode not in modes:
             raise UserError(f"{path}: is an image of mode {image.mode}; expected {expected}")
         return np.array(image)
@@ -83,7 +83,7 @@ def png(pixels: np.ndarray) -> bytes:
 def compressed(content: bytes) -> bytes:
     """A PNG file of the same pixels for record files that are not compressed themselves."""
     buffer = io.BytesIO()
-    with pictures.opened(content, "a label", "a PNG file", ("PNG",)) as image:
+    with image_files.open_image(content, "a label", "a PNG file", ("PNG",)) as image:
         # For smooth colours such as normals, Huffman coding of runs is four times as fast as the default and within 4 % of its size.
         image.save(buffer, "PNG", compress_type=zlib.Z_RLE if image.mode == "RGB" else zlib.Z_DEFAULT_STRATEGY)
     return buffer.getvalue()
@@ -97,4 +97,4 @@ def blamed(path: pathlib.Path, expected: str) -> Iterator[None]:
     except (UserError, MemoryError):
         raise
     except Exception as error:
-        raise UserError(f"{path}: cannot be read ({reason_of(error)}); expected {expected}") from error
+        raise UserError(f"{path}: cannot be read ({describe_error(error)}); expected {expected}") from error

@@ -89,7 +89,7 @@ def _extract(archive: pathlib.Path, folder: pathlib.Path, wanted: Sequence[str],
         raise
     except Exception as error:  # tarfile passes on whatever it stumbles over
         raise UserError(
-            f"{archive}: cannot be unpacked ({files.reason_of(error)}); it is cut off, damaged or no {archive.suffix}: fetch it again"
+            f"{archive}: cannot be unpacked ({files.describe_error(error)}); it is cut off, damaged or no {archive.suffix}: fetch it again"
         ) from error
     return images
 
@@ -149,8 +149,8 @@ def _write(members: tarfile.TarFile, member: tarfile.TarInfo, folder: pathlib.Pa
         files.write_bytes(path, data)
     except UserError as error:
         reason = error.__cause__ or error
-        if files.is_full(reason):
+        if files.is_disk_full(reason):
             raise
-        raise ValueError(f"{told}: {files.reason_of(reason)}") from error
+        raise ValueError(f"{told}: {files.describe_error(reason)}") from error
     with contextlib.suppress(OSError, OverflowError, ValueError):  # times that are none
         os.utime(path, (member.mtime, member.mtime))

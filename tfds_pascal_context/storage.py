@@ -11,7 +11,7 @@ from tensorflow_datasets.proto import tf_example_pb2  # pyright: ignore[reportAt
 
 from mtlora_jax.errors import UserError
 from mtlora_jax.io import locks
-from mtlora_jax.io.files import is_full
+from mtlora_jax.io.files import is_disk_full
 
 
 class ReproducibleWriter(tfds.core.ExampleWriter):
@@ -35,7 +35,7 @@ def _ordered(example: bytes) -> bytes:
 def owned(folder: pathlib.Path) -> Iterator[None]:
     """Holds a folder for one build, and removes it where that leaves it empty. Raises UserError if another program has it."""
     try:
-        with locks.owned(folder, "wait for the end of this build"):
+        with locks.hold_lock(folder, "wait for the end of this build"):
             yield
     finally:
         with contextlib.suppress(OSError):  # there is something worth keeping
@@ -47,7 +47,7 @@ def one_line_if_full(folder: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if not is_full(error):
+        if not is_disk_full(error):
             raise
         raise UserError(
             f"{error.filename or folder}: {error.strerror}; what was converted is kept in {folder}: make room and start again"

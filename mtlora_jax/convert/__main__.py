@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             config["architecture"], arrays = merged_arrays(config["architecture"], arrays)
         arrays = weights.check(arrays, f"{args.source}, merged")  # products can be larger than float32 goes
         report = [*report, f"merged     {len(arrays)} tensors with {sum(a.size for a in arrays.values()):,} values"]
-    with locks.owned_name(args.out):
+    with locks.hold_lock_beside(args.out):
         check(args)  # again: somebody else may have written there meanwhile
         if args.to == "mtlora":
             to_mtlora.save(args.out, config["architecture"], arrays)

@@ -133,7 +133,7 @@ def records_of(path: pathlib.Path) -> Counter[int]:
             if wrong := archive.testzip():
                 raise UserError(f"{path}: damaged (the checksum of {wrong} is wrong)")
     except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, NotImplementedError, EOFError) as error:
-        raise UserError(f"{path}: damaged, or not a PyTorch checkpoint ({files.reason_of(error)})") from None
+        raise UserError(f"{path}: damaged, or not a PyTorch checkpoint ({files.describe_error(error)})") from None
     return Counter(entry.file_size for entry in entries)
 
 
@@ -174,7 +174,7 @@ def is_tensor(value: Any) -> bool:
 
 def as_float32(value: Any, name: str) -> np.ndarray:
     """A tensor of PyTorch or of numpy as float32. Raises UserError naming it unless it has values that are finite real floats."""
-    return weights.finite_float32(value if isinstance(value, np.ndarray) else as_array(value, name), name)
+    return weights.to_finite_float32(value if isinstance(value, np.ndarray) else as_array(value, name), name)
 
 
 def as_array(value: Any, name: str) -> np.ndarray:

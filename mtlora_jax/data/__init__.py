@@ -1,4 +1,4 @@
-"""Data sets by name; to add one, write a class with the interface of `mtlora_jax.data.pipeline.Dataset` and list it here."""
+"""Data sets by name. To add one, write a class with the interface of `pipeline.Dataset` and list it here."""
 
 from mtlora_jax.data.image_folder import FolderDataset
 from mtlora_jax.data.tfds import NYUD, PascalContext

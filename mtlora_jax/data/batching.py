@@ -1,4 +1,4 @@
-"""From examples to the arrays of a batch, in the memory that worker processes share with the main one."""
+"""Collates examples into batches, in memory shared with the main process."""
 
 import os
 import sys
@@ -10,26 +10,26 @@ from grain.multiprocessing import SharedMemoryArray
 
 from mtlora_jax.errors import UserError
 
-LARGE = 65536  # bytes of an array from which on it is worth the trouble
-ROWS = 64  # in one call of the system, which takes up to 1024 rows and 2 GB
+MIN_SHARED_BYTES = 65536  # smaller arrays are not worth shared memory
+ROWS = 64  # per pwritev call, which takes up to 1024 rows and 2 GB
 
 
-def stack(examples: Sequence[Mapping[str, Any]], shared: bool) -> dict[str, np.ndarray]:
-    """{key: array (B, ...)} of examples with the same keys, shapes and dtypes.
+def collate(examples: Sequence[Mapping[str, Any]], shared: bool) -> dict[str, np.ndarray]:
+    """Stacks examples with equal keys, shapes and dtypes to {key: array (B, ...)}.
 
-    With `shared`, for a worker of Grain, large arrays lie in shared memory already. Raises UserError if that is full.
+    With `shared`, for a worker of Grain, large arrays are written to shared memory. Raises UserError if that is full.
     """
     return {key: _stack([np.asarray(example[key]) for example in examples], shared) for key in examples[0]}
 
 
 def _stack(rows: Sequence[np.ndarray], shared: bool) -> np.ndarray:
     first = rows[0]
-    if not shared or first.nbytes < LARGE:
+    if not shared or first.nbytes < MIN_SHARED_BYTES:
         return np.stack(rows)
     batch = SharedMemoryArray((len(rows), *first.shape), first.dtype)
-    if sys.platform != "linux":  # where this memory is no file
+    if sys.platform != "linux":  # elsewhere this memory is not a file
         return np.stack(rows, out=batch)
-    # Written as a file, since a page that is touched for the first time costs more than all the copying.
+    # Written as a file: the first touch of each page of mapped memory costs more than all the copying.
     assert batch.shm is not None
     file = batch.shm._fd  # pyright: ignore[reportAttributeAccessIssue]
     buffers: Any = [np.ascontiguousarray(row, first.dtype) for row in rows]
@@ -43,15 +43,16 @@ def _stack(rows: Sequence[np.ndarray], shared: bool) -> np.ndarray:
         batch.shm.unlink()
         raise UserError(
             f"/dev/shm: a batch of {batch.nbytes / 1e6:.0f} MB cannot be shared by workers ({reason}); "
-            "make it larger, or take fewer --config.data.num_workers or smaller batches"
+            "make it larger, or use fewer --config.data.num_workers or smaller batches"
         )
     return batch
 
 
 def release(batch: Mapping[str, Any]) -> None:
-    """Takes the names of a worker's arrays from the system: their memory now goes with the last reference to them, or with this process.
+    """Unlinks the shared memory of a worker's arrays, so that it is freed with their last reference or this process.
 
-    By default Grain does so when an array is deleted, which at the end of a process comes too late, or never: that memory would be lost.
+    Grain unlinks it when an array is deleted. At the end of a process that is too late, or never happens, and the
+    memory would be lost.
     """
     for array in batch.values():
         if isinstance(array, SharedMemoryArray) and array.shm is not None:

@@ -1,4 +1,4 @@
-"""From the encoded files of one example to its arrays."""
+"""Decodes the files of one example to arrays."""
 
 import contextlib
 import pathlib
@@ -8,34 +8,33 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtlora_jax.errors import UserError
-from mtlora_jax.io import files, pictures
+from mtlora_jax.io import files, image_files
 from mtlora_jax.tasks.task import Task
 
 Example = dict[str, Any]  # strings and arrays
 
-
-LARGEST = 2**31  # bytes of an image or a label; a file that has more is something else
+MAX_BYTES = 2**31  # of an image or a label
 
 
 class EncodedFile(NamedTuple):
-    """The contents of a file, and what messages call it."""
+    """The bytes of a file, and its name in messages."""
 
     data: bytes
     source: str
 
 
 def read_file(path: pathlib.Path) -> EncodedFile:
-    """A file as it lies on disk. Raises UserError if it cannot be read."""
-    with _one_bad_file(str(path)):
-        return EncodedFile(files.read_bytes(path, LARGEST), str(path))
+    """Reads a file without decoding it. Raises UserError if it cannot be read."""
+    with _raise_user_error(str(path)):
+        return EncodedFile(files.read_bytes(path, MAX_BYTES), str(path))
 
 
 def decode_example(image_id: str, image: EncodedFile, labels: Mapping[str, EncodedFile], tasks: Mapping[str, Task]) -> Example:
-    """{"image_id": str, "image": uint8 (H, W, 3), TASK: label (H, W) or (H, W, D) as `Task.decode` gives it}.
+    """Decodes to {"image_id": str, "image": uint8 (H, W, 3), TASK: label (H, W) or (H, W, D) of `Task.decode`}.
 
-    Raises UserError for what cannot be decoded, and for a label whose size is not the image's.
+    Raises UserError for a file that cannot be decoded, and for a label whose size differs from the image's.
     """
-    with _one_bad_file(image.source):
+    with _raise_user_error(image.source):
         example: Example = {"image_id": image_id, "image": decode_image(*image)}
     height, width = example["image"].shape[:2]
     for name, task in tasks.items():
@@ -50,28 +49,28 @@ def decode_example(image_id: str, image: EncodedFile, labels: Mapping[str, Encod
 
 
 def decode_label(task: Task, label: EncodedFile) -> np.ndarray:
-    """A label (H, W) or (H, W, D) as `Task.decode` gives it. Raises UserError, whatever a damaged file makes the task stumble over."""
-    with _one_bad_file(label.source):
+    """Decodes a label with `Task.decode` to (H, W) or (H, W, D). Raises UserError for any error of a damaged file."""
+    with _raise_user_error(label.source):
         return task.decode(*label)
 
 
 def decode_image(data: bytes, source: str) -> np.ndarray:
-    """Decodes an image to uint8 RGB (H, W, 3), as it is stored: an EXIF orientation is not applied, since labels have none.
+    """Decodes an image to uint8 RGB (H, W, 3), without applying an EXIF orientation, since labels have none.
 
-    Raises UserError if it is damaged, cut off or has more than 8 bits per channel.
+    Raises UserError if it is damaged, truncated or has more than 8 bits per channel.
     """
-    with pictures.opened(data, source, "an image of 8 bits per channel") as image:
+    with image_files.open_image(data, source, "an image of 8 bits per channel") as image:
         if image.mode[0] in "IF":
             raise UserError(f"{source}: pixel format {image.mode}; images must have 8 bits per channel")
-        return pictures.pixels_of(image, data) if image.mode == "RGB" else np.asarray(image.convert("RGB"))
+        return image_files.read_pixels(image, data) if image.mode == "RGB" else np.asarray(image.convert("RGB"))
 
 
 @contextlib.contextmanager
-def _one_bad_file(source: str) -> Iterator[None]:
-    """Makes a UserError of what is raised, want of memory included, so that a run counts one bad example and goes on."""
+def _raise_user_error(source: str) -> Iterator[None]:
+    """Turns any error, MemoryError included, into a UserError, so that a run counts one bad example and continues."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{source}: cannot be decoded ({files.reason_of(error)})") from error
+        raise UserError(f"{source}: cannot be decoded ({files.describe_error(error)})") from error

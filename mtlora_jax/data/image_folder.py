@@ -1,4 +1,4 @@
-"""The folder data set: images, one folder of label files per task, and lists of ids."""
+"""Folder data set: images, one folder of label files per task, and lists of ids."""
 
 import contextlib
 import dataclasses
@@ -10,9 +10,9 @@ import numpy as np
 
 from mtlora_jax.data.decoding import EncodedFile, Example, decode_example, decode_label, read_file
 from mtlora_jax.data.naming import files_of
-from mtlora_jax.data.survey import spread
+from mtlora_jax.data.survey import spread_indices
 from mtlora_jax.errors import UserError
-from mtlora_jax.io.files import read_json, read_text, same_form
+from mtlora_jax.io.files import normalize_name, read_json, read_text
 from mtlora_jax.schema import shown
 from mtlora_jax.tasks import TASKS, Task, make_tasks, suggest_task
 from mtlora_jax.tasks.binary import Binary
@@ -29,12 +29,14 @@ class FolderDataset:
         ROOT/TASK/ID.png          one folder per task of `TASKS`, label files as the task reads them
         ROOT/splits/SPLIT.txt     ids, one per line
         ROOT/classes.json         optional, {"TASK": ["name of class 0", ...]}
-        ROOT/labels.json          optional, {"TASK": what its values mean, of `mtlora_jax.tasks.label_values.ENCODINGS`}
+        ROOT/labels.json          optional, {"TASK": key of `tasks.label_values.ENCODINGS`}
 
-    `dataset[i]` is what `decode_example` makes of its files, with its errors. `tasks` maps the names asked for, in
-    their order, to tasks that know the class names, and what label values mean, which some of the files of all splits tell. Everything
-    that shows without decoding more is checked here: UserError for a missing folder, list, image or label, for ids given twice, for a task
-    the data set does not have, and for labels of which some mean one thing and some another.
+    `dataset[i]` returns `decode_example` of its files and raises its errors. `tasks` maps the requested names, in
+    their order, to tasks with the data set's class names and label encodings; these are inferred from some label files
+    of all splits.
+
+    Raises UserError for a missing folder, list, image or label, duplicate ids, a task without labels, and label files
+    that disagree about their encoding. All of this is checked before the first example is read.
     """
 
     def __init__(self, root: str | pathlib.Path, split: str, tasks: Sequence[str]):
@@ -55,11 +57,11 @@ class FolderDataset:
 
     @classmethod
     def make_tasks(cls, root: str | pathlib.Path, tasks: Sequence[str]) -> dict[str, Task]:
-        """The tasks with the class names of the data set, or with their usual ones where there is no list of them."""
-        usual, path = make_tasks(tasks), pathlib.Path(root) / "classes.json"
+        """Builds the tasks with the class names of the data set, or the default ones if it has no classes.json."""
+        default, path = make_tasks(tasks), pathlib.Path(root) / "classes.json"
         classes = _read_classes(path)
         try:
-            return usual if classes is None else make_tasks(tasks, classes)
+            return default if classes is None else make_tasks(tasks, classes)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 
@@ -72,7 +74,7 @@ class FolderDataset:
         return decode_example(self.ids[index], image, labels, self.tasks)
 
     def label(self, index: int, task: str) -> np.ndarray:
-        """One label of an example. Raises UserError if it is bad."""
+        """Decodes one label of an example. Raises UserError if it is bad."""
         return decode_label(self.tasks[task], read_file(self.root / task / self._labels[task][index]))
 
     def __repr__(self) -> str:
@@ -87,39 +89,42 @@ class FolderDataset:
         if not ids:
             raise UserError(f"{path}: empty; it must list one id per line")
         seen = set()
-        twice = [id_ for id_ in ids if same_form(id_) in seen or seen.add(same_form(id_))]
+        twice = [id_ for id_ in ids if normalize_name(id_) in seen or seen.add(normalize_name(id_))]
         if twice:
             raise UserError(f"{path}: {len(twice)} ids are listed again: {_first(twice)}")
         return ids
 
     def _find(self, folder: str, suffixes: tuple[str, ...]) -> list[str]:
-        """Names of the files of `folder` that belong to the ids, in their order."""
+        """Finds the file of each id in `folder`; returns the names in the order of the ids."""
         files = files_of(self.root / folder, suffixes)
-        missing = [id_ for id_ in self.ids if same_form(id_) not in files]
+        missing = [id_ for id_ in self.ids if normalize_name(id_) not in files]
         if missing:
             wanted = " or ".join("ID" + suffix for suffix in suffixes)
             raise UserError(
                 f"{self.root / folder}: no file ({wanted}) for {len(missing)} of the {len(self.ids)} ids of splits/{self.split}.txt: "
                 f"{_first(missing)}{_near(missing[0], files)}"
             )
-        return [files[same_form(id_)].name for id_ in self.ids]
+        return [files[normalize_name(id_)].name for id_ in self.ids]
 
 
 def with_label_encodings(root: pathlib.Path, tasks: Mapping[str, Task]) -> dict[str, Task]:
-    """The tasks as the label files of a data set mean them. Raises UserError for a bad labels.json, and where the files do not agree."""
+    """Returns the tasks with the label encodings of a data set.
+
+    Raises UserError for a bad labels.json, and for label files that disagree.
+    """
     told = _read_label_encodings(root / "labels.json")
     return {
         name: dataclasses.replace(task, encoding=told[name])
         if isinstance(task, Binary) and name in told
-        else task.for_dataset(_mixed(root / name, task.suffixes))
+        else task.for_dataset(_read_mixed(root / name, task.suffixes))
         for name, task in tasks.items()
     }
 
 
-def _mixed(folder: pathlib.Path, suffixes: tuple[str, ...]) -> Iterator[EncodedFile]:
-    """The label files of all splits that can be read, in an order that mixes them."""
+def _read_mixed(folder: pathlib.Path, suffixes: tuple[str, ...]) -> Iterator[EncodedFile]:
+    """Reads the label files of all splits in an order that mixes them; skips unreadable ones."""
     paths = [path for path in files_of(folder, suffixes).values() if not path.name.startswith(".")]
-    for index in spread(len(paths)):
+    for index in spread_indices(len(paths)):
         with contextlib.suppress(UserError):
             yield read_file(paths[index])
 
@@ -161,7 +166,7 @@ def _first(names: list[str], count: int = 5) -> str:
 
 
 def _visible(name: str) -> str:
-    """A name, cut off where it is long, with quotes and codes where it holds what nobody sees."""
+    """Shortens a long name, and quotes one with invisible characters."""
     name = _short(name)
     return name if name.isprintable() else repr(name)
 
@@ -171,10 +176,10 @@ def _short(name: str) -> str:
 
 
 def _near(name: str, names: Iterable[str]) -> str:
-    """Tells which of `names` differs from `name` only in what is hard to see."""
+    """Suggests one of `names` that differs from `name` only in case or invisible characters."""
     close = next((other for other in names if _plain(other) == _plain(name)), None)
     return "" if close is None else f"; there is {_short(close)!r}, which is not {_short(name)!r}"
 
 
 def _plain(name: str) -> str:
-    return "".join(letter for letter in same_form(name).casefold() if letter.isprintable() and not letter.isspace())
+    return "".join(letter for letter in normalize_name(name).casefold() if letter.isprintable() and not letter.isspace())

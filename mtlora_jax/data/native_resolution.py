@@ -1,4 +1,4 @@
-"""Examples whose labels keep the size of their images, to score predictions as the files have them."""
+"""Labels at the native resolution of their images, for evaluation."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,17 +8,17 @@ from mtlora_jax.data.decoding import Example
 from mtlora_jax.data.pipeline import Dataset
 from mtlora_jax.tasks.task import IGNORE, Task
 
-BYTES = 2**31  # of float32 logits at the images' sizes, on each device, that are made at once
-STEP = 128  # pixels: sides of the arrays are multiples of it, so that few programs are compiled whatever sizes the images have
+MAX_LOGITS_BYTES = 2**31  # of float32 logits at native resolution, per device at once
+STEP = 128  # pixels; canvas sides are multiples of it, so that few programs are compiled for many image sizes
 
 
-class OriginalSize:
-    """A data set as `eval_batches` takes it, seen so that transforms find no label to resize.
+class NativeLabels:
+    """A data set for `eval_batches` whose labels are not resized.
 
-    "native_labels" of a batch is an object array (B,) of {task: label as `Task.finish` gives it, at the size of its image}.
+    "native_labels" of a batch is an object array (B,) of {task: label in device format, at the size of its image}.
     """
 
-    tasks: Mapping[str, Task] = {}
+    tasks: Mapping[str, Task] = {}  # empty, so that transforms find no label to resize
 
     def __init__(self, dataset: Dataset):
         self._dataset = dataset
@@ -28,55 +28,56 @@ class OriginalSize:
 
     def __getitem__(self, index: int) -> Example:
         example = self._dataset[index]
-        originals = np.empty((), object)  # what batches take as it is, though the sizes differ
-        originals[()] = {name: task.to_device_format(example[name]) for name, task in self._dataset.tasks.items()}
-        return {"image_id": example["image_id"], "image": example["image"], "native_labels": originals}
+        labels = np.empty((), object)  # objects can be batched although the sizes differ
+        labels[()] = {name: task.to_device_format(example[name]) for name, task in self._dataset.tasks.items()}
+        return {"image_id": example["image_id"], "image": example["image"], "native_labels": labels}
 
 
-def sizes_of(originals: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
-    """Height and width of each image, (B, 2) int32."""
-    return np.array([next(iter(labels.values())).shape[:2] for labels in originals], np.int32)
+def native_sizes(native_labels: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
+    """Returns the height and width of each image, (B, 2) int32."""
+    return np.array([next(iter(labels.values())).shape[:2] for labels in native_labels], np.int32)
 
 
-def canvas_for(sizes: np.ndarray) -> np.ndarray:
-    """(2,): the smallest height and width that hold images of all `sizes` (B, 2) and are multiples of `STEP`."""
+def canvas_size(sizes: np.ndarray) -> np.ndarray:
+    """Returns the smallest (height, width) in multiples of `STEP` that holds images of all `sizes` (B, 2)."""
     return -(-sizes.max(axis=0) // STEP) * STEP
 
 
-def groups_of(sizes: np.ndarray, channels: int) -> list[tuple[list[int], tuple[int, int]]]:
-    """Which rows of a batch are scored together, and on which canvas: all, unless their logits take more than `BYTES`.
+def group_rows(sizes: np.ndarray, channels: int) -> list[tuple[list[int], tuple[int, int]]]:
+    """Groups the rows of a batch to score together; returns (rows, canvas size) of each group.
 
-    Then images of like sizes come together, in halves, quarters and so on, so that few programs are compiled. An image that is too large
-    by itself is alone; see `band_of`.
+    All rows form one group unless their logits take more than `MAX_LOGITS_BYTES`. Then they are split by size into
+    halves, quarters and so on, so that few programs are compiled. An image that is too large by itself is alone; see
+    `band_height`.
 
     Args:
       sizes: (devices, rows, 2), heights and widths of the images on each device.
       channels: of the logits.
     """
 
-    def halved(rows: list[int]) -> list[tuple[list[int], tuple[int, int]]]:
-        height, width = map(int, canvas_for(sizes[:, rows].reshape(-1, 2)))
-        if len(rows) == 1 or len(rows) * height * width * channels * 4 <= BYTES:
+    def split(rows: list[int]) -> list[tuple[list[int], tuple[int, int]]]:
+        height, width = map(int, canvas_size(sizes[:, rows].reshape(-1, 2)))
+        if len(rows) == 1 or len(rows) * height * width * channels * 4 <= MAX_LOGITS_BYTES:
             return [(sorted(rows), (height, width))]
         middle = len(rows) // 2
-        return halved(rows[:middle]) + halved(rows[middle:])
+        return split(rows[:middle]) + split(rows[middle:])
 
-    return halved(sorted(range(sizes.shape[1]), key=lambda row: sizes[:, row].max(axis=0).tolist()))
+    return split(sorted(range(sizes.shape[1]), key=lambda row: sizes[:, row].max(axis=0).tolist()))
 
 
-def band_of(canvas: tuple[int, int], rows: int, channels: int) -> int:
-    """How many lines of a canvas to score at once: all of them, unless the logits of so many rows take more than `BYTES`."""
+def band_height(canvas: tuple[int, int], rows: int, channels: int) -> int:
+    """Returns how many lines of a canvas to score at once: all, unless logits exceed `MAX_LOGITS_BYTES`."""
     height, width = canvas
-    most = BYTES // (rows * width * channels * 4)
+    most = MAX_LOGITS_BYTES // (rows * width * channels * 4)
     return height if height <= most else max(most // STEP, 1) * STEP
 
 
-def on_canvas(originals: Sequence[Mapping[str, np.ndarray]], canvas: tuple[int, int]) -> dict[str, np.ndarray]:
-    """{task: labels (B, *canvas[, D])}: each lies in the upper left corner, and all around it is `IGNORE`."""
+def place_on_canvas(native_labels: Sequence[Mapping[str, np.ndarray]], canvas: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Returns {task: labels (B, *canvas[, D])}, each in the upper left corner and surrounded by `IGNORE`."""
     batch = {}
-    for name, like in originals[0].items():
-        batch[name] = np.full((len(originals), *canvas, *like.shape[2:]), IGNORE, like.dtype)
-        for row, labels in zip(batch[name], originals, strict=True):
+    for name, like in native_labels[0].items():
+        batch[name] = np.full((len(native_labels), *canvas, *like.shape[2:]), IGNORE, like.dtype)
+        for row, labels in zip(batch[name], native_labels, strict=True):
             height, width = labels[name].shape[:2]
             row[:height, :width] = labels[name]
     return batch

@@ -1,7 +1,8 @@
 """From a random-access data set to batches, with Grain.
 
-Batch k is a pure function of the data set, the seed and k. So batches are the same for any number of workers and processes, and the
-position of an iterator is one number. That holds for damaged files too: the one after it in the data set takes an example's place.
+Batch k is a pure function of the data set, the seed and k. Batches are therefore the same for any number of workers
+and processes, and the position of an iterator is one number. Damaged files keep this true: the next example in the
+data set replaces an unreadable one.
 """
 
 import contextlib
@@ -24,27 +25,27 @@ from absl import flags
 
 from mtlora_jax.data import reference_transforms as reference
 from mtlora_jax.data import transforms
-from mtlora_jax.data.batching import release, stack
+from mtlora_jax.data.batching import collate, release
 from mtlora_jax.data.decoding import Example
 from mtlora_jax.data.transforms import PASCAL, Augmentation
 from mtlora_jax.errors import UserError
 from mtlora_jax.tasks.task import IGNORE, Task
 
-MAX_ATTEMPTS = 16  # so many neighbours of an example that cannot be read are tried before that is an error
+MAX_ATTEMPTS = 16  # examples tried in a row before unreadable files are an error
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 class Dataset(Protocol):
-    """What `DATASETS` holds; pickled into the workers."""
+    """Interface of the classes in `DATASETS`; instances are pickled into the workers."""
 
     tasks: dict[str, Task]
-    ids: Sequence[str]  # of the examples, in their order
+    ids: Sequence[str]  # of the examples, in order
 
     def __init__(self, root: str, split: str, tasks: Sequence[str]) -> None: ...
 
     @classmethod
     def make_tasks(cls, root: str, tasks: Sequence[str]) -> dict[str, Task]:
-        """The tasks with the classes of the data set, also where it is not at hand."""
+        """Builds the tasks with the classes of the data set, even if its files are missing."""
         ...
 
     def __len__(self) -> int: ...
@@ -52,7 +53,7 @@ class Dataset(Protocol):
     def __getitem__(self, index: int) -> Example: ...
 
     def label(self, index: int, task: str) -> np.ndarray:
-        """One label of an example, without the rest of it. Raises UserError if it is bad."""
+        """Decodes one label of an example alone. Raises UserError if it is bad."""
         ...
 
 
@@ -81,27 +82,27 @@ class Batches(grain.DatasetIterator):
             if "Worker process was terminated" not in str(error):
                 raise
             message = (
-                f"a worker that prepares batches ended by itself ({str(error).split('. ')[0]}); -9 means that it was killed, as the system "
-                "does where memory runs out: fewer --config.data.num_workers take less"
+                f"a data worker ended by itself ({str(error).split('. ')[0]}); -9 means that it was killed, "
+                "as the system does when memory runs out: use fewer --config.data.num_workers"
             )
         else:
             self._next_batch += 1
             release(batch)
             return batch
-        # The error itself is dropped with its frames: they hold batches in shared memory.
+        # The original error is dropped because its frames hold batches in shared memory.
         self.close()
         raise UserError(message)
 
     def start_prefetch(self) -> None:
-        """Starts the workers, before the first batch is asked for."""
+        """Starts the workers before the first batch is requested."""
         self._started()
 
     def _started(self) -> grain.DatasetIterator:
         self._assert_not_closed()
         if self._iterator is None:
-            if not flags.FLAGS.is_parsed():  # outside absl's app.run; Grain reads its own flags when it starts workers
+            if not flags.FLAGS.is_parsed():  # outside absl's app.run; Grain reads its flags when it starts workers
                 flags.FLAGS.mark_as_parsed()
-            # Grain would keep hundreds of batches by default. In a worker process, its queue is buffer enough.
+            # Grain would keep hundreds of batches by default. With worker processes, their queue is buffer enough.
             ahead = 0 if self._workers else 1
             batches = self._batches[self._next_batch :].to_iter_dataset(grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead))
             self._iterator = iter(batches.mp_prefetch(grain.MultiprocessingOptions(self._workers), worker_init_fn=_start_worker))
@@ -123,7 +124,7 @@ class Batches(grain.DatasetIterator):
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
-            gc.collect()  # an iterator of Grain that met an error is a cycle, and holds shared memory
+            gc.collect()  # a Grain iterator that failed is a reference cycle that holds shared memory
 
 
 def train_batches(
@@ -138,11 +139,24 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batches:
-    """Endless augmented batches of (batch_size / process_count) examples of `image_size` = (H, W).
+    """Makes an endless iterator over augmented batches of batch_size / process_count examples.
 
-    Every epoch has its own order and augmentation and holds every image once; a batch may reach into the next epoch. The batches of
-    the processes together are the batch a single process would make. With workers = 0 one thread of this process does the work.
-    `parity` takes the transforms of the reference. Raises UserError for sizes that cannot be.
+    Every epoch holds every image once, in its own order and augmentation; a batch may reach into the next epoch. The
+    batches of all processes together form the batch that a single process would make.
+
+    Args:
+      dataset: the examples.
+      image_size: (H, W) of the batches.
+      batch_size: over all processes.
+      seed: of order and augmentation.
+      workers: worker processes; with 0, a thread of this process prepares the batches.
+      augmentation: random geometry.
+      parity: use the transforms of the reference implementation.
+      process_index: of this process.
+      process_count: of the job.
+
+    Raises:
+      UserError: for an invalid batch size, number of workers or seed.
     """
     _check(batch_size, workers, process_count)
     if not 0 <= seed < 2**32:
@@ -163,10 +177,10 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batches:
-    """Every example once, in the order of the data set, over all processes; each process makes the same number of batches.
+    """Makes an iterator over every example once, in the order of the data set; each process gets as many batches.
 
-    What fills up the last batch has mask False, a black image, labels all 255 and image_id "", and so has an example that cannot be read.
-    Otherwise as `train_batches`.
+    Padding of the last batch has mask False, a black image, labels all 255 and image_id ""; so has an unreadable
+    example. Otherwise as `train_batches`.
     """
     _check(batch_size, workers, process_count)
     padded = -(-len(dataset) // batch_size) * batch_size
@@ -176,11 +190,13 @@ def eval_batches(
 
 
 def _shard(examples: grain.MapDataset, batch_size: int, process_index: int, process_count: int, workers: int) -> grain.MapDataset:
-    """This process's rows of every batch: as the devices are ordered by process, its devices get the rows a single process would give them.
+    """Selects this process's rows of every batch.
 
-    Taken after everything random, so that an example depends on its place in the global order only.
+    Devices are ordered by process, so every device gets the rows that a single process would give it. The selection
+    follows everything random, so that an example depends only on its place in the global order.
     """
-    batches = examples.batch(batch_size // process_count, drop_remainder=True, batch_fn=functools.partial(stack, shared=workers > 0))
+    batch_fn = functools.partial(collate, shared=workers > 0)
+    batches = examples.batch(batch_size // process_count, drop_remainder=True, batch_fn=batch_fn)
     return batches[process_index::process_count]
 
 
@@ -192,9 +208,9 @@ def _check(batch_size: int, workers: int, process_count: int) -> None:
 
 
 class _SkipUnreadable:
-    """A data set that gives the next example that can be read in place of one that cannot, and tells what is wrong with that in "error".
+    """Replaces an unreadable example by the next readable one and records the error under "error".
 
-    Raises its UserError where many in a row cannot be read.
+    Raises UserError if `MAX_ATTEMPTS` examples in a row cannot be read.
     """
 
     def __init__(self, dataset: Dataset):
@@ -205,13 +221,13 @@ class _SkipUnreadable:
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> Example:
-        bad = ""
+        message = ""
         for place in range(index, index + MAX_ATTEMPTS):
             try:
-                return self._dataset[place % len(self)] | {"error": bad}
+                return self._dataset[place % len(self)] | {"error": message}
             except UserError as error:
-                bad = bad or str(error)
-        raise UserError(f"{bad}; nor can the {MAX_ATTEMPTS - 1} examples after it be read")
+                message = message or str(error)
+        raise UserError(f"{message}; nor can the {MAX_ATTEMPTS - 1} examples after it be read")
 
 
 def _train_example(example: Example, rng: np.random.Generator, *, augmentation: Augmentation, warp: Callable[..., Example]) -> Example:
@@ -221,7 +237,7 @@ def _train_example(example: Example, rng: np.random.Generator, *, augmentation: 
 def _eval_example(index: int, *, dataset: "_SkipUnreadable", resize: Callable[..., Example]) -> Example:
     example = resize(dataset[min(index, len(dataset) - 1)]) | {"mask": np.True_}
     if index >= len(dataset):
-        example["error"] = ""  # that of the last example, which has told it already
+        example["error"] = ""  # an error of the last example was reported in its own row
     elif not example["error"]:
         return example
     labels = {name: np.full_like(example[name], IGNORE) for name in dataset.tasks}
@@ -233,14 +249,14 @@ def _start_worker(index: int, count: int) -> None:
     cv2.setNumThreads(0)  # there is one worker per core already
     jax.config.update("jax_platforms", "cpu")  # the accelerators belong to the main process
     _keep_freed_memory()
-    # Ctrl-C, a closed terminal and the signals of a cluster reach all processes. The main one answers them, and ends its workers.
+    # Ctrl-C, a closed terminal and the signals of a cluster reach all processes. The main one handles them for all.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """Ends this worker when the main process is gone, were it by SIGKILL: Grain's would wait for it for ever, and keep their memory."""
+    """Ends this worker when the main process is gone, even by SIGKILL; otherwise it would wait forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         multiprocessing.connection.wait([parent.sentinel])
@@ -248,12 +264,12 @@ def _end_with_parent() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Tells the C library to keep what is freed for the next image.
+    """Tells the C library to keep freed memory for the next image.
 
-    By default it returns blocks of this size to the system, and getting them back, page by page, takes as long as all the decoding and
-    warping. Only glibc has this.
+    By default it returns blocks of this size to the system. Getting them back, page by page, takes as long as all
+    decoding and warping. Only glibc has this option.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the most it takes
+        mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the maximum
         mallopt(M_TRIM_THRESHOLD, 512 * 2**20)

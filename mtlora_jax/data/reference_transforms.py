@@ -1,16 +1,17 @@
-"""The transforms of the reference implementation, its borders and overflows included, to compare scores with it.
+"""The transforms of the reference implementation, with its borders and overflows, to compare scores with it.
 
 Chosen by `config.data.reference_transforms`. The functions have the signatures of those in `mtlora_jax.data.transforms`, and differ so:
 
-* What comes from outside of a rotated image is background (class 0, not salient, no edge), not ignored; normals and depth, which have no
-  background, are ignored there in both.
-* Where the cubic interpolation of the image leaves [0, 255] it is taken modulo 256, not clipped, and decimals are cut off, not rounded.
-* Rotation and zoom turn around (W/2, H/2), half a pixel off the centre, and come before the resize, as two interpolations.
-* Nearest neighbours are those of OpenCV's INTER_NEAREST in training as in evaluation.
-* A normal is known wherever the interpolated vector is not exactly 0, which reaches two pixels over the rim of what is annotated.
-* A map of human parts is ignored where all of it is background. (By default also where its only other values are ignored ones.)
+* Pixels from outside a rotated image are background (class 0, not salient, no edge), not ignored. Normals and depth,
+  which have no background, are ignored there in both.
+* Where cubic interpolation of the image leaves [0, 255], values wrap modulo 256 instead of being clipped. They are
+  truncated instead of rounded.
+* Rotation and zoom are about (W/2, H/2), half a pixel off the centre. The resize follows as a second interpolation.
+* Nearest neighbours are those of OpenCV's INTER_NEAREST, in training and in evaluation.
+* A normal is known wherever the interpolated vector is not exactly 0, up to two pixels beyond the annotated region.
+* A human parts map is ignored if it is all background. (By default, also if its only other values are ignored.)
 
-Vectors and images are float64 until the last step. Normals are given as float32, not in their compact form.
+Vectors and images are float64 until the last step. Normals are returned as float32, not as uint16.
 """
 
 from collections.abc import Mapping
@@ -22,33 +23,33 @@ from mtlora_jax.data.decoding import Example
 from mtlora_jax.tasks.affine import AffineTransform
 from mtlora_jax.tasks.task import IGNORE, Task
 
-UNKNOWN = ("normals", "depth")  # tasks that mark what is not known with 0, and only at last with `IGNORE`
+UNKNOWN = ("normals", "depth")  # tasks whose unknown pixels are 0 until the last step, then `IGNORE`
 EPS = np.finfo(np.float64).eps
 
 
 def warp(example: Example, tasks: Mapping[str, Task], transform: AffineTransform, image_size: tuple[int, int]) -> Example:
-    """A training example of `image_size` = (H, W)."""
+    """Warps a training example to `image_size` = (H, W)."""
     height, width = example["image"].shape[:2]
     matrix = cv2.getRotationMatrix2D((width / 2, height / 2), transform.degrees, transform.scale)
 
-    def moved(pixels: np.ndarray, interpolation: int) -> np.ndarray:
+    def warp_pixels(pixels: np.ndarray, interpolation: int) -> np.ndarray:
         flipped = cv2.flip(pixels, 1) if transform.flip else pixels
         return cv2.warpAffine(flipped, matrix, (width, height), flags=interpolation)
 
     arrays = _prepared(example, tasks)
     arrays |= {name: arrays[name] @ transform.vector_matrix().T for name in arrays if name == "normals"}
-    arrays = {name: moved(values, _interpolation(name, tasks)) for name, values in arrays.items()}
+    arrays = {name: warp_pixels(values, _interpolation(name, tasks)) for name, values in arrays.items()}
     arrays |= {name: arrays[name] / transform.scale for name in arrays if name == "depth"}
     return example | _resized(arrays, tasks, image_size)
 
 
 def resize(example: Example, tasks: Mapping[str, Task], image_size: tuple[int, int]) -> Example:
-    """An example of `image_size` = (H, W) for evaluation."""
+    """Resizes an example to `image_size` = (H, W) for evaluation."""
     return example | _resized(_prepared(example, tasks), tasks, image_size)
 
 
 def _prepared(example: Example, tasks: Mapping[str, Task]) -> dict[str, np.ndarray]:
-    """Image and labels as they enter the interpolations."""
+    """Returns image and labels as float64, with unknown normals and depth as 0."""
     arrays = {name: np.asarray(example[name]) for name in ("image", *tasks)}
     arrays |= {name: np.where(arrays[name] == IGNORE, 0, arrays[name]) for name in arrays if name in UNKNOWN}
     return {name: values.astype(np.float64) for name, values in arrays.items()}
@@ -64,7 +65,7 @@ def _resized(arrays: Mapping[str, np.ndarray], tasks: Mapping[str, Task], image_
 
 
 def _finish_image(image: np.ndarray) -> np.ndarray:
-    return np.trunc(image).astype(np.int64).astype(np.uint8)  # from whole numbers, where leaving out high bits is defined everywhere
+    return np.trunc(image).astype(np.int64).astype(np.uint8)  # float to uint8 overflow would be undefined
 
 
 def _finish_normals(vectors: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A look at the training labels before the first step: what they never hold cannot be learned."""
+"""Checks the training labels before the first step for values that never occur."""
 
 import contextlib
 import math
@@ -13,42 +13,43 @@ from mtlora_jax.tasks.task import IGNORE
 if TYPE_CHECKING:
     from mtlora_jax.data.pipeline import Dataset
 
-LABELS, PIXELS = 200, 100_000_000  # of a task that are looked at, at most; so that it takes a second or two, however large the data set
-SHOWN = 5  # names of classes in a line
+MAX_LABELS, MAX_PIXELS = 200, 100_000_000  # inspected per task, so that it takes a second or two for any data set
+MAX_NAMES = 5  # of classes in a line
 
 
-def spread(count: int) -> Iterator[int]:
-    """0 to `count` - 1, each once, in an order whose every beginning is spread over all of them."""
+def spread_indices(count: int) -> Iterator[int]:
+    """Yields 0 to `count` - 1 in an order whose every prefix is spread evenly over the range."""
     golden = round(count * (math.sqrt(5) - 1) / 2)
     stride = next((stride for stride in range(max(golden, 1), count) if math.gcd(stride, count) == 1), 1)
     return (index * stride % count for index in range(count))
 
 
-def readings(dataset: "Dataset") -> list[str]:
-    """How the values of labels are read, a line for each task where that depends on the data set."""
+def describe_label_encodings(dataset: "Dataset") -> list[str]:
+    """Describes how label values are read, one line for each task where that depends on the data set."""
     described = {name: task.describe_label_values() for name, task in dataset.tasks.items()}
     return [f"{name}: labels are read as {words}" for name, words in described.items() if words]
 
 
-def lacks(dataset: "Dataset") -> list[str]:
-    """What training labels never hold, a line for each task that lacks something; of a large data set, some are looked at.
+def describe_missing_values(dataset: "Dataset") -> list[str]:
+    """Describes the label values that never occur in training, one line for each task that misses some.
 
-    Raises UserError for a task with nothing to learn: all labels were looked at, and no pixel counts, or all that count are alike.
+    Inspects some labels of a large data set. Raises UserError for a task with nothing to learn: all labels were
+    inspected, and no pixel is valid or all valid ones are equal.
     """
-    lines = [_lacks_of(dataset, name) for name in dataset.tasks]
+    lines = [_describe_missing(dataset, name) for name in dataset.tasks]
     return [line for line in lines if line]
 
 
-def _lacks_of(dataset: "Dataset", name: str) -> str:
+def _describe_missing(dataset: "Dataset", name: str) -> str:
     names = dataset.tasks[name].value_names()
     wanted = set(names) or {0}
     found: set[int] = set()
     tried = looked = pixels = 0
-    for index in spread(len(dataset)):
-        if tried >= LABELS or pixels >= PIXELS or found >= wanted:
+    for index in spread_indices(len(dataset)):
+        if tried >= MAX_LABELS or pixels >= MAX_PIXELS or found >= wanted:
             break
         tried += 1
-        with contextlib.suppress(UserError):  # what is bad is told and counted when its turn comes
+        with contextlib.suppress(UserError):  # reported and counted when it is read as an example
             label = dataset.label(index, name)
             looked += 1
             pixels += label.size
@@ -65,5 +66,5 @@ def _lacks_of(dataset: "Dataset", name: str) -> str:
 
 
 def _named(names: Mapping[int, str], values: Collection[int]) -> str:
-    told = [f"class {value} {names[value]!r}" for value in sorted(values) if value in names]
-    return ", ".join(told[:SHOWN]) + (f" and {len(told) - SHOWN} more" if len(told) > SHOWN else "")
+    words = [f"class {value} {names[value]!r}" for value in sorted(values) if value in names]
+    return ", ".join(words[:MAX_NAMES]) + (f" and {len(words) - MAX_NAMES} more" if len(words) > MAX_NAMES else "")

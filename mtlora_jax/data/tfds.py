@@ -1,7 +1,7 @@
-"""Prepared data sets: what the builders of `tfds_pascal_context` write, read without TensorFlow.
+"""Prepared data sets: reads what the builders of `tfds_pascal_context` write, without TensorFlow.
 
-A data set lies in ROOT/NAME/CONFIG/VERSION/, as TFDS lays it out, in ArrayRecord files; CONFIG says which tasks it has labels of. Images
-and labels stay encoded as JPEG and PNG, so that only those asked for are decoded.
+A data set is in ROOT/NAME/CONFIG/VERSION/, the layout of TFDS, as ArrayRecord files. CONFIG says which tasks have
+labels. Images and labels stay encoded as JPEG and PNG, so that only the requested ones are decoded.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from mtlora_jax.tasks import TASKS, Task, make_tasks
 from mtlora_jax.tasks.binary import Binary
 from mtlora_jax.tasks.human_parts import HumanParts
 
-INCOMPLETE = "incomplete."  # so begins the name of a folder that TFDS has not finished
+INCOMPLETE = "incomplete."  # prefix of folders that TFDS has not finished
 NYU_CLASSES = (
     *("wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf", "picture", "counter", "blinds", "desk"),
     *("shelves", "curtain", "dresser", "pillow", "mirror", "floor mat", "clothes", "ceiling", "books", "refrigerator", "television"),
@@ -30,16 +30,16 @@ NYU_CLASSES = (
 class PreparedDataset:
     """Random access to the examples of one split.
 
-    `dataset[i]` is what `decode_example` makes of its record, with its errors. `tasks` maps the names asked for, in their order, to
-    tasks that know the class names. `ids` are those of the images, or the numbers of their records where the builder told none. Of
-    several configs the smallest that has all tasks is read, and of that the newest version. With human_parts as the only task, images
-    without a person whose parts are labelled are left out, as in the reference.
+    `dataset[i]` returns `decode_example` of its record and raises its errors. `tasks` maps the requested names, in
+    their order, to tasks with the class names. `ids` are those of the images, or record numbers if the builder stored
+    none. Of several configs, the one with the fewest tasks that has all requested ones is read, in its newest version.
+    With human_parts as the only task, images without labelled people are left out, as in the reference implementation.
 
-    Raises UserError where nothing is built, or only half, and for a task or a split that is not there.
+    Raises UserError if the data set is not built, or only half, or lacks a task or the split.
     """
 
     name: ClassVar[str]
-    classes: ClassVar[Mapping[str, Sequence[str]]] = {}  # of tasks whose classes are not the usual ones
+    classes: ClassVar[Mapping[str, Sequence[str]]] = {}  # of tasks without the default classes
 
     def __init__(self, root: str | pathlib.Path, split: str, tasks: Sequence[str]):
         self.tasks = self.make_tasks(root, tasks)
@@ -51,12 +51,13 @@ class PreparedDataset:
         info = builder.info.splits[split]
         absent = [str(path) for path in info.filepaths if not path.exists()]
         if absent:
-            raise UserError(f"{absent[0]}: no such file, though {self.folder} tells of it; build the data set again")
+            raise UserError(f"{absent[0]}: no such file, but {self.folder} lists it; build the data set again")
         ids, people = ((builder.info.metadata.get(key) or {}).get(split) for key in ("image_ids", "people"))
         self._indices = list(range(info.num_examples))
         if list(self.tasks) == [HumanParts.name]:
             if ids is None or people is None:
-                raise UserError(f"{self.folder}: metadata.json does not tell which images of {split} have people; build the data set again")
+                lacks = f"metadata.json does not list the images of {split} with people"
+                raise UserError(f"{self.folder}: {lacks}; build the data set again")
             self._indices = [index for index, chosen in enumerate(np.isin(ids, people)) if chosen]
         if not self._indices:
             raise UserError(f"{self.folder}: split {split!r} has no image with labels of {', '.join(self.tasks)}")
@@ -64,7 +65,7 @@ class PreparedDataset:
 
     @classmethod
     def make_tasks(cls, root: str | pathlib.Path, tasks: Sequence[str]) -> dict[str, Task]:
-        """The tasks with the classes of this data set, which need not be at hand."""
+        """Builds the tasks with the classes of this data set, even if its files are missing."""
         del root
         made = make_tasks(tasks, cls.classes)
         return {name: dataclasses.replace(task, encoding="0/255") if isinstance(task, Binary) else task for name, task in made.items()}
@@ -77,17 +78,17 @@ class PreparedDataset:
         return decode_example(image_id, encoded["image"], encoded, self.tasks)
 
     def label(self, index: int, task: str) -> np.ndarray:
-        """One label of an example. Raises UserError if it is bad."""
+        """Decodes one label of an example. Raises UserError if it is bad."""
         return decode_label(self.tasks[task], self._read(index, (task,))[1][task])
 
     def _read(self, index: int, names: Sequence[str]) -> tuple[str, dict[str, EncodedFile]]:
-        """The id of an example, and of its record what is asked for."""
+        """Reads the id of an example and the requested features of its record."""
         place = f"{self.name}/{self.split}"
         try:
             features = self._parse(self._records[self._indices[index]]).features.feature
             image_id = _content(features["image_id"]).decode()
             return image_id, {name: EncodedFile(_content(features[name]), f"{place}: {image_id} ({name})") for name in names}
-        except Exception as error:  # whatever a damaged record makes the layers below stumble over
+        except Exception as error:  # a damaged record can fail in any way
             raise UserError(f"{place}: record {self._indices[index]} cannot be read ({error}); build {self.folder} again") from error
 
     def __getstate__(self) -> dict[str, Any]:
@@ -103,13 +104,13 @@ class PreparedDataset:
 
     @functools.cached_property
     def _parse(self) -> Callable[[bytes], Any]:
-        """Of a record; TFDS would copy what is not asked for too."""
+        """The parser of a record; TFDS would also copy features that are not requested."""
         from tensorflow_datasets.proto import tf_example_pb2
 
         return tf_example_pb2.Example.FromString  # pyright: ignore[reportAttributeAccessIssue]
 
     def _find(self, root: pathlib.Path) -> pathlib.Path:
-        """The folder to read."""
+        """Finds the folder to read."""
         here = root / self.name
         command = f"python -m tfds_pascal_context.build --dataset={self.name} --data_dir={root}"
         builders = [_open(path.parent) for path in here.glob("*/*/dataset_info.json") if not path.parent.name.startswith(INCOMPLETE)]
@@ -120,8 +121,9 @@ class PreparedDataset:
         has = {builder.data_dir: [task for task in TASKS if task in builder.info.features] for builder in builders}
         fitting = [builder for builder in builders if set(self.tasks) <= set(has[builder.data_dir])]
         if not fitting:
-            told = "; ".join(sorted({", ".join(tasks) for tasks in has.values()}))
-            raise UserError(f"{here}: no config has the tasks {', '.join(self.tasks)}; built: {told}. Build another with {command}")
+            built = "; ".join(sorted({", ".join(tasks) for tasks in has.values()}))
+            lacks = f"no config has the tasks {', '.join(self.tasks)}"
+            raise UserError(f"{here}: {lacks}; built: {built}. Build another with {command}")
         fewest = min(len(has[builder.data_dir]) for builder in fitting)
         newest = max((builder for builder in fitting if len(has[builder.data_dir]) == fewest), key=lambda builder: builder.version)
         return pathlib.Path(newest.data_dir)
@@ -141,18 +143,18 @@ class NYUD(PreparedDataset):
 
 
 def _content(feature: Any) -> bytes:
-    """What a feature of a record holds. Raises ValueError for one that is not there."""
+    """Returns the bytes of a feature. Raises ValueError if there are none."""
     (content,) = feature.bytes_list.value
     return content
 
 
 def _open(folder: pathlib.Path) -> Any:
-    """TFDS's view of a folder. Raises UserError."""
-    import tensorflow_datasets as tfds  # takes half a second, which programs that read no data need not spend
+    """Opens a folder with TFDS. Raises UserError if it cannot be read."""
+    import tensorflow_datasets as tfds  # takes half a second, which programs without data should not spend
 
     try:
         builder = tfds.builder_from_directory(folder)
-        assert builder.info.metadata is not None  # read here, as TFDS would do later
+        assert builder.info.metadata is not None  # read here, since TFDS would read it later
         return builder
-    except Exception as error:  # whatever a damaged file makes the parsers stumble over
+    except Exception as error:  # a damaged file can fail in any way
         raise UserError(f"{folder}: cannot be read as a prepared data set ({error}); build it again") from error

@@ -1,7 +1,7 @@
 """Joint transforms of an image and its labels, on the host.
 
-An example is {"image": uint8 (H, W, 3), TASK: label, ...}; image and labels always move together. Images are interpolated with cubic
-splines, labels as their task says. Functions return a new example and leave the given one alone.
+An example is {"image": uint8 (H, W, 3), TASK: label, ...}; image and labels always move together. Images are
+interpolated cubically, labels as their task says. Functions return a new example and do not change the given one.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from mtlora_jax.tasks.task import Task
 class Augmentation:
     """Random geometry of training examples."""
 
-    flip: float = 0.5  # probability of mirroring left to right
+    flip: float = 0.5  # probability of a left-right flip
     degrees: float = 20.0  # rotation is uniform in +-degrees
     scale: tuple[float, ...] = (0.75, 1.25)  # zoom is uniform between these two; above 1 things get larger
     discrete_scales: bool = False  # zoom is one of the numbers of `scale` instead, as many as there are, each as likely
@@ -36,8 +36,8 @@ class Augmentation:
             raise UserError(f"augmentation scale = {self.scale}: must be (smallest, largest) with 0 < smallest <= largest")
 
     def draw(self, rng: np.random.Generator) -> AffineTransform:
-        """One random transform."""
-        # All numbers are drawn whatever their values, so that one of them never shifts the others.
+        """Draws one random transform."""
+        # All numbers are always drawn, so that changing one option does not change the others' values.
         flip = bool(rng.random() < self.flip)
         degrees = rng.uniform(-self.degrees, self.degrees)
         return AffineTransform(
@@ -45,22 +45,22 @@ class Augmentation:
         )
 
 
-PASCAL = Augmentation()  # the recipe of the paper's rows
+PASCAL = Augmentation()  # the recipe of the paper's PASCAL-Context results
 
 
 def warp(example: Example, tasks: Mapping[str, Task], transform: AffineTransform, image_size: tuple[int, int]) -> Example:
-    """A training example of `image_size` = (H, W): moved and resized in one step, labels finished as the losses want them.
+    """Warps a training example to `image_size` = (H, W) in one interpolation, with labels in device format.
 
-    What comes from outside is black and ignored.
+    Pixels from outside the image are black and ignored.
     """
-    # OpenCV's cubic interpolation is faster in floats than in bytes, conversions included; the sum rounds and clips to bytes.
+    # OpenCV's cubic interpolation is faster in float32 than in uint8, conversions included. The sum rounds and clips.
     image = transform(example["image"].astype(np.float32), image_size, cv2.INTER_CUBIC)
     labels = {name: task.to_device_format(task.warp(example[name], transform, image_size)) for name, task in tasks.items()}
     return example | {"image": cv2.addWeighted(image, 1, image, 0, 0, dtype=cv2.CV_8U)} | labels
 
 
 def resize(example: Example, tasks: Mapping[str, Task], image_size: tuple[int, int]) -> Example:
-    """An example of `image_size` = (H, W) for evaluation, whatever its aspect ratio; labels finished as the losses want them."""
+    """Resizes an example to `image_size` = (H, W) for evaluation, ignoring its aspect ratio; labels in device format."""
     image = cv2.resize(example["image"], image_size[::-1], interpolation=cv2.INTER_CUBIC)
     labels = {name: task.to_device_format(task.resize(example[name], image_size)) for name, task in tasks.items()}
     return example | {"image": image} | labels

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=0, help="epochs of each run (default: as the config says)")
     args = parser.parse(argv)
 
-    with locks.owned(args.workdir, "wait for its end, or choose another --workdir"):
+    with locks.hold_lock(args.workdir, "wait for its end, or choose another --workdir"):
         run(args.workdir, {"train": args.train, "val": args.val}, args.epochs)
 
 

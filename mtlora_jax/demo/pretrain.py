@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and crops")
     args = parser.parse(argv)
     files.check_writable(args.output)
-    with locks.owned_name(args.output):
+    with locks.hold_lock_beside(args.output):
         pretrain(args)
 
 

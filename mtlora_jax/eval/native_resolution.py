@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtlora_jax.data.native_resolution import OriginalSize, band_of, groups_of, on_canvas, sizes_of
+from mtlora_jax.data.native_resolution import NativeLabels, band_height, group_rows, native_sizes, place_on_canvas
 from mtlora_jax.data.pipeline import Batches, Dataset
 from mtlora_jax.defaults import Config
 from mtlora_jax.distributed import sharding
@@ -50,7 +50,7 @@ class OriginalSizeEvaluator:
         self._slow = {name: task for name, task in tasks.items() if config.evaluation.boundaries and task.has_native_resolution_metrics}
         self._tolerance = config.evaluation.boundary_tolerance
         self._workers = config.data.num_workers
-        self._batches = functools.partial(batches_to_evaluate, config, cast(Dataset, OriginalSize(data)))
+        self._batches = functools.partial(batches_to_evaluate, config, cast(Dataset, NativeLabels(data)))
 
     def __call__(
         self, trainable: Flat, batch_stats: Flat, watched: Callable[[Batches], Iterable[Mapping[str, np.ndarray]]] = iter
@@ -85,18 +85,18 @@ class OriginalSizeEvaluator:
     ) -> Iterator[dict[str, dict[str, jax.Array]]]:
         """{task: {name: sum}} of the parts of a batch, each small enough for the memory; all processes make the same ones."""
         mesh = self._experiment.mesh
-        sizes, devices = sizes_of(originals), len(mesh.local_devices)
+        sizes, devices = native_sizes(originals), len(mesh.local_devices)
         everywhere = np.concatenate(sharding.of_all_processes(sizes.tolist())).reshape(mesh.size, -1, 2)
         count, channels = everywhere.shape[1], {name: values.shape[-1] for name, values in logits.items()}
-        for rows, canvas in groups_of(everywhere, sum(channels.values())):
+        for rows, canvas in group_rows(everywhere, sum(channels.values())):
             own = [device * count + row for device in range(devices) for row in rows]
-            whole = band_of(canvas, len(rows), sum(channels.values())) == canvas[0]
+            whole = band_height(canvas, len(rows), sum(channels.values())) == canvas[0]
             for names in [list(channels)] if whole else [[name] for name in channels]:
-                labels = on_canvas([{name: originals[row][name] for name in names} for row in own], canvas)
+                labels = place_on_canvas([{name: originals[row][name] for name in names} for row in own], canvas)
                 some = {name: logits[name] for name in names}
                 if len(rows) < count:
                     some = self._pick(some, np.array(rows), mesh.size)
-                height = band_of(canvas, len(rows), sum(channels[name] for name in names))
+                height = band_height(canvas, len(rows), sum(channels[name] for name in names))
                 for top in range(0, canvas[0], height):
                     band = {name: labels[name][:, top : top + height] for name in names}
                     batch = sharding.put(band | {"size": sizes[own], "mask": mask[own]}, mesh)
@@ -110,7 +110,7 @@ def statistics(
 
     Args:
       logits: {task: (B, H, W, C)}.
-      batch: labels of these tasks as `on_canvas` places them, or a band of those, "size" (B, 2) int32 of each, "mask" (B,).
+      batch: labels of these tasks as `place_on_canvas` places them, or a band of those, "size" (B, 2) int32 of each, "mask" (B,).
       top: where the band begins; None where it is the whole canvas.
       tasks: static; those of `logits` or more.
     """

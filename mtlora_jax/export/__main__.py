@@ -117,12 +117,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     files.check_writable(args.output)
     if "onnx" in formats:
         onnx.libraries()
-    with locks.owned_name(args.output):
+    with locks.hold_lock_beside(args.output):
         model = mtlora_jax.load(args.model, args.base)
         export.forward(model)  # refuses what cannot be exported
         if args.merge:
             model = mtlora_jax.merge(model)
-        with files.replacing(args.output) as folder:
+        with files.atomic_folder(args.output) as folder:
             about = {}
             if "onnx" in formats:
                 about |= write_onnx(model, size or model.image_size, args.inputs, folder)

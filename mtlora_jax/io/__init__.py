@@ -1,1 +1,1 @@
-"""Files of users and of runs: the one place where each kind is opened, and where what is wrong with it is told. Needs no JAX."""
+"""Reading and writing files: one module per kind, with the errors for users. Needs no JAX."""

@@ -1,6 +1,6 @@
-"""Paths, files and folders of users: the one place that expands paths, reads text and writes files.
+"""Expands paths, reads text, and writes files and folders atomically.
 
-Whatever the system refuses is a UserError that names the path.
+Every error of the operating system becomes a UserError that names the path.
 """
 
 import codecs
@@ -27,9 +27,9 @@ from mtlora_jax.errors import UserError
 Value = TypeVar("Value")
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-LARGEST_TEXT = 2**28  # bytes of a text file; what is larger is something else
+MAX_TEXT_BYTES = 2**28  # of a text file
 UNFINISHED = ".unfinished-"  # in the names of folders that are being written
-# The longest marks first: that of UTF-16 begins that of UTF-32.
+# UTF-32 first, since its mark begins with that of UTF-16.
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -37,82 +37,85 @@ BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-ATTEMPTS = 100  # to read a folder that is replaced again and again
-AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
+MAX_ATTEMPTS = 100  # to read a folder that is being replaced repeatedly
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # Linux constants
 
 
 def user_path(text: str | os.PathLike[str]) -> pathlib.Path:
-    """A path as people write it: `~` and `~name` are home folders, as in a shell.
+    """Expands `~` and `~name` to home folders, as a shell does.
 
-    Raises UserError for an empty path, a NUL character, and a user who does not exist.
+    Raises UserError for an empty path, a NUL character, or an unknown user.
     """
     name = os.fspath(text)
     if not name or "\0" in name:
         raise UserError(f"path {name!r} is empty" if not name else f"path {name!r} has a NUL character")
     expanded = os.path.expanduser(name)  # that of pathlib drops a leading "./" first
     if expanded.startswith("~"):
-        raise UserError(f"{name}: the home folder {name.split('/')[0]} is not known; write ./{name} for a name that begins so")
+        home = name.split("/")[0]
+        raise UserError(f"{name}: the home folder {home} is not known; write ./{name} for a name that begins with it")
     return pathlib.Path(expanded)
 
 
-def same_form(name: str) -> str:
-    """A name in one Unicode form: macOS stores an accented letter as two characters, other systems as one."""
+def normalize_name(name: str) -> str:
+    """Converts a name to Unicode form NFC; macOS stores an accented letter as two characters."""
     return unicodedata.normalize("NFC", name)
 
 
-def reason_of(error: BaseException) -> str:
-    """An error of the system, or of a library that passes it on, in a few words."""
-    if is_full(error):
+def describe_error(error: BaseException) -> str:
+    """Describes an error of the system or a library in a few words."""
+    if is_disk_full(error):
         return "no space left on the disk"
-    told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(told.split())[:300] or type(error).__name__
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())[:300] or type(error).__name__
 
 
-def is_full(error: BaseException) -> bool:
-    """Whether an error says that the disk, or one's share of it, is full; libraries say it in their own words."""
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error means that the disk or the quota is full, also in the words of libraries."""
     return (isinstance(error, OSError) and error.errno in DISK_FULL) or any(
         words in str(error) for words in ("No space left on device", "quota exceeded")
     )
 
 
-def read_bytes(path: pathlib.Path, largest: int | None = None) -> bytes:
-    """The contents of a file. Raises UserError if it cannot be read, is no ordinary file, or has more than `largest` bytes."""
+def read_bytes(path: pathlib.Path, max_bytes: int | None = None) -> bytes:
+    """Reads a file. Raises UserError if it cannot be read, is no regular file, or is larger than `max_bytes`."""
     try:
         state = path.stat()
-        if not stat.S_ISREG(state.st_mode):  # a pipe or a device would be waited for
-            raise UserError(f"{path}: cannot be read (it is {'a folder' if stat.S_ISDIR(state.st_mode) else 'no ordinary file'})")
-        if largest is not None and state.st_size > largest:
-            raise UserError(f"{path}: has {state.st_size} bytes; expected at most {largest}")
+        if not stat.S_ISREG(state.st_mode):  # reading a pipe or a device could block
+            kind = "a folder" if stat.S_ISDIR(state.st_mode) else "no ordinary file"
+            raise UserError(f"{path}: cannot be read (it is {kind})")
+        if max_bytes is not None and state.st_size > max_bytes:
+            raise UserError(f"{path}: has {state.st_size} bytes; expected at most {max_bytes}")
         return path.read_bytes()
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({reason_of(error)})") from error
+        raise UserError(f"{path}: cannot be read ({describe_error(error)})") from error
 
 
-def read_text(path: pathlib.Path, lossy: bool = False, largest: int = LARGEST_TEXT) -> str:
-    """A text file in UTF-8, or in UTF-16 or UTF-32 as Windows writes them; a byte order mark is no part of the text.
+def read_text(path: pathlib.Path, lossy: bool = False, max_bytes: int = MAX_TEXT_BYTES) -> str:
+    """Reads a text file in UTF-8, or in UTF-16 or UTF-32 as Windows writes them, without its byte order mark.
 
     Args:
       path: of the file.
-      lossy: what is no text becomes a replacement character, as in logs that a kill cut off.
-      largest: bytes that it may have.
+      lossy: replace invalid bytes by a replacement character, as for logs truncated by a kill.
+      max_bytes: the largest size to read.
 
     Raises:
       UserError: if it cannot be read, or is in another encoding.
     """
-    data = read_bytes(path, largest)
+    data = read_bytes(path, max_bytes)
     try:
-        return data.decode(encoding_of(data), "replace" if lossy else "strict")
+        return data.decode(detect_encoding(data), "replace" if lossy else "strict")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not {error.encoding.upper()} text (byte {error.start}: {error.reason}); save it as UTF-8") from error
+        found = f"is not {error.encoding.upper()} text (byte {error.start}: {error.reason})"
+        raise UserError(f"{path}: {found}; save it as UTF-8") from error
 
 
-def encoding_of(data: bytes) -> str:
-    """The encoding of a text that begins with `data`: UTF-8, unless a byte order mark or the zeros of UTF-16 say otherwise."""
+def detect_encoding(data: bytes) -> str:
+    """Detects the encoding of a text from its first bytes: UTF-8 unless a mark or the zeros of UTF-16 differ."""
     return next((name for mark, name in BYTE_ORDER_MARKS.items() if data.startswith(mark)), None) or _without_mark(data)
 
 
 def _without_mark(data: bytes) -> str:
-    """The encoding of a text without byte order mark: every other byte of Latin letters in UTF-16 is 0."""
+    """Detects the encoding of a text without byte order mark: in UTF-16, every other byte of Latin letters is 0."""
     sample = data[:4096]
     if len(sample) >= 2 and len(data) % 2 == 0:
         if sample[1::2].count(0) > len(sample) / 4 and not sample[::2].count(0):
@@ -122,13 +125,13 @@ def _without_mark(data: bytes) -> str:
     return "utf-8"
 
 
-def read_json(path: pathlib.Path, largest: int = LARGEST_TEXT) -> Any:
-    """The value of a JSON file of at most `largest` bytes. Raises UserError if it cannot be read or is no JSON."""
-    return parse_json(read_text(path, largest=largest), str(path))
+def read_json(path: pathlib.Path, max_bytes: int = MAX_TEXT_BYTES) -> Any:
+    """Reads a JSON file of at most `max_bytes`. Raises UserError if it cannot be read or is not JSON."""
+    return parse_json(read_text(path, max_bytes=max_bytes), str(path))
 
 
 def parse_json(text: str, source: str) -> Any:
-    """The value of a JSON text. Raises UserError naming `source` if it is none."""
+    """Parses a JSON text. Raises UserError naming `source` if it is not valid."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -138,8 +141,8 @@ def parse_json(text: str, source: str) -> Any:
 
 
 def write_bytes(path: pathlib.Path, data: bytes | bytearray | memoryview) -> None:
-    """Writes a file, whole or not at all; an existing one is replaced, folders are made. Raises UserError if that cannot be done."""
-    # A short name of its own: `path.name` may be as long as names can be, and others may be writing the same file.
+    """Writes a file atomically; replaces an existing one and creates folders. Raises UserError on failure."""
+    # A short, unique name: `path.name` may have the maximal length, and other processes may write the same file.
     temporary = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}-{os.getpid()}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -148,12 +151,12 @@ def write_bytes(path: pathlib.Path, data: bytes | bytearray | memoryview) -> Non
     except (OSError, ValueError) as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({reason_of(error)})") from error
+        raise UserError(f"{path}: cannot be written ({describe_error(error)})") from error
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a text file in UTF-8 as `write_bytes` does."""
-    write_bytes(path, text.encode("utf-8", "surrogateescape"))  # names of files may hold bytes that are no text
+    write_bytes(path, text.encode("utf-8", "surrogateescape"))  # file names may hold bytes that are not text
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -162,44 +165,45 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def check_writable(folder: pathlib.Path) -> None:
-    """Raises UserError unless files can be written below `folder`, there or still to be made. Leaves nothing behind."""
+    """Raises UserError unless files can be written below `folder`, which need not exist. Leaves nothing behind."""
     there = next(parent for parent in (folder, *folder.absolute().parents) if os.path.lexists(parent))
     expected = "expected a folder, or a name for a new one"
     if there.is_symlink() and not there.exists():
-        raise UserError(f"{folder}: cannot be written ({there} is a link to {os.readlink(there)}, which is not there); {expected}")
+        broken = f"{there} is a link to {os.readlink(there)}, which does not exist"
+        raise UserError(f"{folder}: cannot be written ({broken}); {expected}")
     try:
         if not there.is_dir():
             raise UserError(f"{folder}: cannot be written ({there} is a file); {expected}")
         with tempfile.TemporaryFile(dir=there), contextlib.suppress(FileNotFoundError):
-            folder.stat()  # for what is wrong with its name
+            folder.stat()  # fails for an invalid name
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({there}: {reason_of(error)}); {expected}") from error
+        raise UserError(f"{folder}: cannot be written ({there}: {describe_error(error)}); {expected}") from error
 
 
 def make_folder(folder: pathlib.Path) -> None:
-    """Makes a folder and those above it, where they are missing. Raises UserError if they cannot be made."""
+    """Creates a folder and its parents if they are missing. Raises UserError on failure."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: cannot be made ({reason_of(error)})") from error
+        raise UserError(f"{folder}: cannot be created ({describe_error(error)})") from error
 
 
 @contextlib.contextmanager
-def replacing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary folder beside `folder` that takes its place when the block ends well, and vanishes when it does not.
+def atomic_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a temporary folder that replaces `folder` if the block succeeds, and is deleted if it fails.
 
-    Whoever reads the folder meanwhile by `undisturbed` has the old one or the new one. What a killed program left half-written there is
-    removed. Raises UserError for what cannot be written.
+    Concurrent readers with `read_consistently` get either the old or the new folder. Remains of killed programs are
+    removed. Raises UserError if it cannot be written.
     """
     check_writable(folder)
-    folder = folder.resolve()  # a link stays one
+    folder = folder.resolve()  # keeps a link a link
     make_folder(folder.parent)
     try:
         _remove_abandoned(folder)
         temporary = pathlib.Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}{UNFINISHED}"))
         held = os.open(temporary, os.O_RDONLY)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({reason_of(error)})") from error
+        raise UserError(f"{folder}: cannot be written ({describe_error(error)})") from error
     try:
         with contextlib.suppress(OSError):  # not every file system can lock
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -207,7 +211,7 @@ def replacing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         yield temporary
         _put_in_place(temporary, folder)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({reason_of(error)})") from error
+        raise UserError(f"{folder}: cannot be written ({describe_error(error)})") from error
     finally:
         os.close(held)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -215,7 +219,7 @@ def replacing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _remove_abandoned(folder: pathlib.Path) -> None:
-    """Removes what writers that are gone have left: the lock of each ended with it."""
+    """Removes temporary folders of dead writers, whose locks ended with them."""
     for path in folder.parent.glob(f".{glob.escape(folder.name)}{UNFINISHED}*"):
         with contextlib.suppress(OSError):
             opened = os.open(path, os.O_RDONLY)
@@ -227,7 +231,7 @@ def _remove_abandoned(folder: pathlib.Path) -> None:
 
 
 def _put_in_place(temporary: pathlib.Path, folder: pathlib.Path) -> None:
-    """Gives `temporary` the name of `folder`, whose old contents take the other name where the system can exchange the two at once."""
+    """Renames `temporary` to `folder`; exchanges the two names in one step if the system can."""
     if not folder.exists():
         temporary.rename(folder)
     elif not _exchange(temporary, folder):
@@ -236,7 +240,7 @@ def _put_in_place(temporary: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def _exchange(one: pathlib.Path, other: pathlib.Path) -> bool:
-    """Exchanges the names of two folders in one step; whether this system and file system can."""
+    """Exchanges the names of two folders in one step; returns whether the system and file system can."""
     if sys.platform != "linux":
         return False
     try:
@@ -246,17 +250,17 @@ def _exchange(one: pathlib.Path, other: pathlib.Path) -> bool:
     return rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0
 
 
-def undisturbed(folder: pathlib.Path, read: Callable[[], Value]) -> Value:
-    """What `read` makes of the files in `folder`, all of them of one save though the folder is replaced meanwhile.
+def read_consistently(folder: pathlib.Path, read: Callable[[], Value]) -> Value:
+    """Calls `read` until the files in `folder` all come from one save, even if it is replaced meanwhile.
 
-    `read` is called again where that happened. Its errors are raised where it did not.
+    Returns what `read` returns. Raises the errors of `read`, and UserError if the folder never stays the same.
     """
-    for _ in range(ATTEMPTS):
+    for _ in range(MAX_ATTEMPTS):
         try:
             opened = os.open(folder, os.O_RDONLY)
         except OSError:
-            return read()  # and says what is wrong
-        try:  # while it is open, no other folder gets its number
+            return read()  # which reports what is wrong
+        try:  # while it is open, no other folder gets its inode
             try:
                 value, fault = read(), None
             except UserError as error:
@@ -271,4 +275,4 @@ def undisturbed(folder: pathlib.Path, read: Callable[[], Value]) -> Value:
         finally:
             os.close(opened)
         time.sleep(0.001)
-    raise UserError(f"{folder}: is replaced again and again while it is read; try once more")
+    raise UserError(f"{folder}: is replaced again and again while it is read; try again")

@@ -1,4 +1,4 @@
-"""Reads log.jsonl, the one place that does: what a kill, a power cut or an editor made of a line is no line of a run."""
+"""Reads log.jsonl, skipping lines damaged by a kill, a power cut or an editor."""
 
 import json
 import math
@@ -9,38 +9,38 @@ from typing import Any
 from mtlora_jax.errors import UserError
 from mtlora_jax.io import files
 
-LONGEST = 2**20  # characters of a line; runs write some thousand at most
-STEPS = 2**53  # no run has so many
-SURROUNDINGS = "\0\ufeff \t\r\n"  # of a line: a power cut leaves zeros, some editors put a mark before the first one
+MAX_LINE = 2**20  # characters; runs write a few thousand at most
+MAX_STEP = 2**53
+SURROUNDINGS = "\0\ufeff \t\r\n"  # stripped from lines: a power cut leaves zeros, some editors add a byte order mark
 
-Line = dict[str, Any]  # "step": int, and scalars; None for what is not finite
-
-
-def lines_of(path: pathlib.Path) -> list[Line]:
-    """The lines of a log that are whole. Raises UserError if the file cannot be read; none where there is no file."""
-    return [line for _, line in parsed(path) if line is not None]
+Line = dict[str, Any]  # "step": int, and scalars; None if not finite
 
 
-def parsed(path: pathlib.Path) -> Iterator[tuple[str, Line | None]]:
-    """(text, what it says) of each line of a log; None for what is not a line as runs write them. Raises as `lines_of`."""
+def read_lines(path: pathlib.Path) -> list[Line]:
+    """Reads the valid lines of a log; none if there is no file. Raises UserError if it cannot be read."""
+    return [line for _, line in parse_lines(path) if line is not None]
+
+
+def parse_lines(path: pathlib.Path) -> Iterator[tuple[str, Line | None]]:
+    """Yields (text, parsed line) of each line of a log, None for an invalid line. Raises as `read_lines`."""
     if not path.exists():
         return
     try:
         with path.open("rb") as file:
-            encoding = files.encoding_of(file.read(4096))
+            encoding = files.detect_encoding(file.read(4096))
         with path.open(encoding=encoding, errors="replace", newline="\n") as file:
-            while part := file.readline(LONGEST):
+            while part := file.readline(MAX_LINE):
                 text = part.strip(SURROUNDINGS)
-                whole = len(part) < LONGEST or part.endswith("\n")
-                yield text, line_of(text) if whole else None
-                while not part.endswith("\n") and (part := file.readline(LONGEST)):
+                whole = len(part) < MAX_LINE or part.endswith("\n")
+                yield text, parse_line(text) if whole else None
+                while not part.endswith("\n") and (part := file.readline(MAX_LINE)):
                     pass
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({files.reason_of(error)})") from error
+        raise UserError(f"{path}: cannot be read ({files.describe_error(error)})") from error
 
 
-def line_of(text: str) -> Line | None:
-    """What one line says; None if it is none."""
+def parse_line(text: str) -> Line | None:
+    """Parses one line; returns None if it is not a line of a run."""
     try:
         entry = json.loads(text)
     except (ValueError, RecursionError):
@@ -48,7 +48,7 @@ def line_of(text: str) -> Line | None:
     if not isinstance(entry, dict) or not all(isinstance(value, int | float | None) for value in entry.values()):
         return None
     step = entry.get("step")
-    if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < STEPS:
+    if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < MAX_STEP:
         return None
     return {name: value if value is None or _is_finite(value) else None for name, value in entry.items()}
 
@@ -56,5 +56,5 @@ def line_of(text: str) -> Line | None:
 def _is_finite(value: float) -> bool:
     try:
         return math.isfinite(value)
-    except OverflowError:  # a whole number beyond all floats
+    except OverflowError:  # an integer beyond all floats
         return False

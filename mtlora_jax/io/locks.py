@@ -1,4 +1,4 @@
-"""Locks a folder for one writer: a second program learns who holds it, and changes nothing."""
+"""Locks a folder for one writer; a second program learns who holds the lock and changes nothing."""
 
 import contextlib
 import datetime
@@ -13,16 +13,16 @@ from mtlora_jax.errors import UserError
 from mtlora_jax.io import files
 
 NAME = ".lock"
-NOT_SUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)  # answers of file systems that cannot lock
+NOT_SUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)  # from file systems that cannot lock
 
 
 @contextlib.contextmanager
-def owned(folder: pathlib.Path, advice: str = "wait for its end, or choose another folder") -> Iterator[None]:
+def hold_lock(folder: pathlib.Path, advice: str = "wait for its end, or choose another folder") -> Iterator[None]:
     """Holds the lock of `folder` until the block or this process ends. Creates the folder if it does not exist.
 
-    The system releases the lock when the process dies, so a leftover lock file means nothing. Readers are not affected. Folders created
-    here that are still empty at the end are removed. Raises UserError naming host, process and start time if another program holds the
-    lock; nothing is changed then.
+    The system releases the lock when the process dies, so a leftover lock file means nothing. Readers are not affected.
+    Folders created here that are still empty at the end are removed. Raises UserError naming host, process and start
+    time if another program holds the lock; nothing is changed then.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     files.make_folder(folder)
@@ -30,14 +30,14 @@ def owned(folder: pathlib.Path, advice: str = "wait for its end, or choose anoth
         with _locked(folder / NAME, folder, advice):
             yield
     finally:
-        with contextlib.suppress(OSError):  # where something is in them
+        with contextlib.suppress(OSError):  # if they are not empty
             for path in made:
                 path.rmdir()
 
 
 @contextlib.contextmanager
-def owned_name(folder: pathlib.Path, advice: str = "wait for its end, or choose another folder") -> Iterator[None]:
-    """Like `owned`, for a folder that is replaced as a whole: the lock file lies beside it."""
+def hold_lock_beside(folder: pathlib.Path, advice: str = "wait for its end, or choose another folder") -> Iterator[None]:
+    """Like `hold_lock`, for a folder that is replaced as a whole: the lock file is beside it."""
     folder = folder.resolve()
     files.make_folder(folder.parent)
     with _locked(folder.with_name(f".{folder.name[:200]}{NAME}"), folder, advice):
@@ -50,7 +50,7 @@ def _locked(path: pathlib.Path, folder: pathlib.Path, advice: str) -> Iterator[N
     try:
         yield
     finally:
-        # While it is still locked, so that nobody locks a file that then has no name.
+        # Unlinked while still locked, so that nobody locks a file that has no name.
         with contextlib.suppress(OSError):
             path.unlink()
         os.close(opened)
@@ -62,7 +62,7 @@ def _acquire(path: pathlib.Path, folder: pathlib.Path, advice: str) -> int:
         try:
             opened = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise UserError(f"{folder}: cannot be written ({files.reason_of(error)})") from error
+            raise UserError(f"{folder}: cannot be written ({files.describe_error(error)})") from error
         try:
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -73,7 +73,7 @@ def _acquire(path: pathlib.Path, folder: pathlib.Path, advice: str) -> int:
             raise UserError(f"{folder}: another program writes there ({owner or 'it has just started'}); {advice}") from error
         if _is(opened, path):
             break
-        os.close(opened)  # its owner ended, and removed it, between the two calls
+        os.close(opened)  # its owner ended and removed it between the two calls
     since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
     os.ftruncate(opened, 0)
     os.pwrite(opened, f"host {socket.gethostname()}, process {os.getpid()}, since {since}\n".encode(), 0)
@@ -81,7 +81,7 @@ def _acquire(path: pathlib.Path, folder: pathlib.Path, advice: str) -> int:
 
 
 def _is(opened: int, path: pathlib.Path) -> bool:
-    """Whether an open file is still the one of this name."""
+    """Whether an open file is still the one with this name."""
     try:
         there = path.stat()
     except FileNotFoundError:

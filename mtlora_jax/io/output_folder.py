@@ -1,4 +1,4 @@
-"""Files that a command makes below one folder."""
+"""Writes the output files of a command below one folder."""
 
 import io
 import os
@@ -11,22 +11,22 @@ import PIL.Image
 
 from mtlora_jax.io import files
 
-LONGEST = 200  # bytes of a name; most systems take 255, its ending included
+MAX_NAME_BYTES = 200  # without suffix; most systems allow 255 with it
 
 
-def short(name: str) -> str:
-    """A name for a file, or the beginning of a long one and a number that stands for all of it."""
+def shorten_name(name: str) -> str:
+    """Shortens a long file name to its beginning and a checksum of the whole."""
     data = os.fsencode(name)
-    if len(data) <= LONGEST:
+    if len(data) <= MAX_NAME_BYTES:
         return name
-    whole = data[: LONGEST - 9].decode("utf-8", "ignore").encode()  # no half of a letter
+    whole = data[: MAX_NAME_BYTES - 9].decode("utf-8", "ignore").encode()  # drops a character cut in half
     return f"{os.fsdecode(whole)}-{zlib.crc32(data):08x}"
 
 
-class Outputs:
-    """Writes files below `folder`, each whole or not at all; folders are made when the first file comes.
+class OutputFolder:
+    """Writes files below `folder`, each atomically; folders are created with their first file.
 
-    Raises UserError, here where `folder` can be none, and later naming the file that cannot be written.
+    Raises UserError if `folder` cannot be a writable folder, and later naming a file that cannot be written.
     """
 
     def __init__(self, folder: pathlib.Path):
@@ -34,17 +34,17 @@ class Outputs:
         self.folder = folder
 
     def write(self, name: str, data: bytes) -> pathlib.Path:
-        """Writes FOLDER/name, in place of an older file; returns its path."""
+        """Writes FOLDER/name, replacing an older file; returns its path."""
         path = self.folder / name
         files.write_bytes(path, data)
         return path
 
-    def picture(self, name: str, image: PIL.Image.Image) -> None:
+    def write_image(self, name: str, image: PIL.Image.Image) -> None:
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
         self.write(name, buffer.getvalue())
 
-    def arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+    def write_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
         self.write(name, buffer.getvalue())

@@ -1,9 +1,9 @@
-"""Reads and writes safetensors files, and refuses tensors that are not finite floats. Nothing else opens such files."""
+"""Reads and writes safetensors files; refuses tensors that are not finite floats."""
 
 import pathlib
 from collections.abc import Mapping
 
-import ml_dtypes  # noqa: F401  (teaches numpy bfloat16 and the types of 8 bits, which safetensors then returns)
+import ml_dtypes  # noqa: F401  (adds bfloat16 and the 8-bit floats to numpy, which safetensors then returns)
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -13,18 +13,18 @@ from mtlora_jax.io import files
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """{name: float32 array} of a safetensors file. Raises UserError if it cannot be read or holds anything but finite floats."""
-    return {name: finite_float32(array, f"{path}: {name}") for name, array in read_tensors(path).items()}
+    """Reads {name: float32 array}. Raises UserError if the file cannot be read or not all values are finite floats."""
+    return {name: to_finite_float32(array, f"{path}: {name}") for name, array in read_tensors(path).items()}
 
 
 def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """{name: array} of a safetensors file with whatever types it has. Raises UserError if it cannot be read."""
+    """Reads {name: array} with the stored dtypes. Raises UserError if the file cannot be read."""
     if not path.is_file():
         raise UserError(f"{path} cannot be read: no such file")
     try:
         return safetensors.numpy.load_file(path)
     except (OSError, safetensors.SafetensorError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise UserError(f"{path} cannot be read: not a readable safetensors file ({files.reason_of(error)})") from error
+        raise UserError(f"{path} cannot be read: not a readable safetensors file ({files.describe_error(error)})") from error
 
 
 def write(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -32,20 +32,20 @@ def write(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     try:
         safetensors.numpy.save_file(contiguous, path, {"format": "mtlora_jax"})
-        path.chmod(0o644)  # the library makes it private
+        path.chmod(0o644)  # the library creates it private
     except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path}: cannot be written ({files.reason_of(error)})") from error
+        raise UserError(f"{path}: cannot be written ({files.describe_error(error)})") from error
 
 
-def finite_float32(array: np.ndarray, name: str) -> np.ndarray:
-    """A tensor as float32. Raises UserError naming it unless its values are real floats, all finite as float32."""
+def to_finite_float32(array: np.ndarray, name: str) -> np.ndarray:
+    """Converts a tensor to float32. Raises UserError naming it unless it holds floats that are finite as float32."""
     if not is_float(array.dtype):
         raise UserError(f"{name} is {array.dtype}; weights must be floats")
     with np.errstate(over="ignore"):
         values = array.astype(np.float32, copy=False)
     if not np.isfinite(values).all():
-        odd = values[~np.isfinite(values)]
-        raise UserError(f"{name} has {odd.size} values that are not finite, such as {array[~np.isfinite(values)][0]:g}; weights must be")
+        bad = array[~np.isfinite(values)]
+        raise UserError(f"{name} has {bad.size} values that are not finite, such as {bad[0]:g}; weights must be")
     return values
 
 
@@ -55,5 +55,5 @@ def is_float(dtype: np.dtype) -> bool:
 
 
 def check(arrays: Mapping[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
-    """Arrays that were read otherwise, as `read` gives them."""
-    return {name: finite_float32(np.asarray(array), f"{source}: {name}") for name, array in arrays.items()}
+    """Converts arrays from another source to finite float32, as `read` does. Raises UserError naming `source`."""
+    return {name: to_finite_float32(np.asarray(array), f"{source}: {name}") for name, array in arrays.items()}

@@ -12,7 +12,7 @@ import numpy as np
 from mtlora_jax.console import console
 from mtlora_jax.errors import UserError
 from mtlora_jax.io import files
-from mtlora_jax.io.jsonl import parsed
+from mtlora_jax.io.jsonl import parse_lines
 from mtlora_jax.metric_writers.weights_and_biases import WeightsAndBiases
 
 
@@ -37,7 +37,7 @@ class Records:
             # A line is with the system as soon as it ends, so a kill loses none.
             self._log = path.open("a", buffering=1, encoding="utf-8")
         except OSError as error:
-            raise UserError(f"{path}: cannot be written ({files.reason_of(error)})") from error
+            raise UserError(f"{path}: cannot be written ({files.describe_error(error)})") from error
         self._folder, self._purge_step = workdir / "tensorboard", start_step + 1 if start_step else 0
         self._wandb = WeightsAndBiases(workdir, **wandb) if wandb and wandb["project"] else None
 
@@ -89,7 +89,7 @@ def forget_after(path: pathlib.Path, step: int) -> None:
     """Drops the lines of a log that belong to steps after `step`, or all lines if that is 0. A kill leaves the old log or the new one."""
     if not path.exists():
         return
-    lines = list(parsed(path))
+    lines = list(parse_lines(path))
     odd = sum(line is None for _, line in lines[:-1])  # the last line of a killed run may be cut off
     if odd:
         console.print(f"{path}: {odd} lines that no run writes are left out")

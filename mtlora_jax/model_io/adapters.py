@@ -80,7 +80,7 @@ def read_adapter(where: str | pathlib.Path, base: str | pathlib.Path) -> tuple[d
             raise UserError(f"{where} is a whole model and needs no base")
         return config, weights.read(where / ADAPTER)
 
-    config, trained = files.undisturbed(where, both)
+    config, trained = files.read_consistently(where, both)
     entry = config.pop("adapter")
     paths = frozen_paths(config["architecture"])
     refuse_other_tensors(str(where / ADAPTER), config["architecture"], trained, paths)

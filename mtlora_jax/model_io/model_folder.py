@@ -52,7 +52,7 @@ def write(folder: pathlib.Path, config: Mapping[str, Any], arrays: Mapping[str, 
         config["scores"] = {
             score: value if value is not None and math.isfinite(value) else None for score, value in config["scores"].items()
         }
-    with files.replacing(folder) as temporary:
+    with files.atomic_folder(folder) as temporary:
         weights.write(temporary / name, arrays)
         files.write_json(temporary / CONFIG, config)
         files.write_text(temporary / "README.md", card(config, arrays))
@@ -118,7 +118,7 @@ def read(folder: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarr
             )
         return config, weights.read(folder / WEIGHTS)
 
-    return files.undisturbed(folder, both)
+    return files.read_consistently(folder, both)
 
 
 class Model:

@@ -33,7 +33,7 @@ from mtlora_jax.console import console
 from mtlora_jax.errors import UserError
 from mtlora_jax.io import locks
 from mtlora_jax.io.files import user_path
-from mtlora_jax.io.output_folder import Outputs, short
+from mtlora_jax.io.output_folder import OutputFolder, shorten_name
 from mtlora_jax.predict import images
 from mtlora_jax.predict.gallery import Gallery
 from mtlora_jax.predict.panels import View, as_image, draw_legend, overlay, panel_of
@@ -56,12 +56,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse(argv)
 
     files = images.find(args.images, [name for name in args.only.split(",") if name])
-    outputs = Outputs(args.output)
-    with locks.owned(args.output):
+    outputs = OutputFolder(args.output)
+    with locks.hold_lock(args.output):
         predict(args, files, outputs)
 
 
-def predict(args: argparse.Namespace, files: Mapping[str, pathlib.Path], outputs: Outputs) -> None:
+def predict(args: argparse.Namespace, files: Mapping[str, pathlib.Path], outputs: OutputFolder) -> None:
     """Predicts `files`, {id: file}."""
     model = mtlora_jax.load(args.model, args.base)
     tasks = tasks_of(model)
@@ -96,7 +96,7 @@ def check_output(folder: pathlib.Path, tasks: Mapping[str, Task]) -> None:
 class Predictor:
     """Predicts photograph after photograph. The model sees all of them at its own size, so that it is compiled once."""
 
-    def __init__(self, model: Any, tasks: Mapping[str, Task], labels: images.Labels | None, outputs: Outputs, save_raw: bool):
+    def __init__(self, model: Any, tasks: Mapping[str, Task], labels: images.Labels | None, outputs: OutputFolder, save_raw: bool):
         self._model = model
         self._tasks = tasks
         self._labels = labels
@@ -117,8 +117,8 @@ class Predictor:
                     continue
                 if not done:
                     self._write_legends()
-                written = {task: f"{task}/{short(name)}.png" for task in self._tasks}
-                gallery.add(name, photograph, self._one(short(name), file, photograph), written)
+                written = {task: f"{task}/{shorten_name(name)}.png" for task in self._tasks}
+                gallery.add(name, photograph, self._one(shorten_name(name), file, photograph), written)
                 done += 1
         if not done:
             raise UserError(reason if len(files) == 1 else f"none of the {len(files)} images can be read, the last: {reason}")
@@ -129,7 +129,7 @@ class Predictor:
 
     def _write_legends(self) -> None:
         for name, task in self._tasks.items():
-            self._outputs.picture(f"{LEGENDS}/{name}.png", draw_legend(task.legend()))
+            self._outputs.write_image(f"{LEGENDS}/{name}.png", draw_legend(task.legend()))
 
     def _one(self, name: str, file: pathlib.Path, photograph: np.ndarray) -> dict[str, View]:
         """Writes everything of one photograph; {task: what is shown}."""
@@ -140,12 +140,12 @@ class Predictor:
         for task_name, task in self._tasks.items():
             values = enlarged(task, logits[task_name], photograph.shape[:2])
             views[task_name] = View.of(task, values, self._label(task_name, file, photograph.shape[:2]))
-            self._outputs.picture(f"{task_name}/{name}.png", as_image(task, values, views[task_name]))
-        self._outputs.picture(f"overlay/{name}.png", overlay(photograph, views))
-        self._outputs.picture(f"panels/{name}.png", panel_of(photograph, views))
+            self._outputs.write_image(f"{task_name}/{name}.png", as_image(task, values, views[task_name]))
+        self._outputs.write_image(f"overlay/{name}.png", overlay(photograph, views))
+        self._outputs.write_image(f"panels/{name}.png", panel_of(photograph, views))
         if self._save_raw:
             raw = {f"{task}/{key}": array for task in self._tasks for key, array in postprocess(self._tasks[task], logits[task]).items()}
-            self._outputs.arrays(f"raw/{name}.npz", raw)
+            self._outputs.write_arrays(f"raw/{name}.npz", raw)
         return views
 
     def _label(self, task: str, file: pathlib.Path, size: tuple[int, ...]) -> np.ndarray | None:

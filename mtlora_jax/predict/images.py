@@ -13,8 +13,8 @@ from mtlora_jax.data.decoding import decode_image, decode_label, read_file
 from mtlora_jax.data.image_folder import IMAGE_SUFFIXES, FolderDataset, with_label_encodings
 from mtlora_jax.data.naming import files_of, id_of
 from mtlora_jax.errors import UserError
-from mtlora_jax.io import pictures
-from mtlora_jax.io.files import same_form
+from mtlora_jax.io import image_files
+from mtlora_jax.io.files import normalize_name
 from mtlora_jax.model_io import class_names
 from mtlora_jax.tasks import Task
 
@@ -39,11 +39,11 @@ def find(path: pathlib.Path, only: Sequence[str] = ()) -> dict[str, pathlib.Path
         raise UserError(f"{path}: no image; their names end in {', '.join(IMAGE_SUFFIXES)}")
     count = collections.Counter(file.stem for file in files)
     named = {file.stem if count[file.stem] == 1 else file.name: file for file in files}
-    written = {same_form(name): name for name in named}
-    missing = [name for name in only if same_form(name) not in written]
+    written = {normalize_name(name): name for name in named}
+    missing = [name for name in only if normalize_name(name) not in written]
     if missing:
         raise UserError(f"{path}: no image {', '.join(missing)}; it has {_some(list(named))}")
-    return {name: named[name] for name in ([written[same_form(name)] for name in only] or named)}
+    return {name: named[name] for name in ([written[normalize_name(name)] for name in only] or named)}
 
 
 def read(path: pathlib.Path, upright: bool = True) -> np.ndarray:
@@ -56,7 +56,7 @@ def read(path: pathlib.Path, upright: bool = True) -> np.ndarray:
       upright: turns and mirrors as EXIF says the photograph is to be shown; if False it stays as it is stored, as labels are.
     """
     data, origin = read_file(path)
-    with pictures.opened(data, origin, "a photograph") as image:
+    with image_files.open_image(data, origin, "a photograph") as image:
         pixels = decode_image(data, origin) if image.mode == "RGB" and not image.has_transparency_data else _rgb(image)
         orientation = image.getexif().get(ORIENTATION, 1)
     if not upright:

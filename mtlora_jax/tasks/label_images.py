@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from mtlora_jax.errors import UserError
-from mtlora_jax.io import pictures
+from mtlora_jax.io import image_files
 from mtlora_jax.tasks.label_values import ENCODING_OF_ONE_FILE, ENCODINGS, format_values, kinds_of_values
 
 IGNORED_COLOUR = (224, 224, 192)  # the void colour of PASCAL VOC
@@ -56,11 +56,11 @@ def decode_grey(data: bytes, source: str) -> tuple[np.ndarray, bool]:
 
 def _decode(data: bytes, source: str, modes: Sequence[str], expected: str) -> tuple[np.ndarray, int]:
     """Returns the stored pixels, and the file's bits per channel."""
-    with pictures.opened(data, source, expected) as image:
+    with image_files.open_image(data, source, expected) as image:
         if image.mode not in modes:
             raise UserError(f"{source}: is an image of mode {image.mode}; expected {expected}")
-        pixels = pictures.pixels_of(image, data)
-        bits = 1 if image.mode == "1" else pictures.bits_of(image, data)
+        pixels = image_files.read_pixels(image, data)
+        bits = 1 if image.mode == "1" else image_files.bits_per_channel(image, data)
     if pixels.dtype == bool:  # from Pillow, whose True may be any byte except 0
         pixels = (pixels.view(np.uint8) > 0).view(np.uint8)
     return pixels, bits

@@ -33,7 +33,7 @@ def evaluate_only(config: Config, workdir: pathlib.Path) -> dict[str, float]:
     agreement.require_same(agreement.of_start(config, mode="evaluate"))
     agreement.together(lambda: check_writable(workdir))
     (data,) = experiments.open_datasets(config, config.data.eval_split)
-    for line in survey.readings(data):
+    for line in survey.describe_label_encodings(data):
         console.print(line)
     started = sharding.agreed((workdir / "initial").exists(), experiments.not_shared(workdir))
     if not started and not config.init_from:

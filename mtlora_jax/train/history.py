@@ -8,7 +8,7 @@ import jax
 
 from mtlora_jax.distributed import sharding
 from mtlora_jax.eval.aggregate import add_ranking_score, primary_scores
-from mtlora_jax.io.jsonl import lines_of
+from mtlora_jax.io.jsonl import read_lines
 from mtlora_jax.tasks.task import Task
 
 PREFIX = "eval/"  # of scores in the log
@@ -67,7 +67,7 @@ class EvalHistory:
         Ranking scores are computed anew, since older versions ranked by other ones.
         """
         needed = {f"{PREFIX}{name}/{task.primary_metric}" for name, task in self._tasks.items()}
-        lines = lines_of(log) if jax.process_index() == 0 else []
+        lines = read_lines(log) if jax.process_index() == 0 else []
         evaluations = [line for line in lines if line["step"] <= until_step and needed <= line.keys()]
         for line in sharding.of_all_processes(evaluations)[0]:
             named = {name.removeprefix(PREFIX): value for name, value in line.items() if name.startswith(PREFIX)}

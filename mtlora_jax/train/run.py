@@ -57,7 +57,9 @@ def train(config: Config, workdir: pathlib.Path, profile: bool = False, override
         described = agreement.of_data(train_data, splits[0]) | agreement.of_data(eval_data, splits[1])
         experiment = experiments.set_up(config, train_data.tasks, workdir)
         started = (workdir / "initial").exists()  # what labels lack was told then
-        for line in agreement.together(lambda: survey.readings(train_data) + ([] if started else survey.lacks(train_data))):
+        for line in agreement.together(
+            lambda: survey.describe_label_encodings(train_data) + ([] if started else survey.describe_missing_values(train_data))
+        ):
             console.print(line)
         if not override:
             agreement.together(lambda: refuse_other_config(workdir, config))
@@ -162,4 +164,4 @@ def claim(workdir: pathlib.Path, closing: contextlib.ExitStack) -> None:
     """
     check_writable(workdir)
     if jax.process_index() == 0:
-        closing.enter_context(locks.owned(workdir, "wait for its end, stop it, or choose another --workdir"))
+        closing.enter_context(locks.hold_lock(workdir, "wait for its end, stop it, or choose another --workdir"))

@@ -212,7 +212,7 @@ def test_messages_never_lead_in_a_circle(tmp_path, capsys):
 def test_one_writer_of_a_folder(out, tmp_path, capsys):
     model_folder.save(tmp_path / "ours", BARE, ARRAYS)
     flags = ["--to=mtlora"] if out.endswith(".pth") else []
-    with locks.owned_name(tmp_path / out):
+    with locks.hold_lock_beside(tmp_path / out):
         before = sorted(tmp_path.iterdir())
         message = "out: another program writes there" if not flags else "another program writes there|bare backbone"
         refused([tmp_path / "ours", tmp_path / out, *flags], message, capsys)

@@ -11,7 +11,7 @@ from tiny_data import png
 
 from mtlora_jax.data.decoding import decode_image
 from mtlora_jax.errors import UserError
-from mtlora_jax.io.pictures import pixels_of
+from mtlora_jax.io.image_files import read_pixels
 from mtlora_jax.tasks.label_images import decode_image as decode_label
 
 
@@ -30,7 +30,7 @@ def test_pixels_are_those_of_pillow(mode, kind):
         assert opened.mode == mode
         expected = np.array(opened)
     with Image.open(io.BytesIO(buffer.getvalue())) as opened:
-        found = pixels_of(opened, buffer.getvalue())
+        found = read_pixels(opened, buffer.getvalue())
     assert found.dtype == expected.dtype
     np.testing.assert_allclose(found.astype(int), expected.astype(int), atol=0 if kind == "png" else 2)  # two decoders of JPEG
 
@@ -41,7 +41,7 @@ def test_grey_of_few_bits_is_not_stretched(bits):
     data = png(values, bits)
     for cut in (data, data + b"more"):  # with OpenCV, and with Pillow
         with Image.open(io.BytesIO(cut)) as opened:
-            assert pixels_of(opened, cut).tolist() == values
+            assert read_pixels(opened, cut).tolist() == values
     assert decode_image(data, "a.png").tolist() == np.repeat(np.array(values)[..., None] * 255 // (2**bits - 1), 3, axis=2).tolist()
 
 

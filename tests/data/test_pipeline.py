@@ -208,7 +208,7 @@ def examples(count=batching.ROWS + 2):
 @pytest.mark.parametrize("shared", [False, True])
 def test_stacking(shared):
     given = examples()
-    batch = batching.stack(given, shared)
+    batch = batching.collate(given, shared)
     in_shared_memory = {key for key, value in batch.items() if isinstance(value, batching.SharedMemoryArray)}
     assert in_shared_memory == ({"image", "normals"} if shared else set())
     for key, value in batch.items():
@@ -230,6 +230,6 @@ def test_full_shared_memory_is_an_error_of_one_line(monkeypatch, error):
 
     monkeypatch.setattr(os, "pwritev", write)
     with pytest.raises(UserError, match=r"^/dev/shm: a batch of 5 MB cannot be shared .*[Nn]o space left.*fewer --config.data.num_workers"):
-        batching.stack(examples(), shared=True)
+        batching.collate(examples(), shared=True)
     assert names
     assert not os.path.exists(names[0])

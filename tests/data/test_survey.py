@@ -24,12 +24,12 @@ def paint(root, task, change):
 
 
 def lacks(root, *tasks):
-    return survey.lacks(FolderDataset(root, "train", tasks))
+    return survey.describe_missing_values(FolderDataset(root, "train", tasks))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 6, 10, 377, 4998])
 def test_any_beginning_of_the_order_is_spread(count):
-    order = list(survey.spread(count))
+    order = list(survey.spread_indices(count))
     assert sorted(order) == list(range(count))
     few = sorted(order[:20])
     assert max(np.diff([0, *few, count])) <= max(4 * count / 20, 2)
@@ -37,7 +37,9 @@ def test_any_beginning_of_the_order_is_spread(count):
 
 def test_nothing_is_told_of_labels_that_hold_everything(root):
     assert lacks(root, "semseg", "human_parts", "sal", "normals", "depth") == []
-    assert survey.readings(FolderDataset(root, "train", ["semseg", "sal"])) == ["sal: labels are read as 0 not salient, 255 salient"]
+    assert survey.describe_label_encodings(FolderDataset(root, "train", ["semseg", "sal"])) == [
+        "sal: labels are read as 0 not salient, 255 salient"
+    ]
 
 
 def test_a_class_that_no_label_has_is_told(root):

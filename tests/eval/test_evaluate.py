@@ -16,7 +16,7 @@ from tiny_data import write_tiny_dataset
 
 import mtlora_jax
 from mtlora_jax import experiment as experiments
-from mtlora_jax.data.native_resolution import BYTES, band_of, canvas_for, groups_of, on_canvas
+from mtlora_jax.data.native_resolution import MAX_LOGITS_BYTES, band_height, canvas_size, group_rows, place_on_canvas
 from mtlora_jax.data.pipeline import eval_batches
 from mtlora_jax.data.transforms import resize
 from mtlora_jax.defaults import default
@@ -143,7 +143,7 @@ def test_resizing_is_that_of_opencv(size):
 
 def test_little_memory_changes_no_score(made, at_original_size, monkeypatch):
     """Images by themselves and, where one has several channels, in bands."""
-    monkeypatch.setattr("mtlora_jax.data.native_resolution.BYTES", 2**17)
+    monkeypatch.setattr("mtlora_jax.data.native_resolution.MAX_LOGITS_BYTES", 2**17)
     _, experiment, _ = made
     scores, _ = native_resolution.OriginalSizeEvaluator(*made)(experiment.trainable, experiment.batch_stats)
     assert scores == pytest.approx(at_original_size, rel=2e-6)
@@ -160,24 +160,24 @@ def test_little_memory_changes_no_score(made, at_original_size, monkeypatch):
     ],
 )
 def test_groups_take_bounded_memory(sizes, channels, groups):
-    found = groups_of(np.array([sizes]), channels)
+    found = group_rows(np.array([sizes]), channels)
     assert sorted(row for rows, _ in found for row in rows) == list(range(len(sizes)))
     assert len(found) <= groups
     for rows, (height, width) in found:
         assert all(sizes[row][0] <= height and sizes[row][1] <= width for row in rows)
-        assert len(rows) * band_of((height, width), len(rows), channels) * width * channels * 4 <= BYTES
+        assert len(rows) * band_height((height, width), len(rows), channels) * width * channels * 4 <= MAX_LOGITS_BYTES
 
 
 def test_devices_score_the_same_rows():
     sizes = np.array([[(4000, 6000), (10, 10)], [(10, 10), (10, 10)]])
-    assert groups_of(sizes, 21) == [([1], (128, 128)), ([0], (4096, 6016))]
+    assert group_rows(sizes, 21) == [([1], (128, 128)), ([0], (4096, 6016))]
 
 
 def test_canvas():
-    assert canvas_for(np.array([[500, 375], [333, 500]])).tolist() == [512, 512]
-    assert canvas_for(np.array([[128, 129]])).tolist() == [128, 256]
+    assert canvas_size(np.array([[500, 375], [333, 500]])).tolist() == [512, 512]
+    assert canvas_size(np.array([[128, 129]])).tolist() == [128, 256]
     labels = [{"a": np.ones((2, 3), np.uint8)}, {"a": np.zeros((1, 4), np.uint8)}]
-    placed = on_canvas(labels, (3, 4))["a"]
+    placed = place_on_canvas(labels, (3, 4))["a"]
     assert placed.shape == (2, 3, 4)
     assert placed[0].tolist() == [[1, 1, 1, 255], [1, 1, 1, 255], [255] * 4]
     assert placed[1].tolist() == [[0] * 4, [255] * 4, [255] * 4]
@@ -230,7 +230,7 @@ for devices, sizes in {1: (1, 3, 5), 4: (4, 8)}.items():
         config.batch_size = config.eval_batch_size = size
         config.evaluation.boundaries = True
         config.data.num_workers = 2 if size == 8 else 0
-        sizes_of_data.BYTES = 2**17 if size in (5, 8) else 2**31
+        sizes_of_data.MAX_LOGITS_BYTES = 2**17 if size in (5, 8) else 2**31
         data = experiment.open_dataset(config, "val")
         made = experiment.set_up(config, data.tasks, pathlib.Path("nowhere"))
         for kind in (evaluate.Evaluator, original_size.OriginalSizeEvaluator):

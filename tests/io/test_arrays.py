@@ -44,11 +44,11 @@ def test_a_scalar_and_an_array_without_values():
 
 
 HOSTILE = {
-    "terabytes": (lying("(1000000, 1000000)"), r"float32 of shape \(1000000, 1000000\) has 4000000000000 bytes, but 48 are there"),
-    "more than a number can say": (lying(f"({10**30}, {10**30})"), "but 48 are there"),
+    "terabytes": (lying("(1000000, 1000000)"), r"float32 of shape \(1000000, 1000000\) needs 4000000000000 bytes, but the file has 48"),
+    "more than a number can say": (lying(f"({10**30}, {10**30})"), "but the file has 48"),
     "of no values": (lying(f"(0, {10**30})", body=b""), ""),
-    "too few": (lying("(2, 2)"), "has 16 bytes, but 48 are there"),
-    "cut off": (npy(VALUES)[:-1], "has 192 bytes, but 191 are there"),
+    "too few": (lying("(2, 2)"), "needs 16 bytes, but the file has 48"),
+    "cut off": (npy(VALUES)[:-1], "needs 192 bytes, but the file has 191"),
     "less than nothing": (lying("(-3, -4)"), r"shape \(-3, -4\)"),
     "too many dimensions": (lying("(" + "1, " * 70 + ")", body=bytes(4)), ""),
     "objects": (npy(np.array([{}], object), allow_pickle=True), r"it holds object of shape \(1,\)"),

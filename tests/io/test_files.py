@@ -28,7 +28,7 @@ def test_any_name_is_written_replaced_and_read(tmp_path, name):
     if len(name) > 200:
         return
     for content in ("old", "new"):
-        with files.replacing(path) as folder:
+        with files.atomic_folder(path) as folder:
             files.write_text(folder / "x", content)
         assert (path / "x").read_text() == content
     assert os.listdir(tmp_path) == [name]
@@ -122,7 +122,7 @@ def test_folders_that_cannot_be_written(tmp_path, where, told):
         files.check_writable(folder)
     with pytest.raises(UserError):
         files.write_text(folder / "x", "new")
-    with pytest.raises(UserError), files.replacing(folder):
+    with pytest.raises(UserError), files.atomic_folder(folder):
         pass
     assert sorted(os.listdir(tmp_path)) == ["dangling", "file"]
     assert (tmp_path / "file").read_text() == "old"
@@ -139,7 +139,7 @@ def test_a_reader_sees_one_whole_save(tmp_path):
     folder, done = tmp_path / "best", threading.Event()
 
     def save(number: int) -> None:
-        with files.replacing(folder) as temporary:
+        with files.atomic_folder(folder) as temporary:
             for name in ("config", "weights"):
                 files.write_text(temporary / name, str(number))
 
@@ -153,7 +153,9 @@ def test_a_reader_sees_one_whole_save(tmp_path):
     writer = threading.Thread(target=go_on_saving)
     writer.start()
     try:
-        seen = [files.undisturbed(folder, lambda: [files.read_text(folder / name) for name in ("config", "weights")]) for _ in range(2000)]
+        seen = [
+            files.read_consistently(folder, lambda: [files.read_text(folder / name) for name in ("config", "weights")]) for _ in range(2000)
+        ]
     finally:
         done.set()
         writer.join()
@@ -164,9 +166,9 @@ def test_a_reader_sees_one_whole_save(tmp_path):
 
 def test_two_writers_leave_each_other_alone(tmp_path):
     """What another writer is at work on is no rest of a killed one."""
-    with files.replacing(tmp_path / "best") as first:
+    with files.atomic_folder(tmp_path / "best") as first:
         files.write_text(first / "x", "first")
-        with files.replacing(tmp_path / "best") as second:
+        with files.atomic_folder(tmp_path / "best") as second:
             files.write_text(second / "x", "second")
         assert (first / "x").read_text() == "first"
     assert (tmp_path / "best" / "x").read_text() == "first"
@@ -178,7 +180,7 @@ def test_a_link_to_a_folder_stays_one(tmp_path):
     (tmp_path / "disk" / "best").mkdir()
     (tmp_path / "best").symlink_to(tmp_path / "disk" / "best")
     for content in ("old", "new"):
-        with files.replacing(tmp_path / "best") as folder:
+        with files.atomic_folder(tmp_path / "best") as folder:
             files.write_text(folder / "x", content)
         assert (tmp_path / "disk" / "best" / "x").read_text() == content
     assert (tmp_path / "best").is_symlink()
@@ -189,7 +191,7 @@ def test_a_link_to_a_folder_stays_one(tmp_path):
 def test_without_the_exchange_of_linux(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "_exchange", lambda one, other: False)
     for content in ("old", "new"):
-        with files.replacing(tmp_path / "best") as folder:
+        with files.atomic_folder(tmp_path / "best") as folder:
             files.write_text(folder / "x", content)
     assert (tmp_path / "best" / "x").read_text() == "new"
     assert os.listdir(tmp_path) == ["best"]
@@ -201,16 +203,16 @@ def test_errors_of_a_reader_are_raised_once_it_was_not_disturbed(tmp_path):
     def read() -> None:
         calls.append(1)
         if len(calls) == 1:  # replaced while it is read
-            with files.replacing(tmp_path / "best") as folder:
+            with files.atomic_folder(tmp_path / "best") as folder:
                 np.save(folder / "x", np.ones(2))
         raise UserError("no weights")
 
     (tmp_path / "best").mkdir()
     with pytest.raises(UserError, match="no weights"):
-        files.undisturbed(tmp_path / "best", read)
+        files.read_consistently(tmp_path / "best", read)
     assert len(calls) == 2
     with pytest.raises(UserError, match="no weights"):
-        files.undisturbed(tmp_path / "nowhere", read)
+        files.read_consistently(tmp_path / "nowhere", read)
 
 
 RAISES = "from mtlora_jax import cli; cli.run(lambda: {what})"

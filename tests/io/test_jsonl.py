@@ -7,7 +7,7 @@ import pytest
 
 from mtlora_jax import plot
 from mtlora_jax.errors import UserError
-from mtlora_jax.io.jsonl import LONGEST, line_of, lines_of
+from mtlora_jax.io.jsonl import MAX_LINE, parse_line, read_lines
 from mtlora_jax.metric_writers.writer import forget_after
 from mtlora_jax.tasks import make_tasks
 from mtlora_jax.train.history import EvalHistory
@@ -25,11 +25,11 @@ GOOD = '{"step": 3, "loss": 0.5, "eval/semseg/mIoU": 40.0}'
 )
 def test_what_is_no_line(tmp_path, text):
     """It is left out, wherever it stands, and nothing else is."""
-    assert line_of(text) is None
+    assert parse_line(text) is None
     path = tmp_path / "log.jsonl"
     for content in (f"{text}\n{GOOD}\n", f"{GOOD}\n{text}"):
         path.write_text(content)
-        assert lines_of(path) == [json.loads(GOOD)]
+        assert read_lines(path) == [json.loads(GOOD)]
         forget_after(path, 3)
         assert path.read_text() == f"{GOOD}\n"
     path.write_text(f"{text}\n{GOOD}\n")
@@ -38,7 +38,7 @@ def test_what_is_no_line(tmp_path, text):
 
 
 def test_what_is_not_finite_is_not_known():
-    assert line_of(f'{{"step": 3, "a": NaN, "b": -Infinity, "c": 1e999, "d": {10**400}, "e": null}}') == {
+    assert parse_line(f'{{"step": 3, "a": NaN, "b": -Infinity, "c": 1e999, "d": {10**400}, "e": null}}') == {
         "step": 3,
         **dict.fromkeys("abcde"),
     }
@@ -59,7 +59,7 @@ def test_what_is_not_finite_is_not_known():
 def test_bytes(tmp_path, encode):
     path = tmp_path / "log.jsonl"
     path.write_bytes(encode(f"{GOOD}\n"))
-    assert lines_of(path) == [json.loads(GOOD)]
+    assert read_lines(path) == [json.loads(GOOD)]
     forget_after(path, 5)
     assert path.read_text() == f"{GOOD}\n"
 
@@ -67,10 +67,10 @@ def test_bytes(tmp_path, encode):
 def test_a_line_without_end_takes_no_memory(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text(f"{GOOD}\n")
-    os.truncate(path, 50 * LONGEST)
+    os.truncate(path, 50 * MAX_LINE)
     with path.open("a") as log:
         log.write(f"\n{GOOD}\n")
-    assert lines_of(path) == [json.loads(GOOD)] * 2
+    assert read_lines(path) == [json.loads(GOOD)] * 2
 
 
 def test_a_run_goes_on_from_the_evaluations_that_are_whole(tmp_path):
@@ -89,4 +89,4 @@ def test_dropped_lines_are_told(tmp_path, capsys):
 
 
 def test_no_log(tmp_path):
-    assert lines_of(tmp_path / "log.jsonl") == []
+    assert read_lines(tmp_path / "log.jsonl") == []

@@ -17,7 +17,7 @@ with getattr(locks, sys.argv[1])(pathlib.Path(sys.argv[2])):
     print("mine", flush=True)
     time.sleep(600)
 """
-KINDS = ["owned", "owned_name"]
+KINDS = ["hold_lock", "hold_lock_beside"]
 
 
 def holder(kind: str, folder) -> subprocess.Popen:
@@ -57,21 +57,21 @@ def test_a_lock_dies_with_its_process(tmp_path, kind):
 
 
 def test_what_was_made_and_stayed_empty_vanishes(tmp_path):
-    with locks.owned(tmp_path / "a" / "b"):
+    with locks.hold_lock(tmp_path / "a" / "b"):
         assert (tmp_path / "a" / "b").is_dir()
     assert not os.listdir(tmp_path)
-    with locks.owned(tmp_path / "a" / "b"):
+    with locks.hold_lock(tmp_path / "a" / "b"):
         (tmp_path / "a" / "b" / "x").write_text("")
     assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["a", "b", "x"]
     (tmp_path / "empty").mkdir()
-    with locks.owned(tmp_path / "empty"):
+    with locks.hold_lock(tmp_path / "empty"):
         pass
     assert (tmp_path / "empty").is_dir()  # it was there before
 
 
 def test_one_after_the_other(tmp_path):
     for _ in range(3):
-        with locks.owned(tmp_path):
+        with locks.hold_lock(tmp_path):
             pass
 
 
@@ -80,5 +80,5 @@ def test_a_file_system_that_cannot_lock(tmp_path, monkeypatch):
         raise OSError(locks.NOT_SUPPORTED[1], "Operation not supported")
 
     monkeypatch.setattr(locks.fcntl, "flock", refuse)
-    with locks.owned(tmp_path):
+    with locks.hold_lock(tmp_path):
         pass

@@ -11,7 +11,7 @@ from mtlora_jax.demo import pretrain
 from mtlora_jax.errors import UserError
 from mtlora_jax.export.__main__ import main as export
 from mtlora_jax.io import locks
-from mtlora_jax.io.output_folder import LONGEST, short
+from mtlora_jax.io.output_folder import MAX_NAME_BYTES, shorten_name
 from mtlora_jax.predict import __main__ as predict
 
 COMMANDS = {
@@ -19,7 +19,7 @@ COMMANDS = {
     "export": lambda base, out: export(["--model=any", f"--output={out}"]),
     "pretrain": lambda base, out: pretrain.main([f"--output={out}"]),
 }
-LOCKS = {"predict": locks.owned, "export": locks.owned_name, "pretrain": locks.owned_name}
+LOCKS = {"predict": locks.hold_lock, "export": locks.hold_lock_beside, "pretrain": locks.hold_lock_beside}
 
 
 @pytest.fixture
@@ -57,19 +57,19 @@ def test_one_program_at_a_time(base, command):
 
 
 def test_a_folder_that_stays_empty_is_removed(tmp_path):
-    with locks.owned(tmp_path / "new"):
+    with locks.hold_lock(tmp_path / "new"):
         pass
     assert not (tmp_path / "new").exists()
-    with locks.owned(tmp_path / "new"):
+    with locks.hold_lock(tmp_path / "new"):
         (tmp_path / "new" / "file").touch()
     (tmp_path / "there").mkdir()
-    with locks.owned(tmp_path / "there"):
+    with locks.hold_lock(tmp_path / "there"):
         pass
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "new", "there"]
 
 
 def test_long_names():
-    assert short("a" * LONGEST) == "a" * LONGEST
+    assert shorten_name("a" * MAX_NAME_BYTES) == "a" * MAX_NAME_BYTES
     names = ["猫" * 100, "猫" * 99 + "犬", "a" * 300, "a" + "\udcff" * 300]
-    assert len({short(name) for name in names}) == 4
-    assert all(len(os.fsencode(short(name))) <= LONGEST for name in names)
+    assert len({shorten_name(name) for name in names}) == 4
+    assert all(len(os.fsencode(shorten_name(name))) <= MAX_NAME_BYTES for name in names)

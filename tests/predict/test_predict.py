@@ -254,7 +254,7 @@ def test_one_program_writes(model, tmp_path, monkeypatch):
     command(tmp_path)
     before = {name: (tmp_path / name).stat().st_mtime_ns for name in files_below(tmp_path)}
     monkeypatch.setattr(mtlora_jax, "load", lambda *names: pytest.fail("loaded"))
-    with locks.owned(tmp_path / "out"), pytest.raises(UserError, match="out: another program writes there"):
+    with locks.hold_lock(tmp_path / "out"), pytest.raises(UserError, match="out: another program writes there"):
         command(tmp_path)
     assert {name: (tmp_path / name).stat().st_mtime_ns for name in files_below(tmp_path)} == before
 

@@ -116,7 +116,7 @@ def test_a_preempted_tpu_is_made_again(tmp_path, code):
 
 def test_a_tpu_that_cannot_be_had_is_tried_again_so_many_times(tmp_path):
     flags = ["name", "zone", "a", "b", "--config=c"]
-    environment = {"REPOSITORY": "r", "PAUSE": "0", "MAX_ATTEMPTS": "3"}
+    environment = {"REPOSITORY": "r", "PAUSE": "0", "TRIES": "3"}
     ended, called = run("tpu_vm.sh", *flags, path=tmp_path, stand_ins={"gcloud": "exit 1"}, **environment)
     assert ended == 1
     assert [line.split()[4] for line in called] == ["describe", "create"] * 3

@@ -17,7 +17,7 @@ FULL = {
     *("json.load", "json.loads", "json.dump", "np.load", "np.save", "np.savez", "np.savez_compressed", "pickle.load", "pickle.loads"),
     *("torch.load", "torch.save", "safetensors.numpy.load", "safetensors.numpy.save", "yaml.load", "yaml.safe_load"),
 }
-OURS = ("files", "weights", "arrays", "pictures", "checkpoint_reader")  # modules whose functions are meant to be called
+OURS = ("files", "weights", "arrays", "image_files", "checkpoint_reader")  # modules whose functions are meant to be called
 
 # {file: {call: why it is there}}
 ALLOWED = {
@@ -25,7 +25,7 @@ ALLOWED = {
         ("path.read_bytes", "temporary.write_bytes", "os.open", "json.loads", "open"), "the place of files"
     ),
     "mtlora_jax/io/locks.py": {"os.open": "locks are descriptors"},
-    "mtlora_jax/io/pictures.py": dict.fromkeys(("PIL.Image.open", "cv2.imdecode"), "the place of pictures"),
+    "mtlora_jax/io/image_files.py": dict.fromkeys(("PIL.Image.open", "cv2.imdecode"), "the place of pictures"),
     "mtlora_jax/io/weights.py": dict.fromkeys(("safetensors.numpy.load_file", "safetensors.numpy.save_file"), "the place of weights"),
     "mtlora_jax/io/arrays.py": dict.fromkeys(("np.load", "np.lib.format.open_memmap"), "the place of arrays"),
     "mtlora_jax/convert/checkpoint_reader.py": dict.fromkeys(

@@ -20,7 +20,7 @@ from tiny_data import png, write_tiny_dataset
 
 from mtlora_jax.data.decoding import EncodedFile, decode_image, decode_label
 from mtlora_jax.data.image_folder import FolderDataset
-from mtlora_jax.io import pictures
+from mtlora_jax.io import image_files
 from mtlora_jax.predict import images
 from mtlora_jax.tasks import Task, make_tasks
 from tfds_pascal_context import dummy, files, layout, source
@@ -60,11 +60,11 @@ def as_pillow(task: Task) -> Check:
                 image.load()
             pixels = np.array(image)
             stretched = 255 // (2 ** data[24] - 1) if image.mode == "L" and data[24] < 8 else 1
-        row = 1 + (image.width * data[24] * pictures.CHANNELS[data[25]] + 7) // 8
+        row = 1 + (image.width * data[24] * image_files.CHANNELS[data[25]] + 7) // 8
         with contextlib.suppress(zlib.error):  # a checksum behind the last row
             assert (
                 data[28]
-                or len(zlib.decompressobj().decompress(b"".join(content for kind, content in pictures._chunks(data) if kind == b"IDAT")))
+                or len(zlib.decompressobj().decompress(b"".join(content for kind, content in image_files._chunks(data) if kind == b"IDAT")))
                 >= image.height * row
             )
         stored = pixels // stretched if pixels.dtype != bool else pixels.astype(np.uint8)
@@ -105,7 +105,7 @@ def photos(folder: pathlib.Path) -> Kind:
         with PIL.Image.open(io.BytesIO(data)) as opened:
             assert image.shape in ((opened.height, opened.width, 3), (opened.width, opened.height, 3))
         assert image.dtype == np.uint8
-        assert image.size <= 3 * pictures.LARGEST
+        assert image.size <= 3 * image_files.MAX_PIXELS
 
     def size(found: tuple[int, int], data: bytes, path: pathlib.Path) -> None:
         with PIL.Image.open(io.BytesIO(data)) as opened:

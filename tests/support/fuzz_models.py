@@ -20,7 +20,7 @@ from mtlora_jax import config as configs
 from mtlora_jax.convert import convert
 from mtlora_jax.io import files as files_of_users
 from mtlora_jax.io import weights
-from mtlora_jax.io.jsonl import lines_of
+from mtlora_jax.io.jsonl import read_lines
 from mtlora_jax.metric_writers.writer import forget_after
 from mtlora_jax.model_factory import build
 from mtlora_jax.model_io import model_folder
@@ -103,9 +103,9 @@ def logs(folder: pathlib.Path) -> Kind:
         assert all(value is None or abs(value) < float("inf") for value in values)
 
     def kept(path: pathlib.Path) -> tuple[list[dict], list[dict]]:
-        before = lines_of(path)
+        before = read_lines(path)
         forget_after(path, 5)
-        return before, lines_of(path)
+        return before, read_lines(path)
 
     def same_up_to_five(found: tuple[list[dict], list[dict]], data: bytes, path: pathlib.Path) -> None:
         before, after = found
@@ -122,7 +122,7 @@ def logs(folder: pathlib.Path) -> Kind:
         assert found.last_step is None or 0 <= found.last_step <= 5
         assert all(isinstance(value, float | int) for value in found.scores.values())
 
-    ways = [Way(lambda path: read_log(path.parent), check), Way(lines_of, check), Way(kept, same_up_to_five), Way(history, looks_right)]
+    ways = [Way(lambda path: read_log(path.parent), check), Way(read_lines, check), Way(kept, same_up_to_five), Way(history, looks_right)]
 
     def command(path: pathlib.Path) -> list[str]:
         return ["mtlora_jax.plot", str(path.parent), f"--output={folder / 'curves.png'}"]

@@ -160,7 +160,7 @@ def test_arrays_whose_header_lies(tmp_path, task):
     raw = pathlib.Path(shutil.copytree(DUMMY / "NYUD_MT", tmp_path / "raw"))
     header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000, 3), }\n"
     (raw / task / "0001.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(64))
-    with pytest.raises(UserError, match=rf"{task}/0001.npy: cannot be read \(.*has 12000000000000 bytes, but 64 are there\)"):
+    with pytest.raises(UserError, match=rf"{task}/0001.npy: cannot be read \(.*needs 12000000000000 bytes, but the file has 64\)"):
         NyudRaw(raw).label(task, "0001", (24, 32))
 
 
@@ -233,7 +233,7 @@ def test_what_is_cached_wrong_is_made_again(tmp_path):
 
 def test_a_second_build_changes_not_one_byte(tmp_path):
     partial = tmp_path / "data" / "pascal_context" / "sal.partial"
-    with locks.owned(partial):
+    with locks.hold_lock(partial):
         (partial / "dummy_01.zip").write_bytes(b"of the first")
         before = everything(tmp_path)
         flags = [f"--data_dir={tmp_path / 'data'}", f"--manual_dir={DUMMY}", "--tasks=sal", "--workers=1", "--allow_partial"]
@@ -333,7 +333,7 @@ def test_a_note_of_a_checksum_that_is_none_or_of_another_system(tmp_path, note):
 
 
 def test_one_download_at_a_time(tmp_path):
-    with locks.owned_name(tmp_path / "PASCAL_MT.tgz"), pytest.raises(UserError, match="PASCAL_MT.tgz: another program writes there"):
+    with locks.hold_lock_beside(tmp_path / "PASCAL_MT.tgz"), pytest.raises(UserError, match="PASCAL_MT.tgz: another program writes there"):
         download.download("http://127.0.0.1:1/x", tmp_path / "PASCAL_MT.tgz")
 
 

@@ -20,7 +20,7 @@ from mtlora_jax.defaults import of_any_type
 from mtlora_jax.distributed import sharding
 from mtlora_jax.distributed.preemption import Shutdown, Stopped
 from mtlora_jax.errors import UserError
-from mtlora_jax.io.files import UNFINISHED, replacing, write_text
+from mtlora_jax.io.files import UNFINISHED, atomic_folder, write_text
 from mtlora_jax.tasks import IGNORE, make_tasks
 from mtlora_jax.train import run_config
 from mtlora_jax.train.fault_tolerance import BadExamples, Skips
@@ -259,12 +259,12 @@ def test_a_file_and_a_folder_are_replaced_whole_or_not_at_all(tmp_path):
     abandoned = tmp_path / f".best{UNFINISHED}killed"
     abandoned.mkdir()
     for content in ("old", "new"):
-        with replacing(tmp_path / "best") as folder:
+        with atomic_folder(tmp_path / "best") as folder:
             (folder / "model").write_text(content)
     assert not abandoned.exists()
 
     def fails():
-        with replacing(tmp_path / "best") as folder:
+        with atomic_folder(tmp_path / "best") as folder:
             (folder / "model").write_text("worse")
             raise OSError
 

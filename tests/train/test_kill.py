@@ -175,7 +175,7 @@ def test_a_killed_worker_is_an_error_and_a_killed_run_leaves_no_worker(base, who
         wait_until(lambda: len(lines_of(base / "worker")) == 2, process)
         workers_of(process)[0].send_signal(signal.SIGKILL)
         assert process.wait(60) == 2
-    assert "error: a worker that prepares batches ended by itself" in printed_by(base, "worker")
+    assert "error: a data worker ended by itself" in printed_by(base, "worker")
     with running(base, "worker", "--config.data.num_workers=2") as process:
         wait_until(lambda: len(workers_of(process)) == 2, process)
         time.sleep(2)

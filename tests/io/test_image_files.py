@@ -9,7 +9,7 @@ import pytest
 
 from mtlora_jax.data.decoding import decode_image
 from mtlora_jax.errors import UserError
-from mtlora_jax.io import pictures
+from mtlora_jax.io import image_files
 from mtlora_jax.predict import images
 from mtlora_jax.tasks import TASKS
 
@@ -73,6 +73,6 @@ def test_a_picture_that_takes_more_memory_than_there_is(monkeypatch):
 
     buffer = io.BytesIO()
     PIL.Image.new("RGB", (4, 4)).save(buffer, "PNG")
-    monkeypatch.setattr(pictures, "pixels_of", full)
+    monkeypatch.setattr(image_files, "read_pixels", full)
     with pytest.raises(UserError, match=r"a\.png: cannot be read \(there is not enough memory for it\)"):
         decode_image(buffer.getvalue(), "a.png")
