@@ -45,8 +45,8 @@ def peer_of(architecture: Mapping[str, Any], arrays: Arrays) -> MTLoRA:
     method = model_factory.method_of(architecture)
     own = parameters.variables(model_factory.build(architecture))
     trained = {path: arrays[path] for path, variable in own.items() if method.trainable(path, variable)}
-    names = frozenset(to_mtlora.state_of(architecture, trained))
-    return load(architecture, to_mtlora.state_of(architecture, arrays), names)
+    names = frozenset(to_mtlora.make_state_dict(architecture, trained))
+    return load(architecture, to_mtlora.make_state_dict(architecture, arrays), names)
 
 
 def without_chance(architecture: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def compare_training(
 
     with jax.enable_x64(True):
         own_total, gradients = jax.device_get(our_gradients(architecture, arrays, batch, tasks, weights))
-    ours = to_mtlora.state_of(architecture, {path: np.asarray(value) for path, value in gradients.items()})
+    ours = to_mtlora.make_state_dict(architecture, {path: np.asarray(value) for path, value in gradients.items()})
     whole = np.sqrt(sum(np.sum(gradient**2) for gradient in theirs.values()))
     errors = [np.linalg.norm(ours[name] - gradient) / max(np.linalg.norm(gradient), VANISHING * whole) for name, gradient in theirs.items()]
     return {"loss": abs(float(own_total) / total.item() - 1), "gradients": float(max(errors))}

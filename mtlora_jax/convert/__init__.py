@@ -1,4 +1,4 @@
-"""From checkpoints of other libraries to model folders; the command is `python -m mtlora_jax.convert`."""
+"""Converts checkpoints of other libraries to model folders; the command is `python -m mtlora_jax.convert`."""
 
 import math
 import pathlib
@@ -8,19 +8,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtlora_jax.convert import checkpoint_reader, described, hf, mmseg, mtlora, swin, timm, torchvision
+from mtlora_jax.convert import checkpoint_reader, hf, hub_config, mmseg, mtlora, swin, timm, torchvision
 from mtlora_jax.convert.checkpoint_reader import Checkpoint
-from mtlora_jax.convert.infer_architecture import Settings, architecture_of, resize_tables
+from mtlora_jax.convert.infer_architecture import Settings, infer_architecture, resize_tables
 from mtlora_jax.convert.key_mapping import Table, apply, first_match
-from mtlora_jax.convert.torchfile import refuse_without_array
+from mtlora_jax.convert.torchfile import check_is_dense
 from mtlora_jax.errors import UserError
 from mtlora_jax.model_factory import build
 from mtlora_jax.models import parameters
 from mtlora_jax.models.backbones.swin import VARIANTS
 
 FORMATS = {"swin": swin, "mtlora": mtlora, "timm": timm, "hf": hf, "mmseg": mmseg, "torchvision": torchvision}
-# Keys of networks that are taken for a Swin, and of what they are.
-OTHERS = {
+# {pattern of a key: the unsupported network or file that has it}
+UNSUPPORTED = {
     r"(.*\.)?(attn|attention|w_msa|self)\.(.*\.)?(logit_scale|cpb_mlp\..*|continuous_position_bias_mlp\..*)": (
         "a Swin V2, which is another network and not supported yet: only the first Swin Transformer is"
     ),
@@ -50,25 +50,25 @@ def convert(
     """Converts the checkpoint `source`.
 
     Args:
-      source: a file of weights, an index of several, or a directory with one of these (`mtlora_jax.convert.checkpoint_reader`).
-      format: key of `FORMATS`, or "auto" to tell it by the names of the tensors.
+      source: a file of weights, an index of several, or a directory with one of these (`convert.checkpoint_reader`).
+      format: key of `FORMATS`, or "auto" to recognise it by the names of the tensors.
       scale: of all low-rank branches. None takes it from the checkpoint's configuration, else 4.0.
-      image_size: side of the images in pixels. None takes it from the checkpoint's configuration, else from config.json beside it, else
-        from the attention masks, else 448.
-      window_size: position tables are resized to it; None keeps that of the checkpoint.
-      tasks: which tasks of an MTLoRA checkpoint to keep, in this order; None keeps all.
-      ema: take the weights that were averaged over the training.
+      image_size: side of the images in pixels. None takes it from the checkpoint's configuration, else from config.json
+        beside it, else from the attention masks, else 448.
+      window_size: size to which position tables are resized; None keeps that of the checkpoint.
+      tasks: the tasks of an MTLoRA checkpoint to keep, in this order; None keeps all.
+      ema: take the EMA weights, averaged during training.
 
     Raises:
-      UserError: the file cannot be read, is of no known format, its tensors are not exactly those of a model we can build, or their values
-        are no finite floats.
+      UserError: for a file that cannot be read, an unknown format, tensors that are not exactly those of a model we can
+        build, or values that are not finite floats.
     """
     checkpoint = checkpoint_reader.read(source, format, ema)
     path, state = checkpoint.path, checkpoint.state
     name, evidence = recognise(checkpoint, format)
     report = [f"format     {name} ({evidence})", *checkpoint.report]
     table = FORMATS[name].table(state)
-    converted = apply(table, state, checkpoint.origin)
+    converted = apply(table, state, checkpoint.sources)
     arrays = converted.arrays
     if not arrays:
         raise UserError(f"{path}: holds no weights in the {name} format")
@@ -82,13 +82,13 @@ def convert(
     given = {"scale": scale, "task_scale": scale, "image_size": image_size}
     known = {
         "flag": {key: value for key, value in given.items() if value is not None},
-        "checkpoint's configuration": mtlora.settings(checkpoint.config),
-        "config.json": described.settings(checkpoint.described, {} if image_size is None else {"image_size": image_size}),
-        "attention masks": masked_image_size(state, arrays),
+        "checkpoint's configuration": mtlora.read_settings(checkpoint.config),
+        "config.json": hub_config.read_settings(checkpoint.hub_config, {} if image_size is None else {"image_size": image_size}),
+        "attention masks": infer_image_size(state, arrays),
         "default": DEFAULTS._asdict(),
     }
-    origin = {key: next(label for label, values in known.items() if key in values) for key in Settings._fields}
-    architecture = architecture_of(arrays, Settings(**{key: known[label][key] for key, label in origin.items()}))
+    sources = {key: next(label for label, values in known.items() if key in values) for key in Settings._fields}
+    architecture = infer_architecture(arrays, Settings(**{key: known[label][key] for key, label in sources.items()}))
     if tasks is not None:
         architecture["tasks"] = {task: architecture["tasks"][task] for task in tasks}
     try:
@@ -97,10 +97,10 @@ def convert(
         raise UserError(f"{path}: {error}") from error
     parameters.assign(model, arrays, str(path))
 
-    report += lines(architecture, origin)
+    report += describe_architecture(architecture, sources)
     if window_size is None:
-        report += described.differences(checkpoint.described, architecture["backbone"])
-    dropped = converted.dropped + parts_of(checkpoint, table)
+        report += hub_config.describe_differences(checkpoint.hub_config, architecture["backbone"])
+    dropped = converted.dropped + count_other_parts(checkpoint, table)
     report += [f"dropped    {what} ({number} tensors)" for what, number in dropped.items()]
     report += [f"resized    {resized}"] if resized else []
     report += [f"tensors    {len(arrays)} with {sum(a.size for a in arrays.values()):,} values"]
@@ -108,10 +108,10 @@ def convert(
 
 
 def recognise(checkpoint: Checkpoint, format: str) -> tuple[str, str]:
-    """(format, how it is known)."""
+    """Returns the format and the evidence for it. Raises UserError if there is none."""
     path, keys = checkpoint.path, checkpoint.state
     for key in keys:
-        if what := first_match(OTHERS, key):
+        if what := first_match(UNSUPPORTED, key):
             raise UserError(f"{path}: is {what} ({key})")
     if format != "auto":
         if format not in FORMATS:
@@ -121,17 +121,17 @@ def recognise(checkpoint: Checkpoint, format: str) -> tuple[str, str]:
         if evidence := module.recognise(keys):
             return name, evidence
     for key, value in checkpoint.state.items():
-        refuse_without_array(value, checkpoint.origin[key])
+        check_is_dense(value, checkpoint.sources[key])
     raise UserError(f"{path}: no Swin Transformer of a known format ({', '.join(FORMATS)}); its tensors are {parameters.named(list(keys))}")
 
 
-def parts_of(checkpoint: Checkpoint, table: Table) -> Counter[str]:
-    """What lies beside the Swin, such as the decoder of a segmentation network -> how many tensors."""
-    return Counter(first_match(table.dropped, key) or key.partition(".")[0] for key in checkpoint.beside)
+def count_other_parts(checkpoint: Checkpoint, table: Table) -> Counter[str]:
+    """Counts the tensors of each part beside the Swin, such as the decoder of a segmentation network."""
+    return Counter(first_match(table.dropped, key) or key.partition(".")[0] for key in checkpoint.other_keys)
 
 
 def keep_tasks(arrays: Mapping[str, np.ndarray], tasks: Sequence[str]) -> dict[str, np.ndarray]:
-    """Leaves out the tensors of all other tasks. Raises UserError for tasks that are not there, or there twice."""
+    """Drops the tensors of all other tasks. Raises UserError for unknown or repeated tasks."""
     present = list(dict.fromkeys(path.split(".")[1] for path in arrays if path.startswith("decoders.")))
     if not present:
         raise UserError(f"--tasks={','.join(tasks)}: the checkpoint has no tasks")
@@ -142,8 +142,8 @@ def keep_tasks(arrays: Mapping[str, np.ndarray], tasks: Sequence[str]) -> dict[s
     return {path: a for path, a in arrays.items() if not (others & {*path.split(".")[1:2], path.rpartition(".")[2]})}
 
 
-def masked_image_size(state: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """The image size a saved attention mask (windows, N, N) of stage 0 was made for."""
+def infer_image_size(state: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Infers the image size from a saved attention mask (windows, N, N) of stage 0; empty without one."""
     mask = next((value for key, value in state.items() if key.endswith("layers.0.blocks.1.attn_mask")), None)
     patches = arrays.get("backbone.patch_embed.proj.kernel")
     if mask is None or patches is None or len(mask.shape) != 3:
@@ -151,33 +151,34 @@ def masked_image_size(state: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
     return {"image_size": math.isqrt(mask.shape[0]) * math.isqrt(mask.shape[1]) * patches.shape[0]}
 
 
-def lines(architecture: Mapping[str, Any], origin: Mapping[str, str]) -> list[str]:
-    """What was read off the tensors, and where the rest comes from."""
+def describe_architecture(architecture: Mapping[str, Any], sources: Mapping[str, str]) -> list[str]:
+    """Describes the architecture, and the origin of each setting that tensors do not determine."""
     backbone, decoder, method = (architecture[part] for part in ("backbone", "decoder", "method"))
     variants = (name for name, sizes in VARIANTS.items() if all(np.array_equal(backbone[key], size) for key, size in sizes.items()))
     lines = [
         f"backbone   Swin {next(variants, 'of its own size')}: embed_dim {backbone['embed_dim']}, depths {backbone['depths']}, "
         f"num_heads {backbone['num_heads']}, window_size {backbone['window_size']}, patch_size {backbone['patch_size']}, "
-        f"mlp_ratio {backbone['mlp_ratio']:g}, drop_path_rate {backbone['drop_path_rate']:g} ({origin['drop_path_rate']})",
-        f"image size {brief(architecture['image_size'])} ({origin['image_size']})",
+        f"mlp_ratio {backbone['mlp_ratio']:g}, drop_path_rate {backbone['drop_path_rate']:g} ({sources['drop_path_rate']})",
+        f"image size {format_stages(architecture['image_size'])} ({sources['image_size']})",
     ]
     if decoder:
         lines.append(f"tasks      {', '.join(f'{task} {outputs}' for task, outputs in architecture['tasks'].items())} outputs")
         lines.append(f"decoder    {decoder['name']} on {decoder['channels']} channels")
     if method["name"] == "mtlora":
         lines += [
-            f"low rank   {brief(method['rank'])} on {', '.join(method['locations'])}; merging: {method['merging']}",
-            f"task ranks {brief(method['task_rank'])}",
-            f"scale      {brief(method['scale'])} ({origin['scale']}), of tasks {brief(method['task_scale'])} ({origin['task_scale']})",
-            f"dropout    {brief(method['dropout'])} ({origin['dropout']})",
+            f"low rank   {format_stages(method['rank'])} on {', '.join(method['locations'])}; merging: {method['merging']}",
+            f"task ranks {format_stages(method['task_rank'])}",
+            f"scale      {format_stages(method['scale'])} ({sources['scale']}), "
+            f"of tasks {format_stages(method['task_scale'])} ({sources['task_scale']})",
+            f"dropout    {format_stages(method['dropout'])} ({sources['dropout']})",
         ]
     return lines
 
 
-def brief(value: Any) -> str:
-    """One number where all stages have the same, otherwise all of them; for tasks, with their names."""
+def format_stages(value: Any) -> str:
+    """Formats one number if all stages share it, otherwise all of them; for tasks, with their names."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{task} {brief(stages)}" for task, stages in value.items())
+        return ", ".join(f"{task} {format_stages(stages)}" for task, stages in value.items())
     if not isinstance(value, Sequence):
         return f"{value:g}"
     return f"{value[0]:g}" if len(set(value)) == 1 else "/".join(f"{number:g}" for number in value)

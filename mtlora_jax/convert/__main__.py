@@ -1,4 +1,4 @@
-"""Converts checkpoints of Swin Transformers and of MTLoRA to model folders, which mtlora_jax.load opens, and makes others of model folders.
+"""Converts checkpoints of Swin Transformers and of MTLoRA to model folders, and model folders to other forms.
 
     python -m mtlora_jax.convert swin_tiny_patch4_window7_224.pth weights/swin_tiny
     python -m mtlora_jax.convert mtlora_tiny_448_r64.pth weights/mtlora_tiny --tasks=semseg,normals
@@ -7,9 +7,9 @@
     python -m mtlora_jax.convert shipped/adapter weights/whole --base=weights/swin_tiny
     python -m mtlora_jax.convert runs/r64/best mtlora.pth --to=mtlora
 
-Checkpoints of the official Swin, Hugging Face, timm, torchvision, OpenMMLab and the MTLoRA reference are told apart by the names of their
-tensors, whatever they are wrapped in (docs/convert.md). Every tensor of the Swin must find its place, and every parameter a tensor; what is
-left out is told. Nothing in a pickle is ever run.
+Checkpoints of the official Swin, Hugging Face, timm, torchvision, OpenMMLab and the MTLoRA reference are recognised by
+the names of their tensors, whatever container they are in (docs/convert.md). Every tensor of the Swin must match a
+parameter and every parameter a tensor; what is left out is reported. Nothing in a pickle is ever run.
 """
 
 import argparse
@@ -29,8 +29,8 @@ from mtlora_jax.model_io import adapters, model_folder
 from mtlora_jax.model_io.tasks import keep_tasks
 from mtlora_jax.models import parameters
 
-OF_CHECKPOINTS = ("scale", "image_size", "window_size", "ema")  # flags that mean nothing for a model folder, which knows
-LARGEST_WINDOW = 256  # tokens on a side; those of Swin have 7 to 24
+CHECKPOINT_FLAGS = ("scale", "image_size", "window_size", "ema")  # a model folder stores these itself
+MAX_WINDOW = 256  # tokens on a side; Swin's windows have 7 to 24
 
 
 class Source(NamedTuple):
@@ -40,7 +40,7 @@ class Source(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Converts, writes and says what was found."""
+    """Converts, writes, and prints a report."""
     parser = cli.Parser("mtlora_jax.convert", __doc__)
     parser.add_argument("source", type=user_path, help="a file of weights, or a directory with one (docs/convert.md); or a model folder")
     parser.add_argument("out", type=user_path, help="the model folder to write; with --to=mtlora a .pth file")
@@ -51,15 +51,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--scale", type=float, help="scale of the low-rank branches (default: the checkpoint's, else 4.0)")
     parser.add_argument("--image_size", type=int, help="side of the images in pixels (default: the checkpoint's, else 448)")
     parser.add_argument("--window_size", type=int, help="resize the position tables to this window (default: the checkpoint's)")
-    parser.add_argument("--ema", action="store_true", default=None, help="take the weights that were averaged over the training")
+    parser.add_argument("--ema", action="store_true", default=None, help="take the EMA weights, averaged during training")
     parser.add_argument("--tasks", help="keep these tasks, in this order, separated by commas (default: all)")
     parser.add_argument("--merge", action="store_true", help="fold the low-rank branches into the weights: faster, no longer trainable")
     parser.add_argument("--adapter", action="store_true", help="write what was trained alone; --base is the rest")
     parser.add_argument("--base", type=user_path, help="the model folder with the frozen weights of an adapter")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
     args = parser.parse(argv)
-    check(args)
-    config, arrays, report = read(args)
+    check_flags(args)
+    config, arrays, report = read_source(args)
     if args.merge:
         from mtlora_jax.model_io.merging import merged_arrays
 
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         arrays = weights.check(arrays, f"{args.source}, merged")  # products can be larger than float32 goes
         report = [*report, f"merged     {len(arrays)} tensors with {sum(a.size for a in arrays.values()):,} values"]
     with locks.hold_lock_beside(args.out):
-        check(args)  # again: somebody else may have written there meanwhile
+        check_flags(args)  # again, since another program may have written there meanwhile
         if args.to == "mtlora":
             to_mtlora.save(args.out, config["architecture"], arrays)
         elif args.adapter:
@@ -78,13 +78,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("\n".join([*report, f"written    {args.out}"]))
 
 
-def check(args: argparse.Namespace) -> None:
-    """Raises UserError for flags that contradict each other, and if writing OUT would destroy something."""
+def check_flags(args: argparse.Namespace) -> None:
+    """Raises UserError for contradicting flags, or if writing OUT would destroy something."""
     out, source = args.out, args.source
     if args.scale is not None and not 0 < args.scale < math.inf:
         raise UserError(f"--scale={args.scale} must be above 0 and finite")
-    if args.window_size is not None and not 1 <= args.window_size <= LARGEST_WINDOW:
-        raise UserError(f"--window_size={args.window_size} must be at least 1 and at most {LARGEST_WINDOW}")
+    if args.window_size is not None and not 1 <= args.window_size <= MAX_WINDOW:
+        raise UserError(f"--window_size={args.window_size} must be at least 1 and at most {MAX_WINDOW}")
     if args.adapter and (args.merge or args.to == "mtlora" or args.base is None):
         what = (
             "needs --base=FOLDER, the model folder with the frozen weights"
@@ -109,13 +109,13 @@ def check(args: argparse.Namespace) -> None:
     files.check_writable(out)
 
 
-def read(args: argparse.Namespace) -> Source:
-    """The source as a whole model, with the tasks that are to be kept."""
+def read_source(args: argparse.Namespace) -> Source:
+    """Reads the source as a complete model with the tasks to keep."""
     tasks = None if args.tasks is None else args.tasks.split(",")
     if model_folder.is_model_folder(args.source):
-        return read_folder(args, tasks)
+        return read_model_folder(args, tasks)
     if args.base is not None and not args.adapter:
-        raise UserError(f"--base: {args.source} is no adapter folder")
+        raise UserError(f"--base: {args.source} is not an adapter folder")
     architecture, arrays, report, format = convert(
         args.source,
         args.format,
@@ -129,11 +129,11 @@ def read(args: argparse.Namespace) -> Source:
     return Source(config, arrays, report)
 
 
-def read_folder(args: argparse.Namespace, tasks: Sequence[str] | None) -> Source:
-    """A model folder, or an adapter folder with its base."""
-    given = [name for name in OF_CHECKPOINTS if getattr(args, name) is not None] + ["from"] * (args.format != "auto")
+def read_model_folder(args: argparse.Namespace, tasks: Sequence[str] | None) -> Source:
+    """Reads a model folder, or an adapter folder with its base."""
+    given = [name for name in CHECKPOINT_FLAGS if getattr(args, name) is not None] + ["from"] * (args.format != "auto")
     if given:
-        raise UserError(f"--{given[0]}: {args.source} is a model folder already, whose config.json says that")
+        raise UserError(f"--{given[0]}: {args.source} is a model folder already; its config.json says that")
     if args.base is None or args.adapter:
         config, arrays = model_folder.read(args.source)
     else:

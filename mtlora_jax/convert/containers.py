@@ -1,19 +1,19 @@
-"""Finds the weights of a Swin Transformer in what training programs save: in which container, and behind which prefix."""
+"""Finds the weights of a Swin Transformer in a training checkpoint: their container and key prefix."""
 
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mtlora_jax.convert import hf, mmseg, mtlora, swin, torchvision
-from mtlora_jax.convert.torchfile import DEEPEST
+from mtlora_jax.convert.torchfile import MAX_DEPTH
 from mtlora_jax.errors import UserError
 
-# Keys that every Swin of a format has once. What stands before is a prefix.
+# Keys that every Swin of a format has once. What precedes an anchor is a prefix.
 ANCHORS = (swin.ANCHOR, hf.ANCHOR, mmseg.ANCHOR, torchvision.ANCHOR)
 
-# Names of containers and prefixes that hold the weights one means, where others are there too; the first wins.
+# Names of the containers and prefixes to prefer if there are several; the first wins.
 PREFERRED = ("model", "state_dict", "model_state_dict", "net", "network", "module", "_orig_mod", "student", "backbone", "encoder", "swin")
-# Names of weights averaged over the training.
+# Names of weights averaged during training.
 AVERAGED = re.compile(r"(.*_)?ema(_.*)?|teacher|momentum_.*|(.*_)?averaged?(_.*)?|swa_.*", re.IGNORECASE)
 
 
@@ -21,7 +21,7 @@ class Found(NamedTuple):
     """Weights in a checkpoint."""
 
     place: tuple[str, ...]  # names of the containers, from the outermost
-    prefix: str  # of the keys, with its dot
+    prefix: str  # of the keys, with its final dot
     entries: Mapping[Any, Any]
 
     @property
@@ -40,36 +40,36 @@ class Found(NamedTuple):
         return ".".join(self.names) or "the whole file"
 
 
-def sets_of_weights(content: Mapping[Any, Any]) -> list[Found]:
-    """Every place with the anchor of a format, the outer ones first."""
+def find_weights(content: Mapping[Any, Any]) -> list[Found]:
+    """Finds every place with the anchor of a format, outer ones first."""
     found, waiting, seen = [], [((), content)], set()
     for place, entries in waiting:  # grows
-        if id(entries) in seen or len(place) > DEEPEST:
+        if id(entries) in seen or len(place) > MAX_DEPTH:
             continue
         seen.add(id(entries))
         keys = [key for key in entries if isinstance(key, str)]
-        found += [Found(place, prefix, entries) for prefix in dict.fromkeys(prefix_of(key) for key in keys) if prefix is not None]
+        found += [Found(place, prefix, entries) for prefix in dict.fromkeys(find_prefix(key) for key in keys) if prefix is not None]
         waiting += [((*place, key), entries[key]) for key in keys if isinstance(entries[key], Mapping)]
     return found
 
 
-def prefix_of(key: str) -> str | None:
-    """What stands before an anchor, "" at the root; None if the key is none."""
+def find_prefix(key: str) -> str | None:
+    """Returns the prefix of an anchor key, "" at the root, or None for other keys."""
     return next((key.removesuffix(anchor) for anchor in ANCHORS if f".{key}".endswith(f".{anchor}")), None)
 
 
-def choose(source: str, content: Mapping[Any, Any], ema: bool) -> tuple[Found, list[str]]:
-    """The weights to take, and what people should know of the choice.
+def choose_weights(source: str, content: Mapping[Any, Any], ema: bool) -> tuple[Found, list[str]]:
+    """Chooses the weights to take; returns them and report lines.
 
-    Raises UserError where there are none of a known format, several that could be meant, or `ema` and none that are averaged.
+    Raises UserError if several sets could be meant, or if `ema` is set and there are no EMA weights.
     """
-    everything = sets_of_weights(content)
+    everything = find_weights(content)
     averaged = [found for found in everything if found.averaged]
     others = [found for found in everything if not found.averaged]
     if ema and not averaged:
         raise UserError(f"--ema: {source} holds no EMA weights; it has {', '.join(map(str, others)) or 'none of a Swin at all'}")
     if not everything:
-        return by_name(content), []
+        return find_by_name(content), []
     candidates = sorted(averaged if ema else others or averaged, key=lambda found: found.rank)
     taken = candidates[0]
     if len(candidates) > 1 and taken.rank == candidates[1].rank:
@@ -77,18 +77,18 @@ def choose(source: str, content: Mapping[Any, Any], ema: bool) -> tuple[Found, l
             f"{source}: holds several sets of weights: {', '.join(map(str, candidates))}; save the one you mean alone: "
             'torch.save(torch.load("FILE")["NAME"], "weights.pth")'
         )
-    told = []
+    report = []
     if taken.names:
-        told.append(f"taken      {taken}{' (EMA weights)' if taken.averaged else ''}")
+        report.append(f"taken      {taken}{' (EMA weights)' if taken.averaged else ''}")
     if averaged and not taken.averaged:
-        told.append(f"note       also holds EMA weights ({', '.join(map(str, averaged))}): --ema takes them")
-    return taken, told
+        report.append(f"note       also holds EMA weights ({', '.join(map(str, averaged))}): --ema takes them")
+    return taken, report
 
 
-def by_name(content: Mapping[Any, Any]) -> Found:
-    """The innermost container of a usual name, without the prefixes of wrappers: for messages about what is no Swin."""
+def find_by_name(content: Mapping[Any, Any]) -> Found:
+    """Finds the innermost container with a usual name, without wrapper prefixes, for messages about other networks."""
     place: tuple[str, ...] = ()
-    while len(place) < DEEPEST and (inner := next((name for name in PREFERRED if isinstance(get(content, name), Mapping)), None)):
+    while len(place) < MAX_DEPTH and (inner := next((name for name in PREFERRED if isinstance(get(content, name), Mapping)), None)):
         place, content = (*place, inner), content[inner]
     wrapped = re.match(r"((module|_orig_mod)\.)*", str(next(iter(content), "")))
     prefix = wrapped[0] if wrapped and all(str(key).startswith(wrapped[0]) for key in content) else ""
@@ -96,20 +96,20 @@ def by_name(content: Mapping[Any, Any]) -> Found:
 
 
 def get(entries: Mapping[Any, Any], name: str) -> Any:
-    """An entry, or None. Not by the method of this name: a pickle can set attributes of a dictionary."""
+    """Returns an entry or None, without `dict.get`, since a pickle can set attributes of a dictionary."""
     return entries[name] if name in entries else None  # noqa: SIM401
 
 
-def without_multitask(found: Found, format: str) -> Found:
-    """A multi-task model of the reference keeps its name `backbone.`: what stands beside it is part of the format."""
+def keep_backbone_prefix(found: Found, format: str) -> Found:
+    """Keeps `backbone.` in the keys of the reference's multi-task models, whose other parts belong to the format."""
     outer = found.prefix.removesuffix("backbone.")
-    if outer == found.prefix or not (format == "mtlora" or mtlora.belongs(str(key).removeprefix(outer) for key in found.entries)):
+    if outer == found.prefix or not (format == "mtlora" or mtlora.is_multitask(str(key).removeprefix(outer) for key in found.entries)):
         return found
     return found._replace(prefix=outer)
 
 
-def beside(key: str, prefix: str) -> str:
-    """The key of a tensor that is not behind the prefix, without what both begin with."""
+def strip_common_prefix(key: str, prefix: str) -> str:
+    """Removes from a key the leading names that it shares with the prefix."""
     parts, outer = key.split("."), prefix.split(".")
     while len(parts) > 1 and outer and parts[0] == outer[0]:
         parts, outer = parts[1:], outer[1:]

@@ -1,7 +1,7 @@
-"""Swin checkpoints of Hugging Face transformers, and the Swin inside of its segmentation networks.
+"""Swin checkpoints of Hugging Face transformers, and the Swin inside its segmentation networks.
 
-Files carry `attention.self.query`, `attention.output.dense`, `intermediate.dense` and `output.dense`; models of transformers 5
-name the same tensors `attention.q_proj`, `attention.o_proj`, `mlp.fc1` and `mlp.fc2` in memory.
+Files have the names `attention.self.query`, `attention.output.dense`, `intermediate.dense` and `output.dense`. In
+memory, models of transformers 5 name the same tensors `attention.q_proj`, `attention.o_proj`, `mlp.fc1` and `mlp.fc2`.
 """
 
 from collections.abc import Collection
@@ -18,7 +18,7 @@ MERGING = "encoder.layers.{stage}.downsample."
 OUR_MERGING = "backbone.layers.{stage}.downsample."
 TABLE = "attn.relative_position_bias_table"
 
-LINEARS = {  # (name in files, name in memory): our name, and which part of it
+LINEARS = {  # {(name in files, name in memory): (our name, part of it)}
     ("attention.self.query", "attention.q_proj"): ("attn.qkv", 0),
     ("attention.self.key", "attention.k_proj"): ("attn.qkv", 1),
     ("attention.self.value", "attention.v_proj"): ("attn.qkv", 2),
@@ -54,7 +54,7 @@ DROPPED = {
 
 
 def recognise(keys: Collection[str]) -> str | None:
-    """What shows that `keys` are of this format, or None."""
+    """Returns the evidence that `keys` are of this format, or None."""
     return ANCHOR if ANCHOR in keys else None
 
 

@@ -1,8 +1,7 @@
-"""Swin of OpenMMLab, the encoder of segmentation, detection and classification networks (mmseg, mmdet, mmpretrain).
+"""Swin of OpenMMLab, the encoder in mmseg, mmdet and mmpretrain.
 
-Its patch merging takes the four neighbours by `nn.Unfold`: all neighbours of the first channel, then those of the second; and the one to
-the right before the one below. Swin itself takes all channels of a neighbour, and the one below first. So the merging has its inputs in
-another order.
+Its patch merging orders inputs differently. It uses `nn.Unfold`: all neighbours of the first channel, then those of the
+second, with the right neighbour before the one below. Swin takes all channels of a neighbour, and the one below first.
 """
 
 from collections.abc import Collection
@@ -10,7 +9,7 @@ from collections.abc import Collection
 import numpy as np
 
 from mtlora_jax.convert import swin
-from mtlora_jax.convert.key_mapping import Change, Row, Table, conv, linear, matrix
+from mtlora_jax.convert.key_mapping import Row, Table, TensorTransform, conv, linear, matrix
 
 ANCHOR = "patch_embed.projection.weight"
 
@@ -20,11 +19,11 @@ MERGING = "stages.{stage}.downsample."
 OUR_MERGING = "backbone.layers.{stage}.downsample."
 LINEARS = {"attn.w_msa.qkv": "attn.qkv", "attn.w_msa.proj": "attn.proj", "ffn.layers.0.0": "mlp.fc1", "ffn.layers.1": "mlp.fc2"}
 
-ORDER = [0, 2, 1, 3]  # of the neighbours: here first along a row, there first down a column; its own inverse
+ORDER = [0, 2, 1, 3]  # of the neighbours, from row-first (here) to column-first (Swin); its own inverse
 
 
 def to_swin(x: np.ndarray) -> np.ndarray:
-    """Inputs of a merging (4C, ...) from channel by channel to neighbour by neighbour."""
+    """Reorders inputs of a patch merging (4C, ...) from channel by channel to neighbour by neighbour."""
     return x.reshape(-1, 4, *x.shape[1:])[:, ORDER].swapaxes(0, 1).reshape(x.shape)
 
 
@@ -32,8 +31,8 @@ def from_swin(x: np.ndarray) -> np.ndarray:
     return x.reshape(4, -1, *x.shape[1:])[ORDER].swapaxes(0, 1).reshape(x.shape)
 
 
-merged_vector = Change("vector of four neighbours", lambda x: to_swin(x.transpose(0)), from_swin)
-merged_linear = Change("linear of four neighbours", lambda x: to_swin(x.transpose(1, 0)), lambda x: from_swin(x).transpose(1, 0))
+merged_vector = TensorTransform("vector of four neighbours", lambda x: to_swin(x.transpose(0)), from_swin)
+merged_linear = TensorTransform("linear of four neighbours", lambda x: to_swin(x.transpose(1, 0)), lambda x: from_swin(x).transpose(1, 0))
 
 ROWS = [
     Row("patch_embed.projection.weight", "backbone.patch_embed.proj.kernel", conv),
@@ -52,7 +51,7 @@ ROWS = [
 
 
 def recognise(keys: Collection[str]) -> str | None:
-    """What shows that `keys` are of this format, or None."""
+    """Returns the evidence that `keys` are of this format, or None."""
     return ANCHOR if ANCHOR in keys else None
 
 

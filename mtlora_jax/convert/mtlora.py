@@ -1,17 +1,17 @@
-"""Checkpoints of the MTLoRA reference: its adapted Swin, and the plain multi-task Swin of the same code, each with decoders."""
+"""Checkpoints of the MTLoRA reference: its adapted Swin and its plain multi-task Swin, with decoders."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from mtlora_jax.convert import swin
-from mtlora_jax.convert.key_mapping import Change, Row, Table, conv, conv1x1, linear
+from mtlora_jax.convert.key_mapping import Row, Table, TensorTransform, conv, conv1x1, linear
 from mtlora_jax.errors import UserError
 from mtlora_jax.methods.mtlora.method import of_each_stage, of_each_task
 from mtlora_jax.schema import either, list_of, number, whole
 
 BACKBONE = [row._replace(key=f"backbone.{row.key}") for row in (*swin.PATCH_EMBED, *swin.BLOCKS, *swin.MERGING)]
 
-ADAPTED = "backbone.layers.{stage}.{adapted}."  # every layer that can be adapted: a linear of a block, or the merging matrix
+ADAPTED = "backbone.layers.{stage}.{adapted}."  # a linear layer of a block, or the patch merging
 LORA = [
     Row(ADAPTED + "linear.weight", ADAPTED + "kernel", linear),
     Row(ADAPTED + "linear.bias", ADAPTED + "bias"),
@@ -25,41 +25,41 @@ HEAD = "decoders.decoders.{task}."
 OUR_HEAD = "decoders.{task}.head."
 
 
-def layer(theirs: str, ours: str, change: Change, bias: bool = True) -> list[Row]:
-    weight = Row(f"{HEAD}{theirs}.weight", f"{OUR_HEAD}{ours}.kernel", change)
+def layer_rows(theirs: str, ours: str, transform: TensorTransform, bias: bool = True) -> list[Row]:
+    weight = Row(f"{HEAD}{theirs}.weight", f"{OUR_HEAD}{ours}.kernel", transform)
     return [weight, Row(f"{HEAD}{theirs}.bias", f"{OUR_HEAD}{ours}.bias")] if bias else [weight]
 
 
-def batch_norm(theirs: str, ours: str) -> list[Row]:
+def batch_norm_rows(theirs: str, ours: str) -> list[Row]:
     names = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
     return [Row(f"{HEAD}{theirs}.{name}", f"{OUR_HEAD}{ours}.{own}") for name, own in names.items()]
 
 
 HEADS = {
     "hrnet": [
-        *layer("last_layer.0", "fuse", conv1x1),
-        *batch_norm("last_layer.1", "norm"),
-        *layer("last_layer.3", "classifier", conv1x1),
+        *layer_rows("last_layer.0", "fuse", conv1x1),
+        *batch_norm_rows("last_layer.1", "norm"),
+        *layer_rows("last_layer.3", "classifier", conv1x1),
     ],
     "segformer": [
-        *(row for i in range(4) for row in layer(f"linear_c{i + 1}.proj", f"linear.{i}", linear)),
-        *layer("linear_fuse.conv", "fuse", conv1x1, bias=False),
-        *batch_norm("linear_fuse.bn", "norm"),
-        *layer("linear_pred", "classifier", conv1x1),
-        *layer("conv_seg", "conv_seg", conv1x1),
+        *(row for i in range(4) for row in layer_rows(f"linear_c{i + 1}.proj", f"linear.{i}", linear)),
+        *layer_rows("linear_fuse.conv", "fuse", conv1x1, bias=False),
+        *batch_norm_rows("linear_fuse.bn", "norm"),
+        *layer_rows("linear_pred", "classifier", conv1x1),
+        *layer_rows("conv_seg", "conv_seg", conv1x1),
     ],
     "aspp": [
-        *layer("0.convs.0.0", "branches.0", conv1x1, bias=False),
-        *batch_norm("0.convs.0.1", "branch_norms.0"),
-        *layer("0.convs.{branch}.0", "branches.{branch}", conv, bias=False),
-        *batch_norm("0.convs.{branch}.1", "branch_norms.{branch}"),
-        *layer("0.convs.4.1", "branches.4", conv1x1, bias=False),
-        *batch_norm("0.convs.4.2", "branch_norms.4"),
-        *layer("0.project.0", "project", conv1x1, bias=False),
-        *batch_norm("0.project.1", "project_norm"),
-        *layer("1", "conv", conv, bias=False),
-        *batch_norm("2", "conv_norm"),
-        *layer("4", "classifier", conv1x1),
+        *layer_rows("0.convs.0.0", "branches.0", conv1x1, bias=False),
+        *batch_norm_rows("0.convs.0.1", "branch_norms.0"),
+        *layer_rows("0.convs.{branch}.0", "branches.{branch}", conv, bias=False),
+        *batch_norm_rows("0.convs.{branch}.1", "branch_norms.{branch}"),
+        *layer_rows("0.convs.4.1", "branches.4", conv1x1, bias=False),
+        *batch_norm_rows("0.convs.4.2", "branch_norms.4"),
+        *layer_rows("0.project.0", "project", conv1x1, bias=False),
+        *batch_norm_rows("0.project.1", "project_norm"),
+        *layer_rows("1", "conv", conv, bias=False),
+        *batch_norm_rows("2", "conv_norm"),
+        *layer_rows("4", "classifier", conv1x1),
     ],
 }
 
@@ -74,13 +74,13 @@ REFUSED = {
 }
 
 
-def belongs(keys: Iterable[str]) -> bool:
-    """Whether keys are those of a multi-task model of the reference, and not of another network around a Swin."""
+def is_multitask(keys: Iterable[str]) -> bool:
+    """Whether keys are those of a multi-task model of the reference, not of another network around a Swin."""
     return any(key.startswith(("decoders.decoders.", "downsampler.")) or ".lora_" in key for key in keys)
 
 
 def recognise(keys: Collection[str]) -> str | None:
-    """What shows that `keys` are of this format, or None."""
+    """Returns the evidence that `keys` are of this format, or None."""
     if "backbone.patch_embed.proj.weight" not in keys:
         return None
     lora = any(key.endswith(".lora_shared_A") for key in keys)
@@ -94,11 +94,11 @@ def table(keys: Collection[str]) -> Table:
 
 
 FREEZE = {"FREEZE_PATCH_EMBED": "patch_embed", "FREEZE_LAYER_NORM": "norms", "FREEZE_RELATIVE_POSITION_BIAS": "position_tables"}
-ONLY = {"MODEL.MTLORA.SHARED_MODE": "matrix", "MODEL.MTLORA.INTERMEDIATE_SPECIALIZATION": False, "MODEL.SWIN.QK_SCALE": None}
+SUPPORTED = {"MODEL.MTLORA.SHARED_MODE": "matrix", "MODEL.MTLORA.INTERMEDIATE_SPECIALIZATION": False, "MODEL.SWIN.QK_SCALE": None}
 
 
 SIDE = whole(1, 2**16)
-SETTINGS = {  # our name: theirs, of which the first that says something counts, and what it may be
+SETTINGS = {  # {our name: (their names, the first present counts; check of the value)}
     "image_size": (("DATA.IMG_SIZE",), either(SIDE, list_of(SIDE, 2, 2))),
     "drop_path_rate": (("MODEL.DROP_PATH_RATE",), number(0, 1)),
     "scale": (("MODEL.MTLORA.SHARED_SCALE",), of_each_stage(number())),
@@ -107,30 +107,30 @@ SETTINGS = {  # our name: theirs, of which the first that says something counts,
 }
 
 
-def settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the pickled configuration knows and tensors do not, under our names.
+def read_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads the settings in a pickled configuration that tensors do not determine, under our names.
 
-    Raises UserError for what we cannot do, and for values that are none.
+    Raises UserError for unsupported options and invalid values.
     """
-    for name, supported in ONLY.items():
-        value = entry(config, name, supported)
+    for name, supported in SUPPORTED.items():
+        value = get_entry(config, name, supported)
         if type(value) is not type(supported) or value != supported:
             raise UserError(f"{name} = {value!r} in the checkpoint's configuration is not supported, only {supported!r}")
     found = {}
     for ours, (names, check) in SETTINGS.items():
         for name in names:
-            value = entry(config, name)
+            value = get_entry(config, name)
             if ours not in found and value is not None and not (isinstance(value, Mapping | list | tuple) and not value):
                 check(value, f"the checkpoint's configuration: {name}")
                 found[ours] = value
-    if isinstance(entry(config, "TRAIN"), Mapping):
-        found["freeze"] = [ours for theirs, ours in FREEZE.items() if entry(config, f"TRAIN.{theirs}") is True]
-        found["merging_frozen"] = entry(config, "TRAIN.FREEZE_DOWNSAMPLE_REDUCTION") is True
+    if isinstance(get_entry(config, "TRAIN"), Mapping):
+        found["freeze"] = [ours for theirs, ours in FREEZE.items() if get_entry(config, f"TRAIN.{theirs}") is True]
+        found["merging_frozen"] = get_entry(config, "TRAIN.FREEZE_DOWNSAMPLE_REDUCTION") is True
     return found
 
 
-def entry(config: Mapping[str, Any], name: str, default: Any = None) -> Any:
-    """The entry at a dotted name, or the default where the configuration does not go that far."""
+def get_entry(config: Mapping[str, Any], name: str, default: Any = None) -> Any:
+    """Returns the entry at a dotted name, or the default if it is missing."""
     for part in name.split("."):
         if not isinstance(config, Mapping) or part not in config:
             return default

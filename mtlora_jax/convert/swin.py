@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 from mtlora_jax.convert.key_mapping import Row, Table, conv, linear, matrix
 
-ANCHOR = "patch_embed.proj.weight"  # of the reference and of timm too
+ANCHOR = "patch_embed.proj.weight"  # also in the reference and in timm
 
 BLOCK = "layers.{stage}.blocks.{block}."
 
@@ -33,13 +33,13 @@ BUFFERS = {r".*\.(attn_mask|relative_position_index)": "derived buffers"}
 DROPPED = {
     r"head\..*": "classifier head",
     r"norm\.(weight|bias)": "final norm",
-    r"norm\d\.(weight|bias)": "output norms",  # of encoders of segmentation and detection networks
+    r"norm\d\.(weight|bias)": "output norms",  # of encoders in segmentation and detection networks
     "mask_token": "mask token",
 } | BUFFERS
 
 
 def recognise(keys: Collection[str]) -> str | None:
-    """What shows that `keys` are of this format, or None."""
+    """Returns the evidence that `keys` are of this format, or None."""
     if ANCHOR in keys and any(key.startswith("layers.0.downsample.") for key in keys):
         return "patch_embed at the root, layers.0.downsample at the end of stage 0"
     return None

@@ -1,15 +1,15 @@
-"""Swin checkpoints of timm, whose merging sits at the start of the next stage since 0.9; before, it is laid out like the official one."""
+"""Swin checkpoints of timm. Since 0.9, patch merging is at the start of the next stage; before, as in official ones."""
 
 from collections.abc import Collection
 
 from mtlora_jax.convert import swin
 from mtlora_jax.convert.key_mapping import Row, Table, linear
 
-STAGES = 8  # no Swin has as many
+MAX_STAGES = 8  # more than any Swin has
 
 MERGING = [
     row
-    for i in range(STAGES)
+    for i in range(MAX_STAGES)
     for row in (
         Row(f"layers.{i + 1}.downsample.norm.weight", f"backbone.layers.{i}.downsample.norm.scale"),
         Row(f"layers.{i + 1}.downsample.norm.bias", f"backbone.layers.{i}.downsample.norm.bias"),
@@ -23,7 +23,7 @@ def merges_first(keys: Collection[str]) -> bool:
 
 
 def recognise(keys: Collection[str]) -> str | None:
-    """What shows that `keys` are of this format, or None."""
+    """Returns the evidence that `keys` are of this format, or None."""
     if swin.ANCHOR not in keys:
         return None
     if merges_first(keys):

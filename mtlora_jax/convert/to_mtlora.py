@@ -1,4 +1,4 @@
-"""From our models to checkpoints that the MTLoRA reference loads, by the tables of `convert.mtlora` read backwards."""
+"""Converts our models to checkpoints that the MTLoRA reference loads, by inverting the tables of `convert.mtlora`."""
 
 import io
 import pathlib
@@ -16,59 +16,59 @@ from mtlora_jax.models.backbones.swin_windows import attention_mask, relative_po
 
 Arrays = Mapping[str, np.ndarray]
 
-PLAIN = ("full", "decoders_only", "single_task")  # methods whose models are plain multi-task Swins
+PLAIN_METHODS = ("full", "decoders_only", "single_task")  # methods whose models are plain multi-task Swins
 STRIDES = (1, 2, 4, 8)  # of the stages, in patches
 
 
 def save(out: pathlib.Path, architecture: Mapping[str, Any], arrays: Arrays) -> None:
-    """Writes a PyTorch file {"model": state dict, "config": what tensors do not tell}, whole or not at all.
+    """Writes a PyTorch file {"model": state dict, "config": other settings} atomically.
 
-    Raises UserError for a model that the reference has no format for, for values that are not finite, where `out` cannot be written, and
-    without PyTorch.
+    Raises UserError for a model without a format in the reference, for values that are not finite, if `out` cannot be
+    written, and if PyTorch is not installed.
     """
-    state = state_of(architecture, weights.check(arrays, str(out)))
+    state = make_state_dict(architecture, weights.check(arrays, str(out)))
     try:
         import torch
     except ImportError:
         raise UserError(f"{out}: writing this needs PyTorch, install it with: pip install 'mtlora_jax[convert]'") from None
     tensors = {key: torch.from_numpy(np.array(value)) for key, value in state.items()}
     content = io.BytesIO()
-    torch.save({"model": tensors, "config": config_of(architecture)}, content)
+    torch.save({"model": tensors, "config": make_config(architecture)}, content)
     files.write_bytes(out, content.getbuffer())
 
 
-def state_of(architecture: Mapping[str, Any], arrays: Arrays) -> dict[str, np.ndarray]:
-    """{key: tensor} as the reference's `load_state_dict` takes it with `strict=True`, derived buffers included."""
-    refuse(architecture)
+def make_state_dict(architecture: Mapping[str, Any], arrays: Arrays) -> dict[str, np.ndarray]:
+    """Returns {key: tensor} for the reference's `load_state_dict` with `strict=True`, with derived buffers."""
+    check_supported(architecture)
     adapted = {path.removesuffix("shared_a") for path in arrays if path.endswith(".shared_a")}
     plain = [*BACKBONE, *HEADS[architecture["decoder"]["name"]], *PROJECTIONS]
 
     def rows_for(path: str) -> Sequence[Row]:
         return LORA if any(path.startswith(layer) for layer in adapted) else plain
 
-    # A checkpoint tells the order of its tasks by that of its decoders; files of arrays are sorted by name.
+    # The order of decoders in a checkpoint is that of its tasks, but `arrays` may be sorted by name.
     decoders = {f"decoders.{task}.": number for number, task in enumerate(architecture["tasks"], 1)}
     ordered = sorted(arrays, key=lambda path: next((number for start, number in decoders.items() if path.startswith(start)), 0))
     state = unapply(rows_for, {path: arrays[path] for path in ordered})
     counts = {key.replace("running_mean", "num_batches_tracked"): np.zeros((), np.int64) for key in state if key.endswith("running_mean")}
-    return {**state, **counts, **window_buffers(architecture)}
+    return {**state, **counts, **make_window_buffers(architecture)}
 
 
-def refuse(architecture: Mapping[str, Any]) -> None:
-    """Raises UserError for what the reference has no format for."""
+def check_supported(architecture: Mapping[str, Any]) -> None:
+    """Raises UserError for a model that the reference has no format for."""
     method, decoder, size = (architecture[part] for part in ("method", "decoder", "image_size"))
     name = method["name"]
     if name == "merged":
         raise UserError("--to=mtlora: the reference has no format for merged models; convert the model that was merged")
-    if name not in ("mtlora", *PLAIN):
-        raise UserError(f"--to=mtlora: the reference has no method {name}, only mtlora and plain Swins ({', '.join(PLAIN)})")
+    if name not in ("mtlora", *PLAIN_METHODS):
+        raise UserError(f"--to=mtlora: the reference has no method {name}, only mtlora and plain Swins ({', '.join(PLAIN_METHODS)})")
     if decoder is None:
         raise UserError("--to=mtlora: this is a bare backbone without tasks; the reference's checkpoints have decoders")
     if method.get("ts_base", "shared") != "shared":
         raise UserError(f"--to=mtlora: the reference computes ts_base 'shared', this model {method['ts_base']!r}")
     if decoder["name"] == "segformer" and not decoder.get("dead_classifier", True):
         raise UserError("--to=mtlora: the reference's SegFormer decoder has the classifier that decoder.dead_classifier = False leaves out")
-    grids, window = grids_of(architecture), architecture["backbone"].get("window_size", 7)
+    grids, window = grid_sizes(architecture), architecture["backbone"].get("window_size", 7)
     if size[0] != size[1] or len(grids) != len(STRIDES) or any(grid % window for grid in grids):
         raise UserError(
             f"--to=mtlora: the reference needs square images and four stages whose grids its windows of {window} divide; this model takes "
@@ -76,17 +76,17 @@ def refuse(architecture: Mapping[str, Any]) -> None:
         )
 
 
-def grids_of(architecture: Mapping[str, Any]) -> list[int]:
-    """Side of the grid of each stage, in tokens."""
+def grid_sizes(architecture: Mapping[str, Any]) -> list[int]:
+    """Returns the side of the grid of each stage, in tokens."""
     patches = architecture["image_size"][0] / architecture["backbone"].get("patch_size", 4)
     return [int(patches / stride) if patches % stride == 0 else 0 for stride in STRIDES[: len(architecture["backbone"]["depths"])]]
 
 
-def window_buffers(architecture: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """What the reference derives from the geometry and yet keeps in its checkpoints."""
+def make_window_buffers(architecture: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Computes the buffers that the reference derives from the geometry and yet stores in checkpoints."""
     window = architecture["backbone"].get("window_size", 7)
     found: dict[str, np.ndarray] = {}
-    for i, (depth, grid) in enumerate(zip(architecture["backbone"]["depths"], grids_of(architecture), strict=True)):
+    for i, (depth, grid) in enumerate(zip(architecture["backbone"]["depths"], grid_sizes(architecture), strict=True)):
         for j in range(depth):
             block = f"backbone.layers.{i}.blocks.{j}."
             found[block + "attn.relative_position_index"] = relative_position_index((window, window), window).astype(np.int64)
@@ -95,8 +95,8 @@ def window_buffers(architecture: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return found
 
 
-def config_of(architecture: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings under the reference's names, for its configuration file; `convert.mtlora.settings` reads them again."""
+def make_config(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings under the reference's names; `convert.mtlora.read_settings` reads them back."""
     method, depths = architecture["method"], architecture["backbone"]["depths"]
     config: dict[str, Any] = {
         "DATA": {"IMG_SIZE": architecture["image_size"][0]},

@@ -1,4 +1,4 @@
-"""Reads what PyTorch saved, without running anything that is in it: the one place that opens pickles of others."""
+"""Reads PyTorch files without running anything in them; the only module that opens pickles of others."""
 
 import pathlib
 import pickle
@@ -15,18 +15,18 @@ from mtlora_jax.errors import UserError
 from mtlora_jax.io import files, weights
 
 SAVE_ALONE = 'where its model can be built, save the weights alone: torch.save(model.state_dict(), "weights.pth")'
-DEEPEST = 6  # containers in containers
+MAX_DEPTH = 6  # of nested containers
 
 
 class Options:
-    """Stands in for classes that hold options: the unpickler of PyTorch fills plain dictionaries only, so creating one gives that."""
+    """Stand-in for classes of options. Creates a plain dictionary, since PyTorch's unpickler fills nothing else."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> OrderedDict:
         return OrderedDict()
 
 
 class Ignored:
-    """Stands in for whatever has nothing to do with weights: takes anything and does nothing."""
+    """Stand-in for classes that have nothing to do with weights: takes anything and does nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         pass
@@ -35,7 +35,7 @@ class Ignored:
         pass
 
 
-# What training checkpoints hold besides tensors and plain values. These names in a pickle become our own classes; nothing is imported.
+# Classes in training checkpoints besides tensors and plain values. Their names become ours; nothing is imported.
 STAND_INS: dict[type, tuple[str, ...]] = {
     Options: (
         "yacs.config.CfgNode",  # the reference, official Swin
@@ -56,7 +56,7 @@ STAND_INS: dict[type, tuple[str, ...]] = {
         "numpy.dtype",  # scores
         "numpy.ndarray",
         *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
-        "builtins.getattr",  # by which mmengine refers to the statistics of its logs
+        "builtins.getattr",  # used by mmengine to refer to the statistics of its logs
         "mmengine.logging.history_buffer.HistoryBuffer",
         "typing.Any",
         "omegaconf.listconfig.ListConfig",
@@ -78,23 +78,24 @@ STAND_INS: dict[type, tuple[str, ...]] = {
 
 
 def read(path: pathlib.Path) -> Mapping[Any, Any]:
-    """The dictionary in a file of `torch.save`; tensors are read from the disk when they are used, where the format allows it.
+    """Reads the dictionary in a file of `torch.save`; memory-maps its tensors if the format allows.
 
-    Raises UserError for a file that is damaged, asks to load anything but tensors, plain values and `STAND_INS`, or holds no dictionary.
+    Raises UserError for a file that is damaged, holds no dictionary, or asks to load anything but tensors, plain values
+    and `STAND_INS`.
     """
     try:
         import torch
     except ImportError:
         raise UserError(f"{path}: reading this needs PyTorch, install it with: pip install 'mtlora_jax[convert]'") from None
     zipped = zipfile.is_zipfile(path)
-    records = records_of(path) if zipped else None
+    records = read_record_sizes(path) if zipped else None
     allowed: list[Callable | tuple[Callable, str]] = [(ours, name) for ours, names in STAND_INS.items() for name in names]
     try:
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(allowed):
-            # Only the tensors that are wanted are read where the format allows it; the optimizer is twice as large as the model.
+            # Memory-mapped, since a checkpoint also holds the optimizer, which is twice as large as the model.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # a damaged or hostile pickle can raise anything
-        raise UserError(f"{path}: {refusal(error)}") from None
+        raise UserError(f"{path}: {describe_refusal(error)}") from None
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds a {type(content).__name__}, expected a state dict or a training checkpoint with one; {SAVE_ALONE}")
     if records is not None:
@@ -102,17 +103,20 @@ def read(path: pathlib.Path) -> Mapping[Any, Any]:
     return content
 
 
-def refusal(error: Exception) -> str:
-    """What is wrong with a file that PyTorch does not load, and what would help."""
+def describe_refusal(error: Exception) -> str:
+    """Describes why PyTorch does not load a file, and what would help."""
     if not isinstance(error, pickle.UnpicklingError):
         return f"damaged, or not a PyTorch checkpoint ({type(error).__name__}: {first_line(error)})"
-    named = re.search(r"GLOBAL ([\w.]+)", str(error))  # the rest of this message advises to load the file without protection
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))  # the rest advises to load the file without protection
     what = f"asks to load {named[1]}" if named else "is not a pickle as PyTorch writes it"
     return f"refused, for it {what}, and only tensors and plain values are loaded; {SAVE_ALONE}"
 
 
-def records_of(path: pathlib.Path) -> Counter[int]:
-    """Sizes of the records in a zip file, in bytes. Raises UserError unless they are stored uncompressed, with the right checksums."""
+def read_record_sizes(path: pathlib.Path) -> Counter[int]:
+    """Reads the sizes in bytes of the records in a zip file.
+
+    Raises UserError unless they are stored uncompressed and with the right checksums.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -138,61 +142,63 @@ def records_of(path: pathlib.Path) -> Counter[int]:
 
 
 def check_storages(path: pathlib.Path, content: Mapping[Any, Any], records: Counter[int]) -> None:
-    """Raises UserError where tensors take more or less than a record has: PyTorch believes what the pickle says of their size."""
-    storages = {(s := tensor.untyped_storage()).data_ptr(): s.nbytes() for tensor in tensors_of(content) if tensor.device.type == "cpu"}
+    """Raises UserError if tensors and records differ in size, since PyTorch trusts the sizes in the pickle."""
+    storages = {
+        (s := tensor.untyped_storage()).data_ptr(): s.nbytes() for tensor in iterate_tensors(content) if tensor.device.type == "cpu"
+    }
     odd = Counter(size for size in storages.values() if size) - records
     if odd:
         raise UserError(f"{path}: damaged (tensors take {next(iter(odd))} bytes, which no record has)")
 
 
-def tensors_of(value: Any, depth: int = 0, seen: set[int] | None = None) -> Iterator[Any]:
-    """The dense tensors in nested containers."""
+def iterate_tensors(value: Any, depth: int = 0, seen: set[int] | None = None) -> Iterator[Any]:
+    """Yields the dense tensors in nested containers."""
     import torch
 
     seen = set() if seen is None else seen
     if isinstance(value, torch.Tensor):
         if value.layout == torch.strided and not value.is_quantized:
             yield value
-    elif isinstance(value, Mapping | list | tuple) and depth < DEEPEST and id(value) not in seen:
+    elif isinstance(value, Mapping | list | tuple) and depth < MAX_DEPTH and id(value) not in seen:
         seen.add(id(value))
-        # Not by `values`: a pickle can set attributes of a dictionary.
+        # Not `value.values()`, since a pickle can set attributes of a dictionary.
         for child in (value[key] for key in value) if isinstance(value, Mapping) else value:
-            yield from tensors_of(child, depth + 1, seen)
+            yield from iterate_tensors(child, depth + 1, seen)
 
 
-def plain(value: Any, depth: int = 0) -> Any:
-    """Mappings in mappings as dictionaries, whose methods are what they should be: a pickle can set attributes of ordered ones."""
+def to_plain_dict(value: Any, depth: int = 0) -> Any:
+    """Converts nested mappings to plain dictionaries, since a pickle can set attributes of ordered ones."""
     if not isinstance(value, Mapping):
         return value
-    return {key: plain(value[key], depth + 1) for key in value} if depth < DEEPEST else {}
+    return {key: to_plain_dict(value[key], depth + 1) for key in value} if depth < MAX_DEPTH else {}
 
 
 def is_tensor(value: Any) -> bool:
-    """Whether a value is a tensor of PyTorch or of numpy. PyTorch is not imported for it."""
+    """Whether a value is a tensor of PyTorch or of numpy, without importing PyTorch."""
     return isinstance(value, np.ndarray) or (hasattr(value, "layout") and hasattr(value, "is_floating_point"))
 
 
-def as_float32(value: Any, name: str) -> np.ndarray:
-    """A tensor of PyTorch or of numpy as float32. Raises UserError naming it unless it has values that are finite real floats."""
-    return weights.to_finite_float32(value if isinstance(value, np.ndarray) else as_array(value, name), name)
+def to_float32(value: Any, name: str) -> np.ndarray:
+    """Converts a tensor of PyTorch or numpy to float32. Raises UserError naming it unless it holds finite floats."""
+    return weights.to_finite_float32(value if isinstance(value, np.ndarray) else to_array(value, name), name)
 
 
-def as_array(value: Any, name: str) -> np.ndarray:
-    """A tensor of PyTorch as an array; float64 stays as it is. Raises UserError for one that is not dense, without values, or no float."""
+def to_array(value: Any, name: str) -> np.ndarray:
+    """Converts a PyTorch tensor to an array; keeps float64. Raises UserError unless it is dense, floating and has values."""
     import torch
 
-    refuse_without_array(value, name)
+    check_is_dense(value, name)
     if not value.is_floating_point():
         raise UserError(f"{name} is {str(value.dtype).removeprefix('torch.')}; weights must be floats")
     stored = value.untyped_storage().nbytes() // value.element_size()
-    if value.numel() > 2 * stored + 2**20:  # repeated by strides of 0: a few bytes could ask for all memory
+    if value.numel() > 2 * stored + 2**20:  # with strides of 0, a few bytes could request all memory
         raise UserError(f"{name} has shape {tuple(value.shape)}, of which {stored} values are stored")
     dense = value.detach()
     return (dense if dense.dtype == torch.float64 else dense.float()).numpy()
 
 
-def refuse_without_array(value: Any, name: str) -> None:
-    """Raises UserError for a tensor of PyTorch that is no plain array of numbers."""
+def check_is_dense(value: Any, name: str) -> None:
+    """Raises UserError for a PyTorch tensor that is not a plain array of numbers."""
     if isinstance(value, np.ndarray):
         return
     kinds = {"quantised": value.is_quantized, "without values (meta)": value.is_meta, "nested": value.is_nested}

@@ -65,7 +65,7 @@ def suggest_task(name: str) -> str:
 
 def _class_fields(name: str, classes: Sequence[str]) -> dict:
     if isinstance(classes, str) or not classes or not all(isinstance(entry, str) for entry in classes):
-        raise UserError(f"classes of task {name!r} = {shown(classes)}; expected a list of at least one name")
+        raise UserError(f"classes of task {name!r}: {shown(classes)}; expected a list of at least one name")
     if not all(entry.strip() for entry in classes):
         raise UserError(f"classes of task {name!r}: name {[bool(entry.strip()) for entry in classes].index(False)} is empty")
     if len(set(classes)) < len(classes):

@@ -112,7 +112,7 @@ def test_training_of_the_reference(golden):
 
 def test_derived_buffers_are_those_of_the_checkpoint():
     architecture = tiny()
-    state = to_mtlora.state_of(architecture, check.random_arrays(architecture, 0))
+    state = to_mtlora.make_state_dict(architecture, check.random_arrays(architecture, 0))
     buffers = dict(model.MTLoRA(architecture).named_buffers())
     derived = [name for name in state if name.endswith(model.DERIVED)]
     assert len(derived) == 5 + 1

@@ -13,7 +13,7 @@ from paths import GOLDEN
 import mtlora_jax
 from mtlora_jax.convert import convert, mtlora, to_mtlora
 from mtlora_jax.convert.infer_architecture import resize_table
-from mtlora_jax.convert.key_mapping import renamed
+from mtlora_jax.convert.key_mapping import rename
 from mtlora_jax.errors import UserError
 
 SMALL = {
@@ -116,13 +116,13 @@ def test_golden_checkpoints_come_back(name, tmp_path):
 def test_every_layer_has_its_name_in_the_reference(head, method):
     architecture = multitask(head, **method) | {"image_size": [128, 128]}
     arrays = weights(architecture)
-    state = to_mtlora.state_of(architecture, arrays)
+    state = to_mtlora.make_state_dict(architecture, arrays)
     expected = reference(arrays, head)
     derived = {key for key in state if key.endswith(("attn_mask", "relative_position_index", "num_batches_tracked"))}
     assert state.keys() - derived == expected.keys()
     for key, tensor in expected.items():
         np.testing.assert_array_equal(state[key], tensor, err_msg=key)
-    assert mtlora.settings(to_mtlora.config_of(architecture))["scale"] == architecture["method"]["scale"]
+    assert mtlora.read_settings(to_mtlora.make_config(architecture))["scale"] == architecture["method"]["scale"]
 
 
 @pytest.mark.parametrize(
@@ -139,14 +139,14 @@ def test_every_layer_has_its_name_in_the_reference(head, method):
 )
 def test_what_the_reference_has_no_format_for(changes, message):
     with pytest.raises(UserError, match=f"--to=mtlora: .*{message}"):
-        to_mtlora.state_of(multitask() | {"image_size": [128, 128]} | changes, {})
+        to_mtlora.make_state_dict(multitask() | {"image_size": [128, 128]} | changes, {})
 
 
 def test_fields_of_templates_go_both_ways():
-    assert renamed("a.3.norm2.x", "a.{stage}.{norm}.x", "{norm}/{stage}") == "norm2/3"
-    assert renamed("norm2/3", "{norm}/{stage}", "a.{stage}.{norm}.x") == "a.3.norm2.x"
-    assert renamed("a.3.norm3.x", "a.{stage}.{norm}.x", "") is None
-    assert renamed("a.3.norm2xx", "a.{stage}.{norm}.x", "") is None  # a dot is a dot
+    assert rename("a.3.norm2.x", "a.{stage}.{norm}.x", "{norm}/{stage}") == "norm2/3"
+    assert rename("norm2/3", "{norm}/{stage}", "a.{stage}.{norm}.x") == "a.3.norm2.x"
+    assert rename("a.3.norm3.x", "a.{stage}.{norm}.x", "") is None
+    assert rename("a.3.norm2xx", "a.{stage}.{norm}.x", "") is None  # a dot is a dot
 
 
 @pytest.mark.parametrize("layout", [official, timm, hugging_face, lambda arrays: hugging_face(arrays, "")])

@@ -52,7 +52,7 @@ def test_a_class_that_no_label_has_is_told(root):
 
 
 def test_of_a_large_data_set_some_labels_are_looked_at(root, monkeypatch):
-    monkeypatch.setattr(survey, "LABELS", 4)
+    monkeypatch.setattr(survey, "MAX_LABELS", 4)
     paint(root, "semseg", lambda label: np.zeros_like(label))
     (line,) = lacks(root, "semseg")  # the others may have what these four lack
     assert line.startswith("semseg: none of the 4 training labels looked at (of 12) has class 1 'red'")

@@ -12,7 +12,7 @@ from mtlora_jax.io import locks
 
 HOLD = """
 import pathlib, sys, time
-from mtlora_jax import locks
+from mtlora_jax.io import locks
 with getattr(locks, sys.argv[1])(pathlib.Path(sys.argv[2])):
     print("mine", flush=True)
     time.sleep(600)

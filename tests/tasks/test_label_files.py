@@ -83,7 +83,7 @@ def test_bad_depth_files(tmp_path):
     for stem, array, message in [
         ("millimetres", np.array([[2000.0]]), "depth has the value 2000; expected metres below 255"),
         ("beyond float32", np.array([[1e300]]), r"depth has the value 1e\+300; expected metres below 255"),
-        ("integers", np.array([[2000]]), "holds int64 of shape .*; expected .* floats, metres"),
+        ("integers", np.array([[2000]]), "holds int64 of shape .*; expected .* float metres"),
         ("volume", np.zeros((2, 2, 2)), r"holds float64 of shape \(2, 2, 2\)"),
         ("objects", np.array([None]), "cannot be read"),
     ]:

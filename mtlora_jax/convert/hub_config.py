@@ -1,13 +1,13 @@
-"""What config.json of timm and of Hugging Face says of a model and its tensors do not."""
+"""Reads the settings in config.json of timm and Hugging Face that tensors do not determine."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from mtlora_jax.convert.mtlora import SIDE, entry
+from mtlora_jax.convert.mtlora import SIDE, get_entry
 from mtlora_jax.errors import UserError
 from mtlora_jax.schema import either, list_of, number, shown
 
-NAMES = {  # where each setting may stand; the first that is there counts
+NAMES = {  # possible names of each setting; the first one present counts
     "image_size": (
         "image_size",  # Hugging Face
         "backbone_config.image_size",  # its UPerNet, MaskFormer, Mask2Former
@@ -17,22 +17,22 @@ NAMES = {  # where each setting may stand; the first that is there counts
     ),
     "drop_path_rate": ("drop_path_rate", "backbone_config.drop_path_rate", "model_args.drop_path_rate"),
 }
-GEOMETRY = ("embed_dim", "depths", "num_heads", "window_size")  # what tensors tell too
-ONLY = {"hidden_act": ("gelu",), "layer_norm_eps": (1e-5,)}  # what our Swin computes with, and no tensor tells
+GEOMETRY = ("embed_dim", "depths", "num_heads", "window_size")  # also known from tensors
+SUPPORTED = {"hidden_act": ("gelu",), "layer_norm_eps": (1e-5,)}  # what our Swin uses, not known from tensors
 PARTS = ("", "backbone_config.")
 
 
-def settings(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Image size and rate of stochastic depth, under our names.
+def read_settings(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads image size and stochastic depth rate, under our names.
 
     Args:
-      config: config.json.
-      given: what flags say, which is not looked for.
+      config: the contents of config.json.
+      given: settings from flags, which are not read.
 
     Raises:
-      UserError: for values that are none, and for another activation or norm than our Swin has.
+      UserError: for invalid values, and for an activation or norm that our Swin does not have.
     """
-    for name, supported in ONLY.items():
+    for name, supported in SUPPORTED.items():
         if (value := first(config, [part + name for part in PARTS])) not in (None, *supported):
             raise UserError(f"{name} = {shown(value)} in config.json is not supported, only {shown(supported[0])}")
     found = {name: first(config, places) for name, places in NAMES.items() if name not in given}
@@ -40,13 +40,13 @@ def settings(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
 
 
 def first(config: Mapping[str, Any], names: Any) -> Any:
-    return next((value for name in names if (value := entry(config, name)) is not None), None)
+    return next((value for name in names if (value := get_entry(config, name)) is not None), None)
 
 
 def image_size(value: Any) -> list[int]:
     """[height, width] from a side, (height, width) or (channels, height, width)."""
     if not either(SIDE, list_of(SIDE, 2, 3)).holds(value):
-        raise UserError(f"the image size {shown(value)} in config.json is none; give it with --image_size")
+        raise UserError(f"the image size {shown(value)} in config.json is not valid; give it with --image_size")
     return [value, value] if isinstance(value, int) else value[-2:]
 
 
@@ -58,9 +58,9 @@ def rate(value: Any) -> float:
 READ: Mapping[str, Callable[[Any], Any]] = {"image_size": image_size, "drop_path_rate": rate}
 
 
-def differences(config: Mapping[str, Any], backbone: Mapping[str, Any]) -> Iterator[str]:
-    """Lines for people where the tensors are of another geometry than config.json says; they are what counts."""
+def describe_differences(config: Mapping[str, Any], backbone: Mapping[str, Any]) -> Iterator[str]:
+    """Yields a line for each value of config.json that differs from the geometry of the tensors, which counts."""
     for name in GEOMETRY:
-        told = first(config, [part + name for part in PARTS])
-        if told is not None and told != backbone[name]:
-            yield f"note       config.json says {name} {shown(told)}, the tensors are of {shown(backbone[name])}"
+        value = first(config, [part + name for part in PARTS])
+        if value is not None and value != backbone[name]:
+            yield f"note       config.json says {name} {shown(value)}, the tensors are of {shown(backbone[name])}"
