@@ -95,9 +95,9 @@ def batches_to_train(config: Config, data: Dataset) -> Batches:
         image_size=tuple(config.image_size),
         batch_size=config.batch_size,
         seed=config.seed,
-        workers=config.data.num_workers,
+        num_workers=config.data.num_workers,
         augmentation=Augmentation(**config.data.augmentation),
-        parity=config.data.reference_transforms,
+        reference_transforms=config.data.reference_transforms,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -109,8 +109,8 @@ def batches_to_evaluate(config: Config, data: Dataset) -> Batches:
         data,
         image_size=tuple(config.image_size),
         batch_size=config.eval_batch_size,
-        workers=config.data.num_workers,
-        parity=config.data.reference_transforms,
+        num_workers=config.data.num_workers,
+        reference_transforms=config.data.reference_transforms,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

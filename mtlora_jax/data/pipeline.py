@@ -66,10 +66,10 @@ class Batches(grain.DatasetIterator):
     unchanged; a worker that was killed raises UserError too. `close()` and the end of the data stop the workers.
     """
 
-    def __init__(self, batches: grain.MapDataset, workers: int):
+    def __init__(self, batches: grain.MapDataset, num_workers: int):
         super().__init__()
         self._batches = batches
-        self._workers = workers
+        self._workers = num_workers
         self._next_batch = 0
         self._iterator: grain.DatasetIterator | None = None
 
@@ -133,9 +133,9 @@ def train_batches(
     image_size: tuple[int, int],
     batch_size: int,
     seed: int,
-    workers: int = 0,
+    num_workers: int = 0,
     augmentation: Augmentation = PASCAL,
-    parity: bool = False,
+    reference_transforms: bool = False,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batches:
@@ -149,22 +149,22 @@ def train_batches(
       image_size: (H, W) of the batches.
       batch_size: over all processes.
       seed: of order and augmentation.
-      workers: worker processes; with 0, a thread of this process prepares the batches.
+      num_workers: worker processes; with 0, a thread of this process prepares the batches.
       augmentation: random geometry.
-      parity: use the transforms of the reference implementation.
+      reference_transforms: use the transforms of the reference implementation.
       process_index: of this process.
       process_count: of the job.
 
     Raises:
       UserError: for an invalid batch size, number of workers or seed.
     """
-    _check(batch_size, workers, process_count)
+    _check(batch_size, num_workers, process_count)
     if not 0 <= seed < 2**32:
         raise UserError(f"seed = {seed}: must be in [0, 2**32)")
-    warp = functools.partial(reference.warp if parity else transforms.warp, tasks=dataset.tasks, image_size=image_size)
+    warp = functools.partial(reference.warp if reference_transforms else transforms.warp, tasks=dataset.tasks, image_size=image_size)
     transform = functools.partial(_train_example, augmentation=augmentation, warp=warp)
     examples = grain.MapDataset.source(_SkipUnreadable(dataset)).seed(seed).shuffle().repeat().random_map(transform)
-    return Batches(_shard(examples, batch_size, process_index, process_count, workers), workers)
+    return Batches(_shard(examples, batch_size, process_index, process_count, num_workers), num_workers)
 
 
 def eval_batches(
@@ -172,8 +172,8 @@ def eval_batches(
     *,
     image_size: tuple[int, int],
     batch_size: int,
-    workers: int = 0,
-    parity: bool = False,
+    num_workers: int = 0,
+    reference_transforms: bool = False,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batches:
@@ -182,29 +182,29 @@ def eval_batches(
     Padding of the last batch has mask False, a black image, labels all 255 and image_id ""; so has an unreadable
     example. Otherwise as `train_batches`.
     """
-    _check(batch_size, workers, process_count)
+    _check(batch_size, num_workers, process_count)
     padded = -(-len(dataset) // batch_size) * batch_size
-    resize = functools.partial(reference.resize if parity else transforms.resize, tasks=dataset.tasks, image_size=image_size)
+    resize = functools.partial(reference.resize if reference_transforms else transforms.resize, tasks=dataset.tasks, image_size=image_size)
     examples = grain.MapDataset.range(padded).map(functools.partial(_eval_example, dataset=_SkipUnreadable(dataset), resize=resize))
-    return Batches(_shard(examples, batch_size, process_index, process_count, workers), workers)
+    return Batches(_shard(examples, batch_size, process_index, process_count, num_workers), num_workers)
 
 
-def _shard(examples: grain.MapDataset, batch_size: int, process_index: int, process_count: int, workers: int) -> grain.MapDataset:
+def _shard(examples: grain.MapDataset, batch_size: int, process_index: int, process_count: int, num_workers: int) -> grain.MapDataset:
     """Selects this process's rows of every batch.
 
     Devices are ordered by process, so every device gets the rows that a single process would give it. The selection
     follows everything random, so that an example depends only on its place in the global order.
     """
-    batch_fn = functools.partial(collate, shared=workers > 0)
+    batch_fn = functools.partial(collate, shared=num_workers > 0)
     batches = examples.batch(batch_size // process_count, drop_remainder=True, batch_fn=batch_fn)
     return batches[process_index::process_count]
 
 
-def _check(batch_size: int, workers: int, process_count: int) -> None:
+def _check(batch_size: int, num_workers: int, process_count: int) -> None:
     if batch_size < 1 or batch_size % process_count:
         raise UserError(f"batch size {batch_size}: must be a positive multiple of the number of processes, {process_count}")
-    if workers < 0:
-        raise UserError(f"workers = {workers}: must be 0 (this process does the work) or more")
+    if num_workers < 0:
+        raise UserError(f"num_workers = {num_workers}: must be 0 (this process does the work) or more")
 
 
 class _SkipUnreadable:

@@ -40,9 +40,8 @@ class Augmentation:
         # All numbers are always drawn, so that changing one option does not change the others' values.
         flip = bool(rng.random() < self.flip)
         degrees = rng.uniform(-self.degrees, self.degrees)
-        return AffineTransform(
-            flip, degrees, float(rng.choice(self.scale) if self.discrete_scales else rng.uniform(self.scale[0], self.scale[1]))
-        )
+        scale = rng.choice(self.scale) if self.discrete_scales else rng.uniform(self.scale[0], self.scale[1])
+        return AffineTransform(flip, degrees, float(scale))
 
 
 PASCAL = Augmentation()  # the recipe of the paper's PASCAL-Context results

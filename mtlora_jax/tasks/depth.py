@@ -27,7 +27,7 @@ class Depth(Task):
     primary_metric: str = "rmse"
     higher_is_better: bool = False
     score_scale: float = 1.0  # metres
-    metric_notes: ClassVar = {"rmse": "metres; true root of the mean square over all pixels of the set, what papers print"}
+    metric_notes: ClassVar = {"rmse": "metres; true root of the mean square over all pixels of the set, as in papers"}
 
     def decode(self, data: bytes, source: str) -> np.ndarray:
         """Decodes a `.npy` of float metres or a grey 16-bit PNG of millimetres.

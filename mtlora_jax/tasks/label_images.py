@@ -33,9 +33,9 @@ def decode_binary(data: bytes, source: str, encoding: str = "") -> np.ndarray:
     held = kinds_of_values(pixels, one_bit)
     expected = ENCODINGS[encoding or ENCODING_OF_ONE_FILE.get(held, "0/255")]
     if held not in expected.accepts:
-        encoding = expected.description.format(no="no", yes="yes")
+        meaning = expected.description.format(no="no", yes="yes")
         raise UserError(
-            f"{source}: has the values {format_values(pixels)}; expected {encoding}, as in all the data set "
+            f"{source}: has the values {format_values(pixels)}; expected {meaning}, as in all the data set "
             "(labels.json of the data set can say something else)"
         )
     return cv2.LUT(pixels, expected.label)
@@ -47,7 +47,7 @@ def decode_grey(data: bytes, source: str) -> tuple[np.ndarray, bool]:
     White is 255, or 1 if there is one bit per pixel. Raises UserError as `decode_image`.
     """
     pixels, bits = _decode(data, source, ("L", "1"), "a grey PNG of 8 bits, white where the label is positive")
-    if bits in (2, 4):  # black, white and 1 keep their encoding; other levels are stretched
+    if bits in (2, 4):  # black, white and 1 keep their meaning; other levels are stretched
         table = np.arange(256) * 255 // (2**bits - 1)
         table[1] = 1
         pixels = table.astype(np.uint8)[pixels]

@@ -30,9 +30,9 @@ class Task(abc.ABC):
     interpolation: int = cv2.INTER_NEAREST
     primary_metric: str = ""  # the metric in the papers' tables, used in Delta_m
     higher_is_better: bool = True
-    score_scale: float = 100.0  # the best possible primary score; where lower is better, a typical one, which counts as half of it
-    metric_notes: ClassVar[Mapping[str, str]] = {}  # {score: what a reader of the table must know to compare it with papers}
-    has_native_resolution_metrics: ClassVar[bool] = False  # takes part in `config.evaluation.boundaries`
+    score_scale: float = 100.0  # best possible primary metric; if lower is better, a typical one, which scores half
+    metric_notes: ClassVar[Mapping[str, str]] = {}  # {metric: how it compares with the papers}
+    has_native_resolution_metrics: ClassVar[bool] = False  # computed if `config.evaluation.boundaries` is set
 
     @abc.abstractmethod
     def decode(self, data: bytes, source: str) -> np.ndarray:

@@ -243,7 +243,7 @@ def test_a_header_that_lies_is_one_bad_example(root):
     with pytest.raises(UserError, match="depth/val000.npy: cannot be read"):
         dataset[0]
     for workers in (0, 1):
-        batches = eval_batches(dataset, image_size=(32, 48), batch_size=5, workers=workers)
+        batches = eval_batches(dataset, image_size=(32, 48), batch_size=5, num_workers=workers)
         batch = next(batches)
         batches.close()
         assert [bool(message) for message in batch["error"]] == [True] + 4 * [False]

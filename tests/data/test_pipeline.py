@@ -107,7 +107,7 @@ def test_resuming_continues_the_same_way(train):
 
 
 def test_workers_make_the_same_batches_and_resume_from_the_same_state(train):
-    batches, expected = train(workers=2), take(train(), 4)
+    batches, expected = train(num_workers=2), take(train(), 4)
     batches.set_state({"next_batch": 1})
     assert_equal(take(batches, 3), expected[1:])
     assert batches.get_state() == {"next_batch": 4}
@@ -118,7 +118,7 @@ def test_workers_make_the_same_batches_and_resume_from_the_same_state(train):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_sees_every_image_once(evaluate, workers):
-    batches = list(evaluate(workers=workers))
+    batches = list(evaluate(num_workers=workers))
     assert [len(batch["image"]) for batch in batches] == [4, 4]
     ids = [id_ for batch in batches for id_ in batch["image_id"][batch["mask"]]]
     assert ids == [f"val{i:03}" for i in range(5)]
@@ -161,7 +161,7 @@ def test_broken_files_are_named_whoever_reads_them(tmp_path, workers):
     root = tiny_data.write_tiny_dataset(tmp_path / "tiny", ["sal"], val=2)
     for path in (root / "sal").glob("val*"):
         path.write_bytes(b"no PNG")
-    batches = eval_batches(FolderDataset(root, "val", ["sal"]), image_size=(32, 48), batch_size=1, workers=workers)
+    batches = eval_batches(FolderDataset(root, "val", ["sal"]), image_size=(32, 48), batch_size=1, num_workers=workers)
     with pytest.raises(UserError, match=r"sal/val000.png: ") as caught:
         next(batches)
     assert "\n" not in str(caught.value)
@@ -172,7 +172,7 @@ def test_broken_files_are_named_whoever_reads_them(tmp_path, workers):
     [
         ({"batch_size": 0}, "batch size 0"),
         ({"batch_size": 4, "process_count": 3}, "batch size 4: .* multiple .* 3"),
-        ({"workers": -1}, "workers = -1"),
+        ({"num_workers": -1}, "num_workers = -1"),
         ({"seed": -1}, "seed = -1"),
     ],
 )

@@ -162,7 +162,7 @@ def test_survives_pickling(data):
 def test_any_number_of_workers_makes_the_same_batches(data):
     dataset = PascalContext(data, "train", ("semseg", "normals"))
     expected = list(itertools.islice(train_batches(dataset, image_size=(32, 48), batch_size=4, seed=3), 3))
-    batches = train_batches(dataset, image_size=(32, 48), batch_size=4, seed=3, workers=2)
+    batches = train_batches(dataset, image_size=(32, 48), batch_size=4, seed=3, num_workers=2)
     batches.set_state({"next_batch": 1})  # in the middle of an epoch
     for found, wanted in zip(itertools.islice(batches, 2), expected[1:], strict=True):
         assert_equal(found, wanted)
@@ -172,7 +172,7 @@ def test_any_number_of_workers_makes_the_same_batches(data):
 @pytest.mark.parametrize("parity", [False, True])
 def test_evaluation(data, parity):
     dataset = PascalContext(data, "val", TASKS)
-    batches = list(eval_batches(dataset, image_size=(32, 48), batch_size=4, parity=parity))
+    batches = list(eval_batches(dataset, image_size=(32, 48), batch_size=4, reference_transforms=parity))
     assert [id_ for batch in batches for id_ in batch["image_id"][batch["mask"]]] == [f"val{i:03}" for i in range(5)]
     assert batches[0]["normals"].dtype == (np.float32 if parity else np.uint16)
     assert np.all(batches[1]["normals"][1:] == IGNORE)
@@ -180,7 +180,9 @@ def test_evaluation(data, parity):
 
 def test_parity_is_for_training_too(data):
     dataset = PascalContext(data, "train", ["semseg"])
-    batches = [next(train_batches(dataset, image_size=(32, 48), batch_size=6, seed=3, parity=parity)) for parity in (False, True)]
+    batches = [
+        next(train_batches(dataset, image_size=(32, 48), batch_size=6, seed=3, reference_transforms=parity)) for parity in (False, True)
+    ]
     assert_equal({"ids": batches[0]["image_id"]}, {"ids": batches[1]["image_id"]})
     assert [np.any(batch["semseg"] == IGNORE) for batch in batches] == [True, False]  # what came from outside
 

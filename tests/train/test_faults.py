@@ -58,7 +58,7 @@ def test_the_next_example_takes_the_place_of_one_that_cannot_be_read(damaged):
 
 def test_a_damaged_data_set_gives_the_same_batches_for_any_workers_and_after_a_resume(damaged):
     expected = take(train_of(damaged), 4)
-    resumed = train_of(damaged, workers=1)
+    resumed = train_of(damaged, num_workers=1)
     resumed.set_state({"next_batch": 1})
     for batch, other in zip(take(resumed, 3), expected[1:], strict=True):
         for key in batch:
