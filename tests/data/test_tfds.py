@@ -169,20 +169,19 @@ def test_any_number_of_workers_makes_the_same_batches(data):
     batches.close()
 
 
-@pytest.mark.parametrize("parity", [False, True])
-def test_evaluation(data, parity):
+@pytest.mark.parametrize("reference_transforms", [False, True])
+def test_evaluation(data, reference_transforms):
     dataset = PascalContext(data, "val", TASKS)
-    batches = list(eval_batches(dataset, image_size=(32, 48), batch_size=4, reference_transforms=parity))
+    batches = list(eval_batches(dataset, image_size=(32, 48), batch_size=4, reference_transforms=reference_transforms))
     assert [id_ for batch in batches for id_ in batch["image_id"][batch["mask"]]] == [f"val{i:03}" for i in range(5)]
-    assert batches[0]["normals"].dtype == (np.float32 if parity else np.uint16)
+    assert batches[0]["normals"].dtype == (np.float32 if reference_transforms else np.uint16)
     assert np.all(batches[1]["normals"][1:] == IGNORE)
 
 
-def test_parity_is_for_training_too(data):
+def test_reference_transforms_are_for_training_too(data):
     dataset = PascalContext(data, "train", ["semseg"])
-    batches = [
-        next(train_batches(dataset, image_size=(32, 48), batch_size=6, seed=3, reference_transforms=parity)) for parity in (False, True)
-    ]
+    options = {"image_size": (32, 48), "batch_size": 6, "seed": 3}
+    batches = [next(train_batches(dataset, **options, reference_transforms=flag)) for flag in (False, True)]
     assert_equal({"ids": batches[0]["image_id"]}, {"ids": batches[1]["image_id"]})
     assert [np.any(batch["semseg"] == IGNORE) for batch in batches] == [True, False]  # what came from outside
 
