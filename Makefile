@@ -27,7 +27,8 @@ RUNNABLE := .venv/runnable-$(SERIES)
 HELD := torch==2.13.0
 INSTALLED := .venv/installed-$(SERIES)
 DOCUMENTING := .venv/documenting-$(SERIES)
-PIP_INSTALL = python -m pip install -qq --disable-pip-version-check
+# Python compiles what it imports; pip would compile all there is, which takes it longer than anything else.
+PIP_INSTALL = python -m pip install -qq --disable-pip-version-check --no-compile
 
 COMPILED := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5
 # A step on a CPU takes its memory anew, which huge pages make a quarter faster (docs/performance.md).
@@ -116,14 +117,14 @@ $(EXTRAS)/installed: $(INSTALLED) $(EXTRAS_LOCK)
 	$(PYTHON) -m venv --clear $(EXTRAS)
 	below=$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])') && \
 	  echo "import site; site.addsitedir('$$below')" > $$(echo $(EXTRAS)/lib/python3*/site-packages)/below.pth
-	$(EXTRAS)/bin/$(PIP_INSTALL) --no-compile --no-deps --requirement $(EXTRAS_LOCK)
+	$(EXTRAS)/bin/$(PIP_INSTALL) --no-deps --requirement $(EXTRAS_LOCK)
 	$(EXTRAS)/bin/python -c 'import tensorflow, dill, jax2onnx, onnx, onnxruntime'
 	@touch $@
 
 $(NEWEST)/installed: pyproject.toml setup.py $(NEWEST_LOCK)
 	$(PYTHON312) -m venv --clear $(NEWEST)
 	$(NEWEST)/bin/$(PIP_INSTALL) --constraint $(NEWEST_LOCK) setuptools
-	$(NEWEST)/bin/$(PIP_INSTALL) --no-compile --constraint $(NEWEST_LOCK) --no-build-isolation --editable . pytest pytest-xdist
+	$(NEWEST)/bin/$(PIP_INSTALL) --constraint $(NEWEST_LOCK) --no-build-isolation --editable . pytest pytest-xdist
 	@touch $@
 
 # What torch brings along for one vendor's devices, and local build names, would tie the list to one machine.
