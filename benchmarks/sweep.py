@@ -33,7 +33,7 @@ from mtlora_jax.console import console
 from mtlora_jax.errors import UserError
 from mtlora_jax.io import files, locks
 from mtlora_jax.io.files import user_path
-from mtlora_jax.metric_writers import Speed
+from mtlora_jax.metric_writers import StepTimer
 from mtlora_jax.models.parameters import PRECISIONS
 
 Value = int | str
@@ -107,15 +107,15 @@ def sweep(args: argparse.Namespace, given: Sequence[str], centre: Setting) -> No
     done = [entry["setting"] for entry in results["settings"] if entry.get("failed", OUT_OF_MEMORY) == OUT_OF_MEMORY]
     left = [setting for setting in settings(args, centre) if setting not in done]
     console.print(f"{len(left)} settings to measure; {len(done)} are")
-    speed = Speed()
+    timer = StepTimer()
     for number, setting in enumerate(left, 1):
         entry = measure(setting, command(args, given, setting, centre), shlex.split(args.launcher), args.timeout)
         results["settings"] = [other for other in results["settings"] if other["setting"] != setting] + [entry]
         report(results, output)
-        speed.step()
-        speed.steps_per_second()
+        timer.count_step()
+        timer.steps_per_second()
         words = " ".join(f"{value}" for value in setting.values() if value is not None)
-        console.print(f"{number}/{len(left)} {words}: {told(entry)}; {speed.remaining(len(left) - number, 0)} left")
+        console.print(f"{number}/{len(left)} {words}: {told(entry)}; {timer.format_remaining(len(left) - number, 0)} left")
     draw(results, output / "sweep.png")
     failed = [entry["failed"] for entry in results["settings"] if entry.get("failed", OUT_OF_MEMORY) != OUT_OF_MEMORY]
     if failed:

@@ -1,4 +1,4 @@
-"""What a config describes, made: data sets, tasks, the model and its first weights on the devices."""
+"""Builds everything a config describes: data sets, tasks, model, first weights on the devices."""
 
 import dataclasses
 import json
@@ -23,6 +23,7 @@ from mtlora_jax.errors import UserError
 from mtlora_jax.methods.base import Method
 from mtlora_jax.model_io import class_names, initial_weights, model_folder
 from mtlora_jax.models import parameters
+from mtlora_jax.models.multitask import MultiTaskModel
 from mtlora_jax.models.parameters import Flat
 from mtlora_jax.tasks.task import Task
 
@@ -117,29 +118,63 @@ def batches_to_evaluate(config: Config, data: Dataset) -> Batches:
 
 
 def set_up(config: Config, tasks: dict[str, Task], workdir: pathlib.Path, complete: bool = False) -> Experiment:
-    """Builds the model and gives it its first weights: those of WORKDIR/initial if a run began there, else of `config.init_from`.
+    """Builds the config's model, gives it its first weights, and places them on the devices.
 
     Args:
       config: see `mtlora_jax.defaults`.
       tasks: of the data set.
-      workdir: of the run.
+      workdir: of the run; if it has begun, WORKDIR/initial holds the first weights.
       complete: `config.init_from` must hold every weight, as an evaluation needs.
 
     Raises:
-      UserError: for a config that describes no model, or weights that do not fit it.
+      UserError: for a config that describes no model, sizes that do not fit the devices, or weights that do not fit the model.
     """
     mesh = sharding.make_mesh()
+    check_batch_sizes(config, mesh)
+    architecture = describe_architecture(config, tasks, workdir, complete)
+    model, origin = build_with_weights(config, architecture, tasks, workdir, complete)
+    return place_on_devices(config, architecture, tasks, model, origin, mesh)
+
+
+def check_batch_sizes(config: Config, mesh: Mesh) -> None:
+    """Raises UserError unless the config's batches can be split over the devices, and each part into micro-batches."""
     sharding.check_batch_size(config.batch_size, mesh, "batch_size")
     check_encoder_microbatches(config.encoder_microbatches, config.batch_size, mesh.size)
     sharding.check_batch_size(config.eval_batch_size, mesh, "eval_batch_size")
+
+
+def describe_architecture(config: Config, tasks: Mapping[str, Task], workdir: pathlib.Path, complete: bool) -> dict[str, Any]:
+    """The architecture of the config's model; to be evaluated alone (`complete`), it may be a merged one. Raises UserError."""
     architecture = model_factory.from_config(config, {name: task.channels for name, task in tasks.items()})
     initial = workdir / "initial"
     if not sharding.agreed(initial.exists(), not_shared(initial)) and complete and config.init_from:
         architecture |= agreement.together(lambda: initial_weights.merged_method(config.init_from))
+    return architecture
+
+
+def build_with_weights(
+    config: Config, architecture: Mapping[str, Any], tasks: Mapping[str, Task], workdir: pathlib.Path, complete: bool
+) -> tuple[MultiTaskModel, dict[str, str] | None]:
+    """The model with its first weights, and their origin; None for random ones.
+
+    They are those of WORKDIR/initial if a run began there, else of `config.init_from`, else random. Raises UserError.
+    """
     model = model_factory.build(architecture)
     model_factory.configure(model, compute=config.compute_dtype, remat=config.remat, fused=config.fused)
+    origin = agreement.together(lambda: load_first_weights(model, config, architecture, tasks, workdir, complete))
+    return model, origin
+
+
+def place_on_devices(
+    config: Config,
+    architecture: dict[str, Any],
+    tasks: dict[str, Task],
+    model: MultiTaskModel,
+    origin: Mapping[str, str] | None,
+    mesh: Mesh,
+) -> Experiment:
+    """Splits a model by what trains and replicates its weights. Raises UserError where processes have other weights."""
     method = model_factory.method_of(architecture)
-    origin = agreement.together(lambda: fill(model, config, architecture, tasks, workdir, complete))
     graph, trainable, frozen, batch_stats = parameters.split(model, method.trainable)
     if jax.process_count() > 1:
         agreement.require_same(agreement.of_arrays({**trainable, **frozen, **batch_stats}, "first weights of"))
@@ -149,10 +184,10 @@ def set_up(config: Config, tasks: dict[str, Task], workdir: pathlib.Path, comple
     return Experiment(mesh, tasks, architecture, method, graph, trainable, frozen, batch_stats, record)
 
 
-def fill(
+def load_first_weights(
     model: nnx.Module, config: Config, architecture: Mapping[str, Any], tasks: Mapping[str, Task], workdir: pathlib.Path, complete: bool
 ) -> dict[str, str] | None:
-    """Gives a model its first weights, in place, as `set_up` says. Returns their origin, None for random ones."""
+    """Fills a model in place, as `build_with_weights` says, and returns the origin of the weights; None for random ones."""
     initial = workdir / "initial"
     if initial.exists():
         started, values = model_folder.read(initial)

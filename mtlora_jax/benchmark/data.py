@@ -15,7 +15,7 @@ from mtlora_jax.data.pipeline import Batches
 from mtlora_jax.distributed import sharding
 from mtlora_jax.errors import UserError
 from mtlora_jax.experiment import batches_to_train, open_dataset
-from mtlora_jax.metric_writers import InputWait
+from mtlora_jax.metric_writers import DataWaitTimer
 
 ROUNDS = 5
 BATCHES = 4  # of each worker in a round
@@ -54,7 +54,7 @@ def end_to_end(args: argparse.Namespace) -> dict[str, Any]:
     dataset = open_dataset(config, config.data.train_split)
     training = training_step.start(config)
     alone = steps_of(training.step, args.steps, training.device).seconds
-    wait, mesh = InputWait(), training.experiment.mesh
+    wait, mesh = DataWaitTimer(), training.experiment.mesh
     with contextlib.closing(batches_to_train(config, dataset)) as batches:
         take(batches, BATCHES * max(config.data.num_workers, 1))
         before, start = None, time.perf_counter()
@@ -62,7 +62,7 @@ def end_to_end(args: argparse.Namespace) -> dict[str, Any]:
             if step == WARM_UP:
                 jax.block_until_ready(before)
                 start = time.perf_counter()
-                wait.share(1.0)
+                wait.take_share(1.0)
             with wait:
                 batch = next(batches)
             now = training.step(sharding.put({name: batch[name] for name in training.batch}, mesh))[1]  # training reads no "mask"
@@ -70,7 +70,7 @@ def end_to_end(args: argparse.Namespace) -> dict[str, Any]:
             before = now
         jax.block_until_ready(before)
         fed = (time.perf_counter() - start) / args.steps
-        host = wait.share(fed * args.steps)
+        host = wait.take_share(fed * args.steps)
     step = sum(alone) / len(alone)
     return {
         "images_per_second": config.batch_size / fed,

@@ -1,15 +1,15 @@
 """What a run writes down and shows: lines on the terminal, log.jsonl, TensorBoard events, Weights & Biases, a trace."""
 
 from mtlora_jax.console import console, print_columns, print_parameters, print_scores, print_table
-from mtlora_jax.metric_writers.profiler import Trace, memory
-from mtlora_jax.metric_writers.timer import InputWait, Speed
-from mtlora_jax.metric_writers.writer import Records, finite_or_none
+from mtlora_jax.metric_writers.profiler import Profiler, memory
+from mtlora_jax.metric_writers.timer import DataWaitTimer, StepTimer
+from mtlora_jax.metric_writers.writer import MetricWriter, finite_or_none
 
 __all__ = [
-    "InputWait",
-    "Records",
-    "Speed",
-    "Trace",
+    "DataWaitTimer",
+    "MetricWriter",
+    "Profiler",
+    "StepTimer",
     "console",
     "finite_or_none",
     "memory",

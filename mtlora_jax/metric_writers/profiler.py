@@ -20,7 +20,7 @@ def memory() -> dict[str, float]:
     return used | ({"memory/device_gb": max(told) / 1e9} if told else {})
 
 
-class Trace:
+class Profiler:
     """A profile of `steps` steps from `first_step` on, in WORKDIR/trace, for TensorBoard's profile plugin, XProf or Perfetto."""
 
     def __init__(self, workdir: pathlib.Path, first_step: int, steps: int):

@@ -9,7 +9,7 @@ from typing import Self
 REMEMBERED = 9  # stretches and evaluations that count
 
 
-class Speed:
+class StepTimer:
     """Seconds per training step and per evaluation, each measured on its own, for the rate and the remaining time.
 
     Both are (lower) medians of the last few measurements: a pause of the machine, or the compilation inside the first evaluation, spoils
@@ -37,7 +37,7 @@ class Speed:
         """Seconds since this stretch began."""
         return self._clock() - self._since
 
-    def step(self) -> None:
+    def count_step(self) -> None:
         """One more step of this stretch was started."""
         self._steps += 1
 
@@ -49,11 +49,11 @@ class Speed:
         typical = _typical(self._step_seconds)
         return 1 / typical if typical else None
 
-    def evaluated(self, seconds: float) -> None:
+    def add_evaluation(self, seconds: float) -> None:
         """An evaluation took so long."""
         self._eval_seconds.append(seconds)
 
-    def remaining(self, steps: int, evaluations: int) -> str:
+    def format_remaining(self, steps: int, evaluations: int) -> str:
         """Time left as h:mm:ss."""
         step_seconds = _typical(self._step_seconds)
         if step_seconds is None:
@@ -65,7 +65,7 @@ class Speed:
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 
-class InputWait:
+class DataWaitTimer:
     """Adds up the time spent inside `with`, around `next(batches)`: how long the devices' host waits for data."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
@@ -79,7 +79,7 @@ class InputWait:
     def __exit__(self, *error: object) -> None:
         self._waited += self._clock() - self._entered
 
-    def share(self, seconds: float) -> float:
+    def take_share(self, seconds: float) -> float:
         """Fraction, 0 to 1, of a stretch of so many seconds that was waiting since the last call; counts from 0 again."""
         waited, self._waited = self._waited, 0.0
         return min(waited / seconds, 1.0) if seconds > 0 else 0.0

@@ -16,7 +16,7 @@ from mtlora_jax.io.jsonl import parse_lines
 from mtlora_jax.metric_writers.weights_and_biases import WeightsAndBiases
 
 
-class Records:
+class MetricWriter:
     """Does nothing in any process but the first.
 
     Args:

@@ -20,7 +20,7 @@ from mtlora_jax.metric_writers import finite_or_none
 from mtlora_jax.model_io import initial_weights
 from mtlora_jax.train import run_config
 from mtlora_jax.train.checkpoints import Checkpoints
-from mtlora_jax.train.fault_tolerance import BadExamples
+from mtlora_jax.train.fault_tolerance import UnreadableExamples
 
 
 def evaluate_only(config: Config, workdir: pathlib.Path) -> dict[str, float]:
@@ -58,20 +58,19 @@ def evaluate_only(config: Config, workdir: pathlib.Path) -> dict[str, float]:
     evaluators: dict[str, Evaluator | OriginalSizeEvaluator] = {f"at {height}x{width}": Evaluator(config, experiment, data)}
     if config.evaluation.original_size or config.evaluation.boundaries:
         evaluators["at original size"] = OriginalSizeEvaluator(config, experiment, data)
-    bad = BadExamples(
+    unreadable = UnreadableExamples(
         config.fault_tolerance.max_unreadable_examples, share=config.fault_tolerance.max_unreadable_share, sizes={"evaluation": len(data)}
     )
     columns, seconds = {}, 0.0
     for heading, evaluator in evaluators.items():
-        scores, own_seconds = evaluator(trainable, batch_stats, functools.partial(bad.watch, 0))
+        scores, own_seconds = evaluator(trainable, batch_stats, functools.partial(unreadable.wrap, 0))
         columns[heading] = add_ranking_score(scores, experiment.tasks, baseline)
         seconds += own_seconds
-    for message in bad.settle():
-        console.print(f"left out: {message}")
+    unreadable.report()
     notes = {f"{name}/{score}": note for name, task in experiment.tasks.items() for score, note in task.metric_notes.items()}
-    split, images = config.data.eval_split, len(data) - len(bad.known)
+    split, images = config.data.eval_split, len(data) - len(unreadable.known)
     print_columns(columns, f"Scores of {what} on {split}", notes)
-    console.print(f"{images} images in {seconds:.0f} s, {len(bad.known)} left out")
+    console.print(f"{images} images in {seconds:.0f} s, {len(unreadable.known)} left out")
     named = dict(zip(("scores", "original_size"), map(finite_or_none, columns.values()), strict=False))
     report = {"model": what, "split": split, "images": images, **named}
     if jax.process_index() == 0:

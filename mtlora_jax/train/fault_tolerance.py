@@ -10,28 +10,34 @@ from typing import Any
 import jax
 import numpy as np
 
+from mtlora_jax.console import console
 from mtlora_jax.distributed.sharding import of_all_processes
 from mtlora_jax.errors import UserError
 from mtlora_jax.io.files import write_text
 
 
-class Skips:
-    """Ends a run after `limit` steps in a row whose loss or gradient was not finite, and writes down which in WORKDIR/nonfinite.json.
+class NonFiniteGuard:
+    """Ends a run after too many consecutive steps whose loss or gradient was not finite, and lists them in WORKDIR/nonfinite.json.
 
     The step itself leaves everything but its number as it was, see `mtlora_jax.train.step`.
 
+    Args:
+      limit: so many consecutive steps end the run.
+      workdir: of the run.
+      consecutive: how many there were before a resume.
+
     Attributes:
-      in_row: so many of the last steps were skipped.
+      consecutive: how many of the newest steps were skipped.
     """
 
-    def __init__(self, limit: int, workdir: pathlib.Path, in_row: int = 0):
-        self.in_row = in_row
+    def __init__(self, limit: int, workdir: pathlib.Path, consecutive: int = 0):
+        self.consecutive = consecutive
         self._limit = limit
         self._path = workdir / "nonfinite.json"
         self._recent: collections.deque[dict[str, Any]] = collections.deque(maxlen=limit)
 
-    def count(self, step: int, metrics: Mapping[str, float], image_ids: Sequence[str]) -> None:
-        """Takes note of one step, in their order.
+    def record(self, step: int, metrics: Mapping[str, float], image_ids: Sequence[str]) -> None:
+        """Records one step; to be called in their order.
 
         Args:
           step: updates with this one.
@@ -39,13 +45,13 @@ class Skips:
           image_ids: of this process's part of the batch.
 
         Raises:
-          UserError: there were too many.
+          UserError: the limit is reached.
         """
         if not metrics["skipped"]:
-            self.in_row = 0
+            self.consecutive = 0
             self._recent.clear()
             return
-        self.in_row += 1
+        self.consecutive += 1
         bad = [name for name, value in metrics.items() if not math.isfinite(value)]
         self._recent.append(
             {
@@ -55,7 +61,7 @@ class Skips:
                 "image_ids": list(image_ids),
             }
         )
-        if self.in_row >= self._limit:
+        if self.consecutive >= self._limit:
             self._give_up(step)
 
     def _give_up(self, step: int) -> None:
@@ -70,19 +76,26 @@ class Skips:
             write_text(self._path, json.dumps({"step": step, "tasks": tasks, "image_ids": image_ids, "steps": steps}, indent=2) + "\n")
         what = f"loss of {', '.join(tasks)}" if tasks else "gradient"
         raise UserError(
-            f"the {what} was not finite in {self.in_row} steps in a row, the last of them step {step}; {self._path} tells their images. "
-            "A lower --config.optimizer.learning_rate, or compute_dtype=float32, may help"
+            f"the {what} was not finite in {self.consecutive} steps in a row, the last of them step {step}; {self._path} lists their "
+            "images. A lower --config.optimizer.learning_rate, or compute_dtype=float32, may help"
         )
 
 
-class BadExamples:
+class UnreadableExamples:
     """Counts the examples that could not be read, each once, in WORKDIR/bad_examples.jsonl; too many of them end the run.
 
-    Too many are more than `limit` in all, or more than `share` of the examples of a split: where the data set is small, a few are much of
-    it. One of a split is never a too large share.
+    Too many are more than `limit` in all, or more than `share` of the examples of a split: of a small data set, a few are much. A single
+    unreadable example of a split is always tolerated by `share`.
+
+    Args:
+      limit: examples in all.
+      path: of the list; None: nothing is written.
+      known: {error, with the file or the record: step at which it was met}, of before a resume.
+      share: of a split, 0 to 1.
+      sizes: how many examples there are for "training" and for "evaluation"; `share` applies to those alone.
 
     Attributes:
-      known: {what is wrong, with the file or the record: step at which it was met}.
+      known: as the argument, with all that was met since.
     """
 
     def __init__(
@@ -93,31 +106,35 @@ class BadExamples:
         share: float = 1.0,
         sizes: Mapping[str, int] | None = None,
     ):
-        """`sizes`: how many examples there are for "training" and for "evaluation"; what has no size there has no share."""
         self.known = dict(known or {})
         self._limit = limit
         self._path = path
         self._share = share
         self._sizes = sizes or {}
-        self._met: dict[str, str] = {}  # {what is wrong: which split it is of}; after a resume, of what was met again
+        self._met: dict[str, str] = {}  # {error: which split it is of}; after a resume, of what was met again
         self._new: dict[str, tuple[int, str]] = {}
 
-    def look(self, step: int, batch: Mapping[str, np.ndarray], purpose: str = "training") -> None:
-        """Takes note of what a batch of this process lacks."""
+    def record(self, step: int, batch: Mapping[str, np.ndarray], purpose: str = "training") -> None:
+        """Records the errors in a batch of this process."""
         for message in batch["error"]:
             if message and message not in self._met:
                 self._new.setdefault(str(message), (step, purpose))
 
-    def watch(self, step: int, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Mapping[str, np.ndarray]]:
-        """The batches of an evaluation, looked at as they pass."""
+    def wrap(self, step: int, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Mapping[str, np.ndarray]]:
+        """Yields the batches of an evaluation and records their errors."""
         for batch in batches:
-            self.look(step, batch, "evaluation")
+            self.record(step, batch, "evaluation")
             yield batch
 
-    def settle(self) -> list[str]:
-        """Brings together what the processes met since the last call, writes down what was not known, and returns it.
+    def report(self) -> None:
+        """Prints what `sync` returns."""
+        for message in self.sync():
+            console.print(f"left out: {message}")
 
-        All processes must take part. Raises UserError if it is too much.
+    def sync(self) -> list[str]:
+        """Merges what the processes recorded since the last call, writes the list, and returns the errors that were not known.
+
+        All processes must take part. Raises UserError if there are too many.
         """
         told = {message: tuple(place) for part in of_all_processes(self._new) for message, place in part.items()}
         self._new = {}

@@ -72,8 +72,9 @@ def python(program: str, *arguments: object) -> subprocess.Popen:
 
 JOIN = """
 import sys
-from mtlora_jax import cli, distributed
-cli.run(lambda: distributed.start(sys.argv[1], 2, int(sys.argv[2]), timeout=2), distributed.leave)
+from mtlora_jax import cli
+from mtlora_jax.distributed import processes
+cli.run(lambda: processes.start(sys.argv[1], 2, int(sys.argv[2]), timeout=2), processes.leave)
 """
 
 
@@ -103,16 +104,17 @@ def test_a_taken_port_is_told():
 FAIL = """
 import sys, time
 import jax, numpy as np
-from mtlora_jax import cli, distributed, sharding
+from mtlora_jax import cli
+from mtlora_jax.distributed import processes, sharding
 from mtlora_jax.errors import UserError
-distributed.LEAVE_SECONDS = 6
+processes.LEAVE_SECONDS = 6
 def main():
-    distributed.start(sys.argv[1], 2, int(sys.argv[2]))
+    processes.start(sys.argv[1], 2, int(sys.argv[2]))
     sharding.barrier("all are here")
     if sys.argv[2] in sys.argv[3]:
         raise UserError("this host has no data")
     sharding.agreed(True, "never comes")
-cli.run(main, distributed.leave)
+cli.run(main, processes.leave)
 """
 
 

@@ -218,8 +218,10 @@ import json, sys
 import jax, numpy as np
 from jax.sharding import AxisType, Mesh
 import test_evaluate as t
-from mtlora_jax import evaluate, experiment, original_size, sharding
-from mtlora_jax.data import original_size as sizes_of_data
+from mtlora_jax import experiment
+from mtlora_jax.data import native_resolution as sizes_of_data
+from mtlora_jax.distributed import sharding
+from mtlora_jax.eval import evaluator, native_resolution
 import pathlib
 
 found = {}
@@ -233,7 +235,7 @@ for devices, sizes in {1: (1, 3, 5), 4: (4, 8)}.items():
         sizes_of_data.MAX_LOGITS_BYTES = 2**17 if size in (5, 8) else 2**31
         data = experiment.open_dataset(config, "val")
         made = experiment.set_up(config, data.tasks, pathlib.Path("nowhere"))
-        for kind in (evaluate.Evaluator, original_size.OriginalSizeEvaluator):
+        for kind in (evaluator.Evaluator, native_resolution.OriginalSizeEvaluator):
             scores, _ = kind(config, made, data)(made.trainable, made.batch_stats)
             found[f"{kind.__name__}, {devices} devices, batches of {size}"] = scores
 print(json.dumps(found))
@@ -245,7 +247,7 @@ def test_scores_are_the_same_for_any_batch_size_and_number_of_devices(root, tmp_
     more = {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
         "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join([str(SUPPORT), str(pathlib.Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
     }
     command = [sys.executable, str(tmp_path / "devices.py"), str(root)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | more)

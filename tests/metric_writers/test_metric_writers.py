@@ -15,7 +15,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mtlora_jax.console import print_columns, print_scores
-from mtlora_jax.metric_writers import InputWait, Records, Speed, Trace, memory
+from mtlora_jax.metric_writers import DataWaitTimer, MetricWriter, Profiler, StepTimer, memory
 from mtlora_jax.metric_writers import weights_and_biases as guest
 from mtlora_jax.metric_writers.writer import forget_after
 
@@ -25,7 +25,7 @@ def lines_of(workdir):
 
 
 def test_lines_and_events(tmp_path):
-    records = Records(tmp_path, 0, True)
+    records = MetricWriter(tmp_path, 0, True)
     records.write(1, {"loss": 2.5, "grad_norm": math.nan})
     assert lines_of(tmp_path) == [{"step": 1, "loss": 2.5, "grad_norm": None}]  # at once, and strict JSON
     picture = np.zeros((8, 12, 3), np.uint8)
@@ -39,7 +39,7 @@ def test_lines_and_events(tmp_path):
 
 
 def test_what_tensorboard_cannot_write_is_an_error_of_the_caller(tmp_path):
-    records = Records(tmp_path, 0, True)
+    records = MetricWriter(tmp_path, 0, True)
     records.open()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
@@ -52,14 +52,14 @@ def test_what_tensorboard_cannot_write_is_an_error_of_the_caller(tmp_path):
 
 
 def test_a_resumed_run_forgets_what_it_will_write_again(tmp_path):
-    records = Records(tmp_path, 0, True)
+    records = MetricWriter(tmp_path, 0, True)
     for step in (1, 2, 3):
         records.write(step, {"loss": step})
     records.close()
     with (tmp_path / "log.jsonl").open("a") as log:
         log.write('{"step": 4, "lo')
     time.sleep(1)  # files of events are named by the second
-    records = Records(tmp_path, 2, True)
+    records = MetricWriter(tmp_path, 2, True)
     records.write(3, {"loss": 30})
     records.close()
     assert [(line["step"], line["loss"]) for line in lines_of(tmp_path)] == [(1, 1), (2, 2), (3, 30)]
@@ -84,7 +84,7 @@ def test_a_kill_while_the_log_is_shortened_leaves_it_whole(tmp_path, monkeypatch
 
 
 def test_only_the_first_process_writes(tmp_path):
-    records = Records(tmp_path / "absent", 0, False, wandb={"project": "p", "mode": "online"})
+    records = MetricWriter(tmp_path / "absent", 0, False, wandb={"project": "p", "mode": "online"})
     records.write(1, {"loss": 1.0})
     records.images(1, {"a": np.zeros((2, 2, 3), np.uint8)})
     records.close()
@@ -114,7 +114,7 @@ WANDB = {"project": "mtl", "mode": "offline"}
 
 def run_with(fake, workdir, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    records = Records(workdir, 0, True, wandb=WANDB)
+    records = MetricWriter(workdir, 0, True, wandb=WANDB)
     records.write(1, {"loss": 2.0})
     records.images(1, {"a": np.zeros((2, 4, 3), np.uint8)})
     records.close()
@@ -156,7 +156,7 @@ def test_a_hanging_network_holds_nothing_up(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(guest, "WAITING", 3)
     release = threading.Event()
     monkeypatch.setitem(sys.modules, "wandb", FakeWandb(lambda: release.wait(60)))
-    records = Records(tmp_path, 0, True, wandb=WANDB)
+    records = MetricWriter(tmp_path, 0, True, wandb=WANDB)
     began = time.monotonic()
     for step in range(20):  # far more than can wait
         records.write(step, {"loss": 1.0})
@@ -169,7 +169,7 @@ def test_a_hanging_network_holds_nothing_up(tmp_path, monkeypatch, capsys):
 
 def test_without_a_project_there_is_no_weights_and_biases(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", FakeWandb(lambda: pytest.fail("asked for")))
-    records = Records(tmp_path, 0, True, wandb={"project": "", "mode": "online"})
+    records = MetricWriter(tmp_path, 0, True, wandb={"project": "", "mode": "online"})
     records.write(1, {"loss": 2.0})
     records.close()
     assert not (tmp_path / "wandb_id").exists()
@@ -190,86 +190,86 @@ def seconds_of(told):
     return 3600 * hours + 60 * minutes + seconds
 
 
-def stretch(speed, clock, steps=20, each=0.5, pause=0.0):
-    speed.start()
+def stretch(timer, clock, steps=20, each=0.5, pause=0.0):
+    timer.start()
     for _ in range(steps):
         clock.now += each
-        speed.step()
+        timer.count_step()
     clock.now += pause
-    return speed.steps_per_second()
+    return timer.steps_per_second()
 
 
 def test_rate_and_remaining_time():
     clock = Clock()
-    speed = Speed(clock=clock)
-    assert speed.remaining(10, 0) == "?"
-    assert speed.steps_per_second() is None
-    assert stretch(speed, clock) == 2
-    assert speed.remaining(1000, 0) == "0:08:20"
-    speed.evaluated(30.0)
-    assert speed.remaining(1000, 4) == "0:10:20"
-    assert speed.remaining(7200, 0) == "1:00:00"
+    timer = StepTimer(clock=clock)
+    assert timer.format_remaining(10, 0) == "?"
+    assert timer.steps_per_second() is None
+    assert stretch(timer, clock) == 2
+    assert timer.format_remaining(1000, 0) == "0:08:20"
+    timer.add_evaluation(30.0)
+    assert timer.format_remaining(1000, 4) == "0:10:20"
+    assert timer.format_remaining(7200, 0) == "1:00:00"
 
 
 def test_an_hour_asleep_does_not_move_the_remaining_time():
     clock = Clock()
-    speed = Speed(clock=clock)
+    timer = StepTimer(clock=clock)
     for _ in range(3):
-        stretch(speed, clock)
-    before = seconds_of(speed.remaining(1000, 0))
-    stretch(speed, clock, pause=3600.0)
-    assert seconds_of(speed.remaining(1000, 0)) == before
-    stretch(speed, clock)
-    assert seconds_of(speed.remaining(1000, 0)) == before
+        stretch(timer, clock)
+    before = seconds_of(timer.format_remaining(1000, 0))
+    stretch(timer, clock, pause=3600.0)
+    assert seconds_of(timer.format_remaining(1000, 0)) == before
+    stretch(timer, clock)
+    assert seconds_of(timer.format_remaining(1000, 0)) == before
 
 
 def test_nor_does_it_so_early_in_a_run():
     clock = Clock()
-    speed = Speed(clock=clock)
-    stretch(speed, clock)
-    stretch(speed, clock, pause=3600.0)
-    assert speed.remaining(1000, 0) == "0:08:20"
+    timer = StepTimer(clock=clock)
+    stretch(timer, clock)
+    stretch(timer, clock, pause=3600.0)
+    assert timer.format_remaining(1000, 0) == "0:08:20"
 
 
 def test_remaining_time_follows_a_change_that_lasts():
     clock = Clock()
-    speed = Speed(clock=clock)
+    timer = StepTimer(clock=clock)
     for _ in range(9):
-        stretch(speed, clock)
+        stretch(timer, clock)
     for _ in range(6):
-        stretch(speed, clock, each=1.0)
-    assert speed.remaining(1000, 0) == "0:16:40"
+        stretch(timer, clock, each=1.0)
+    assert timer.format_remaining(1000, 0) == "0:16:40"
 
 
 def test_an_evaluation_does_not_move_the_remaining_time():
     clock = Clock()
-    speed = Speed(evaluation_steps=50, clock=clock)  # so many steps' worth of time
-    stretch(speed, clock)
-    before = seconds_of(speed.remaining(1000, 10))
+    timer = StepTimer(evaluation_steps=50, clock=clock)  # so many steps' worth of time
+    stretch(timer, clock)
+    before = seconds_of(timer.format_remaining(1000, 10))
     assert before == 500 + 10 * 25
     clock.now += 26.0
-    speed.evaluated(26.0)
-    stretch(speed, clock)
-    assert abs(seconds_of(speed.remaining(1000, 10)) - before) == 10
-    speed.evaluated(3000.0)  # a pause in the middle of one
-    assert seconds_of(speed.remaining(1000, 10)) == before + 10
+    timer.add_evaluation(26.0)
+    stretch(timer, clock)
+    assert abs(seconds_of(timer.format_remaining(1000, 10)) - before) == 10
+    timer.add_evaluation(3000.0)  # a pause in the middle of one
+    assert seconds_of(timer.format_remaining(1000, 10)) == before + 10
 
 
 def test_input_wait():
     clock = Clock()
-    wait = InputWait(clock)
+    wait = DataWaitTimer(clock)
     for _ in range(4):
         with wait:
             clock.now += 0.25
         clock.now += 1.0
-    assert wait.share(5.0) == pytest.approx(0.2)
-    assert wait.share(5.0) == 0
-    assert wait.share(0.0) == 0
+    assert wait.take_share(5.0) == pytest.approx(0.2)
+    assert wait.take_share(5.0) == 0
+    assert wait.take_share(0.0) == 0
 
 
 def test_input_wait_counts_also_when_data_ends():
     clock = Clock()
-    wait = InputWait(clock)
+    wait = DataWaitTimer(clock)
 
     def data_ends():
         with wait:
@@ -278,7 +278,7 @@ def test_input_wait_counts_also_when_data_ends():
 
     with pytest.raises(StopIteration):
         data_ends()
-    assert wait.share(2.0) == 0.5
+    assert wait.take_share(2.0) == 0.5
 
 
 def test_memory(monkeypatch):
@@ -291,7 +291,7 @@ def test_memory(monkeypatch):
 
 
 def test_trace_of_some_steps(tmp_path):
-    trace = Trace(tmp_path, 2, 2)
+    trace = Profiler(tmp_path, 2, 2)
     for step in range(6):
         trace.step(step)
         assert (tmp_path / "trace").exists() == (step >= 2)
@@ -301,7 +301,7 @@ def test_trace_of_some_steps(tmp_path):
 
 
 def test_trace_of_a_run_that_ends_before(tmp_path):
-    trace = Trace(tmp_path, 0, 100)
+    trace = Profiler(tmp_path, 0, 100)
     trace.step(0)
     trace.close()
     trace.close()

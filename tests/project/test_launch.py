@@ -65,8 +65,8 @@ wait -n && wait -n
 PROGRAM = """
 import sys
 import jax
-from mtlora_jax import distributed
-distributed.start()
+from mtlora_jax.distributed import processes
+processes.start()
 open(sys.argv[-1] + str(jax.process_index()), "w").write(f"{jax.process_count()} {jax.local_device_count()} {jax.device_count()}")
 """
 

@@ -23,9 +23,9 @@ from mtlora_jax.errors import UserError
 from mtlora_jax.io.files import UNFINISHED, atomic_folder, write_text
 from mtlora_jax.tasks import IGNORE, make_tasks
 from mtlora_jax.train import run_config
-from mtlora_jax.train.fault_tolerance import BadExamples, Skips
+from mtlora_jax.train.fault_tolerance import NonFiniteGuard, UnreadableExamples
 from mtlora_jax.train.history import EvalHistory
-from mtlora_jax.train.loop import summary
+from mtlora_jax.train.step_log import summarise
 
 TASKS = ["semseg", "sal"]
 
@@ -98,21 +98,21 @@ def messages(*texts: str) -> dict[str, np.ndarray]:
 
 def test_bad_examples_are_counted_once_each_and_limited(tmp_path):
     path = tmp_path / "bad_examples.jsonl"
-    bad = BadExamples(2, path, {"a.png: broken": 3})
-    assert bad.settle() == []
+    bad = UnreadableExamples(2, path, {"a.png: broken": 3})
+    assert bad.sync() == []
     assert not path.exists()
-    bad.look(7, messages("", "a.png: broken", "b.png: cut off"))
-    bad.look(8, messages("b.png: cut off"))
-    assert bad.settle() == ["b.png: cut off"]
+    bad.record(7, messages("", "a.png: broken", "b.png: cut off"))
+    bad.record(8, messages("b.png: cut off"))
+    assert bad.sync() == ["b.png: cut off"]
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"step": 3, "error": "a.png: broken"},
         {"step": 7, "error": "b.png: cut off"},
     ]
-    assert list(bad.watch(9, [messages("c.png: gone")]))
+    assert list(bad.wrap(9, [messages("c.png: gone")]))
     with pytest.raises(
         UserError, match=r"3 examples .* more than fault_tolerance.max_unreadable_examples = 2; .*bad_examples.jsonl .*: c.png: gone"
     ):
-        bad.settle()
+        bad.sync()
 
 
 @pytest.mark.parametrize(
@@ -120,21 +120,21 @@ def test_bad_examples_are_counted_once_each_and_limited(tmp_path):
 )
 def test_the_limit_is_a_share_where_there_are_few_examples(of, size, allowed):
     def met(count, known=None):
-        bad = BadExamples(10, None, known, share=0.05, sizes={"training": 10**6, "evaluation": 10**6} | {of: size})
+        bad = UnreadableExamples(10, None, known, share=0.05, sizes={"training": 10**6, "evaluation": 10**6} | {of: size})
         batch = messages("", *(f"{number}.png: broken" for number in range(count)))
-        bad.look(7, batch) if of == "training" else list(bad.watch(7, [batch]))
+        bad.record(7, batch) if of == "training" else list(bad.wrap(7, [batch]))
         return bad
 
-    assert len(met(allowed).settle()) == allowed
-    assert met(allowed, dict(met(allowed).known)).settle()
+    assert len(met(allowed).sync()) == allowed
+    assert met(allowed, dict(met(allowed).known)).sync()
     expected = rf"^{allowed + 1} of the {size} examples for {of} cannot be read, "
     expected += rf"more than fault_tolerance.max_unreadable_share = 0.05 .*{allowed}.png: broken$"
     if allowed == 10:
         expected = r"^11 examples of 2000000 cannot be read, more than fault_tolerance.max_unreadable_examples = 10; the last: 10.png"
     with pytest.raises(UserError, match=expected):
-        met(allowed + 1).settle()
+        met(allowed + 1).sync()
     with pytest.raises(UserError, match="cannot be read, more than"):  # also where a run goes on that knew some of them
-        met(allowed + 1, {"0.png: broken": 3}).settle()
+        met(allowed + 1, {"0.png: broken": 3}).sync()
 
 
 def step(skipped: bool, **metrics: float) -> dict[str, float]:
@@ -143,13 +143,13 @@ def step(skipped: bool, **metrics: float) -> dict[str, float]:
 
 def test_skips_in_a_row_end_the_run_with_what_is_known_of_them(tmp_path):
     nan = float("nan")
-    skips = Skips(3, tmp_path)
+    guard = NonFiniteGuard(3, tmp_path)
     for number, skipped in enumerate([True, True, False, True, True], start=1):
-        skips.count(number, step(skipped, **{"loss/sal": nan} if skipped else {}), [f"image{number}"])
-    assert skips.in_row == 2
+        guard.record(number, step(skipped, **{"loss/sal": nan} if skipped else {}), [f"image{number}"])
+    assert guard.consecutive == 2
     assert not (tmp_path / "nonfinite.json").exists()
     with pytest.raises(UserError, match=r"loss of sal was not finite in 3 steps in a row, the last of them step 6; .*nonfinite.json"):
-        skips.count(6, step(True, **{"grad_norm/decoders": float("inf")}), ["image6", "image7"])
+        guard.record(6, step(True, **{"grad_norm/decoders": float("inf")}), ["image6", "image7"])
     told = json.loads((tmp_path / "nonfinite.json").read_text())
     assert told["step"] == 6
     assert told["tasks"] == ["sal"]
@@ -159,18 +159,18 @@ def test_skips_in_a_row_end_the_run_with_what_is_known_of_them(tmp_path):
 
 
 def test_skips_go_on_counting_after_a_resume(tmp_path):
-    skips = Skips(3, tmp_path, in_row=2)
+    guard = NonFiniteGuard(3, tmp_path, consecutive=2)
     with pytest.raises(UserError, match="the gradient was not finite in 3 steps in a row"):
-        skips.count(9, step(True, grad_norm=float("inf")), ["a"])
+        guard.record(9, step(True, grad_norm=float("inf")), ["a"])
 
 
 def test_the_log_has_means_of_what_is_finite():
     nan = float("nan")
-    found = summary([step(False, loss=1.0), step(True, loss=nan, **{"loss/sal": nan}), step(False, loss=2.0, **{"loss/sal": 4.0})])
+    found = summarise([step(False, loss=1.0), step(True, loss=nan, **{"loss/sal": nan}), step(False, loss=2.0, **{"loss/sal": 4.0})])
     assert found["loss"] == 1.5
     assert found["loss/sal"] == 2.5
     assert found["skipped"] == 1
-    assert "loss" not in summary([step(True, loss=nan)])
+    assert "loss" not in summarise([step(True, loss=nan)])
 
 
 def test_one_process_is_all_processes():
