@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -21,11 +22,12 @@ from mtlora_jax.data.pipeline import eval_batches
 from mtlora_jax.data.transforms import resize
 from mtlora_jax.defaults import default
 from mtlora_jax.errors import UserError
-from mtlora_jax.eval import evaluator as evaluate
-from mtlora_jax.eval import native_resolution
+from mtlora_jax.eval import aggregate, native_resolution
+from mtlora_jax.eval.evaluator import Evaluator
 from mtlora_jax.eval.visualize import Pictures, logits_of
 from mtlora_jax.tasks import make_tasks
 from mtlora_jax.tasks.losses import IGNORE
+from mtlora_jax.train.evaluate_run import evaluate_only
 
 TASKS = ("semseg", "sal", "normals", "edge")
 SIZES = {(40, 56): 3, (140, 30): 2}  # of the images' files, and how many have it
@@ -89,7 +91,7 @@ def at_original_size(made):
 
 @pytest.fixture(scope="module")
 def evaluator(made):
-    return evaluate.Evaluator(*made)
+    return Evaluator(*made)
 
 
 def test_images_differ_in_size(made):
@@ -265,7 +267,7 @@ def test_a_model_folder_evaluated_alone(made, tmp_path, capsys):
     config, experiment, _ = made
     experiment.save(tmp_path / "model", experiment.trainable, experiment.batch_stats, {})
     config = config_for(config.data.root, init_from=str(tmp_path / "model"))
-    scores = evaluate.evaluate_only(config, tmp_path / "evaluated")
+    scores = evaluate_only(config, tmp_path / "evaluated")
     printed = capsys.readouterr().out
     for told in (
         "at 32x32",
@@ -291,7 +293,7 @@ def test_a_merged_model_is_evaluated_like_any_other(made, tmp_path):
     scores = {}
     for name in ("model", "merged"):
         config = config_for(config.data.root, init_from=str(tmp_path / name))
-        scores[name] = evaluate.evaluate_only(config, tmp_path / f"{name}_evaluated")
+        scores[name] = evaluate_only(config, tmp_path / f"{name}_evaluated")
     assert scores["merged"] == pytest.approx(scores["model"], rel=1e-3)  # a pixel or two of 5,120 may change sides
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["architecture"]["method"]["name"] == "merged"
 
@@ -305,13 +307,13 @@ def write_metrics(folder, **scores):
 def test_single_task_files(root, tmp_path):
     tasks = make_tasks(TASKS)
     config = config_for(root)
-    assert evaluate.delta_m_baseline(config, tasks) == {"semseg": 67.21, "sal": 62.35, "normals": 17.97}
+    assert aggregate.delta_m_baseline(config, tasks) == {"semseg": 67.21, "sal": 62.35, "normals": 17.97}
     semseg = write_metrics(tmp_path / "semseg", semseg_mIoU=50.0, semseg_other=1.0)
     normals = write_metrics(tmp_path / "normals", normals_mean=20.0, depth_rmse=1.0)
     config.delta_m_baseline_runs = (semseg, f"{normals}/metrics.json")
-    assert evaluate.delta_m_baseline(config, tasks) == {"semseg": 50.0, "normals": 20.0}
+    assert aggregate.delta_m_baseline(config, tasks) == {"semseg": 50.0, "normals": 20.0}
     scores = {"semseg/mIoU": 55.0, "normals/mean": 19.0, "sal/mIoU": 1.0, "edge/loss": 1.0}
-    gain = evaluate.add_ranking_score(scores, tasks, evaluate.delta_m_baseline(config, tasks))["delta_m"]
+    gain = aggregate.add_ranking_score(scores, tasks, aggregate.delta_m_baseline(config, tasks))["delta_m"]
     assert gain == pytest.approx((10 + 5) / 2)
 
 
@@ -333,4 +335,4 @@ def test_bad_single_task_files(root, tmp_path, content, told):
     config = config_for(root)
     config.delta_m_baseline_runs = (write_metrics(tmp_path / "whole", semseg_mIoU=5.0), str(tmp_path / "a"))
     with pytest.raises(UserError, match=told):
-        evaluate.delta_m_baseline(config, make_tasks(TASKS))
+        aggregate.delta_m_baseline(config, make_tasks(TASKS))
