@@ -52,7 +52,7 @@ class Experiment:
             arrays = {p: np.asarray(a, np.float32) for p, a in jax.device_get({**self.frozen, **trainable, **batch_stats}).items()}
             model_folder.save(where, self.architecture, arrays, {"classes": class_names.of(self.tasks), **self.record, **extra})
         sharding.barrier(str(where))
-        sharding.agreed(where.exists(), not_shared(where))
+        sharding.assert_equal_across_processes(where.exists(), not_shared(where))
 
 
 def not_shared(where: pathlib.Path) -> str:
@@ -62,62 +62,62 @@ def not_shared(where: pathlib.Path) -> str:
 
 def open_dataset(config: Config, split: str) -> Dataset:
     """A split of the config's data set. Raises UserError for an unknown data set or bad files."""
-    return kind_of_dataset(config)(config.data.root, split, tuple(config.tasks))
+    return dataset_class(config)(config.data.root, split, tuple(config.tasks))
 
 
 def open_datasets(config: Config, *splits: str) -> list[Dataset]:
     """Splits of the config's data set, the same in all processes. Raises UserError in all where one has bad files, or others."""
-    opened = agreement.together(lambda: [open_dataset(config, split) for split in splits])
+    opened = agreement.run_together(lambda: [open_dataset(config, split) for split in splits])
     if jax.process_count() > 1:
         found: dict[str, Any] = {}
-        for describe in (agreement.of_data, agreement.of_samples):
+        for describe in (agreement.describe_data, agreement.describe_samples):
             for data, split in zip(opened, splits, strict=True):
                 found |= describe(data, split)
         agreement.require_same(found, "give all hosts the same data")
     return opened
 
 
-def tasks_of(config: Config) -> dict[str, Task]:
+def build_tasks(config: Config) -> dict[str, Task]:
     """The config's tasks with the classes of its data set, which need not be at hand."""
-    return kind_of_dataset(config).make_tasks(config.data.root, tuple(config.tasks))
+    return dataset_class(config).describe(config.data.root, tuple(config.tasks))
 
 
-def kind_of_dataset(config: Config) -> type[Dataset]:
+def dataset_class(config: Config) -> type[Dataset]:
     """The class that `config.data.name` names. Raises UserError."""
     if config.data.name not in DATASETS:
         raise UserError(f"data.name = {config.data.name!r} is not one of {', '.join(DATASETS)}")
     return DATASETS[config.data.name]
 
 
-def batches_to_train(config: Config, data: Dataset) -> Batches:
+def make_train_batches(config: Config, data: Dataset) -> Batches:
     """This process's share of endless, shuffled, augmented batches."""
     return train_batches(
         data,
         image_size=tuple(config.image_size),
         batch_size=config.batch_size,
         seed=config.seed,
-        num_workers=config.data.num_workers,
+        workers=config.data.num_workers,
         augmentation=Augmentation(**config.data.augmentation),
-        reference_transforms=config.data.reference_transforms,
+        parity=config.data.reference_transforms,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
 
 
-def batches_to_evaluate(config: Config, data: Dataset) -> Batches:
+def make_eval_batches(config: Config, data: Dataset) -> Batches:
     """This process's share of a split, once from its first image to its last."""
     return eval_batches(
         data,
         image_size=tuple(config.image_size),
         batch_size=config.eval_batch_size,
-        num_workers=config.data.num_workers,
-        reference_transforms=config.data.reference_transforms,
+        workers=config.data.num_workers,
+        parity=config.data.reference_transforms,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
 
 
-def set_up(config: Config, tasks: dict[str, Task], workdir: pathlib.Path, complete: bool = False) -> Experiment:
+def build_experiment(config: Config, tasks: dict[str, Task], workdir: pathlib.Path, complete: bool = False) -> Experiment:
     """Builds the config's model, gives it its first weights, and places them on the devices.
 
     Args:
@@ -147,8 +147,8 @@ def describe_architecture(config: Config, tasks: Mapping[str, Task], workdir: pa
     """The architecture of the config's model; to be evaluated alone (`complete`), it may be a merged one. Raises UserError."""
     architecture = model_factory.from_config(config, {name: task.channels for name, task in tasks.items()})
     initial = workdir / "initial"
-    if not sharding.agreed(initial.exists(), not_shared(initial)) and complete and config.init_from:
-        architecture |= agreement.together(lambda: initial_weights.merged_method(config.init_from))
+    if not sharding.assert_equal_across_processes(initial.exists(), not_shared(initial)) and complete and config.init_from:
+        architecture |= agreement.run_together(lambda: initial_weights.merged_method(config.init_from))
     return architecture
 
 
@@ -161,7 +161,7 @@ def build_with_weights(
     """
     model = model_factory.build(architecture)
     model_factory.configure(model, compute=config.compute_dtype, remat=config.remat, fused=config.fused)
-    origin = agreement.together(lambda: load_first_weights(model, config, architecture, tasks, workdir, complete))
+    origin = agreement.run_together(lambda: load_first_weights(model, config, architecture, tasks, workdir, complete))
     return model, origin
 
 
@@ -177,10 +177,10 @@ def place_on_devices(
     method = model_factory.method_of(architecture)
     graph, trainable, frozen, batch_stats = parameters.split(model, method.trainable)
     if jax.process_count() > 1:
-        agreement.require_same(agreement.of_arrays({**trainable, **frozen, **batch_stats}, "first weights of"))
+        agreement.require_same(agreement.describe_arrays({**trainable, **frozen, **batch_stats}, "first weights of"))
     parts = trainable, parameters.narrowed(frozen, config.frozen_dtype), batch_stats
     trainable, frozen, batch_stats = sharding.replicate(parts, mesh)
-    record = {"training": training_of(config), **({"started_from": origin} if origin else {})}
+    record = {"training": describe_training(config), **({"started_from": origin} if origin else {})}
     return Experiment(mesh, tasks, architecture, method, graph, trainable, frozen, batch_stats, record)
 
 
@@ -208,7 +208,7 @@ def load_first_weights(
     return origin
 
 
-def training_of(config: Config) -> dict[str, Any]:
+def describe_training(config: Config) -> dict[str, Any]:
     """The command of this process, where it is one of ours, and the config, JSON-able."""
     ours = any(argument.startswith("mtlora_jax.") for argument in sys.orig_argv)
     command = shlex.join(["python", *sys.orig_argv[1:]]) if ours else ""

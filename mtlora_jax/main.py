@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mtlora_jax.train.run import train
 
     keep_compiled(args.compile_cache)
-    processes.start(args.coordinator_address, args.num_processes, args.process_id)
+    processes.initialize(args.coordinator_address, args.num_processes, args.process_id)
     workdir = args.workdir
     if args.mode == "train":
         train(args.config, workdir, profile=args.profile, override=args.override_config)
@@ -86,7 +86,7 @@ def leave(code: int) -> NoReturn:
     """Ends a failed process, one of several or alone."""
     from mtlora_jax.distributed import processes
 
-    processes.leave(code)
+    processes.exit_process(code)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.paper:
         if args.batch_size is not None:
             raise UserError("--batch_size: --paper compares no memory; give --config=FILE instead")
-        tell_paper(args.json)
+        print_paper(args.json)
         return
     batch_size = args.config.batch_size if args.batch_size is None else args.batch_size
     if batch_size < 1:
@@ -59,10 +59,10 @@ def explain(config: Any, batch_size: int) -> dict[str, Any]:
     from mtlora_jax import model_factory
     from mtlora_jax.analysis.param_counts import summarise
     from mtlora_jax.benchmark.memory import estimate
-    from mtlora_jax.experiment import check_encoder_microbatches, tasks_of
+    from mtlora_jax.experiment import build_tasks, check_encoder_microbatches
 
     check_encoder_microbatches(config.encoder_microbatches, batch_size, 1)
-    tasks = tasks_of(config)
+    tasks = build_tasks(config)
     architecture = model_factory.from_config(config, {name: task.channels for name, task in tasks.items()})
     size = tuple(architecture["image_size"])
     summary = summarise(model_factory.build(architecture), model_factory.method_of(architecture), size)
@@ -141,7 +141,7 @@ def tell(summary: Mapping[str, Any]) -> None:
     print_table(heading, ("what", "GB"), [(what, f"{count / 1e9:.3f}") for what, count in memory.items()])
 
 
-def tell_paper(as_json: bool) -> None:
+def print_paper(as_json: bool) -> None:
     """Prints what the paper prints next to what is counted here."""
     from mtlora_jax.analysis.paper_tables import REMARKS, compared, entries
     from mtlora_jax.console import console, print_table

@@ -20,7 +20,7 @@ from mtlora_jax.models.inputs import normalise
 from mtlora_jax.models.parameters import Flat
 from mtlora_jax.tasks.losses import IGNORE
 from mtlora_jax.tasks.task import Task
-from mtlora_jax.train.step import losses_of
+from mtlora_jax.train.step import compute_losses
 from torch_peer import training
 from torch_peer.model import MTLoRA, load
 
@@ -102,7 +102,7 @@ def our_gradients(
 
     def loss(trainable: Flat, frozen: Flat, batch: Mapping[str, jax.Array]) -> jax.Array:
         model = parameters.merge(graph, trainable, frozen, stats)
-        return losses_of(model(normalise(batch["image"]), train=True), batch, tasks, weights)[0]
+        return compute_losses(model(normalise(batch["image"]), train=True), batch, tasks, weights)[0]
 
     return jax.jit(jax.value_and_grad(loss))(trainable, frozen, dict(batch))
 

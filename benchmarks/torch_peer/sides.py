@@ -13,7 +13,7 @@ from mtlora_jax import model_factory
 from mtlora_jax.benchmark.train import start
 from mtlora_jax.data.synthetic import random_batch
 from mtlora_jax.errors import UserError
-from mtlora_jax.experiment import tasks_of
+from mtlora_jax.experiment import build_tasks
 from mtlora_jax.model_io.merging import merged_arrays
 from mtlora_jax.models import parameters
 from mtlora_jax.models.inputs import normalise
@@ -46,7 +46,7 @@ class Job:
 def compared_sides(args: argparse.Namespace) -> tuple[dict[str, float], Side, Side]:
     """(differences in float32, ours, the peer). Raises UserError if they are not the same model."""
     config = args.config
-    tasks = tasks_of(config)
+    tasks = build_tasks(config)
     architecture = model_factory.from_config(config, {name: task.channels for name, task in tasks.items()})
     if jax.device_count() > 1:
         raise UserError(f"jax has {jax.device_count()} devices, the peer uses one: hide the others, as with CUDA_VISIBLE_DEVICES=0")

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from mtlora_jax.benchmark.timing import rates_of
+from mtlora_jax.benchmark.timing import compute_rates
 
 WARM_UP = 2  # steps of each before the first round
 
@@ -43,7 +43,7 @@ def alternated(ours: Side, peer: Side, count: int, steps: int, images: int) -> d
     measured = {}
     for name, side in sides.items():
         seconds = [s for one in rounds[name] for s in one]
-        told = {"seconds": statistics.median(seconds), **rates_of(images, seconds), "first_seconds": first[name]}
+        told = {"seconds": statistics.median(seconds), **compute_rates(images, seconds), "first_seconds": first[name]}
         measured[name] = told | {"peak_bytes": side.peak_bytes(), "device": side.device, "version": side.version}
     ratios = [statistics.median(b) / statistics.median(a) for a, b in zip(rounds["ours"], rounds["peer"], strict=True)]
     peaks = measured["ours"]["peak_bytes"], measured["peer"]["peak_bytes"]

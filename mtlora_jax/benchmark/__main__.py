@@ -55,15 +55,15 @@ from typing import Any
 from mtlora_jax import cli
 from mtlora_jax.benchmark.data import data, end_to_end
 from mtlora_jax.benchmark.infer import infer
-from mtlora_jax.benchmark.report import tell_data, tell_end_to_end, tell_program
+from mtlora_jax.benchmark.report import print_data, print_end_to_end, print_program
 from mtlora_jax.benchmark.train import train
 from mtlora_jax.errors import UserError
 
 BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], Callable[[dict[str, Any]], None]]] = {
-    "train": (train, tell_program),
-    "infer": (infer, tell_program),
-    "data": (data, tell_data),
-    "end_to_end": (end_to_end, tell_end_to_end),
+    "train": (train, print_program),
+    "infer": (infer, print_program),
+    "data": (data, print_data),
+    "end_to_end": (end_to_end, print_end_to_end),
 }
 
 

@@ -10,11 +10,11 @@ import jax
 import psutil
 
 from mtlora_jax.benchmark import train as training_step
-from mtlora_jax.benchmark.timing import WARM_UP, rates_of, steps_of
+from mtlora_jax.benchmark.timing import WARM_UP, compute_rates, time_steps
 from mtlora_jax.data.pipeline import Batches
 from mtlora_jax.distributed import sharding
 from mtlora_jax.errors import UserError
-from mtlora_jax.experiment import batches_to_train, open_dataset
+from mtlora_jax.experiment import make_train_batches, open_dataset
 from mtlora_jax.metric_writers import DataWaitTimer
 
 ROUNDS = 5
@@ -26,7 +26,7 @@ def data(args: argparse.Namespace) -> dict[str, Any]:
     config = args.config
     workers = config.data.num_workers
     count = BATCHES * max(workers, 1)
-    with contextlib.closing(batches_to_train(config, open_dataset(config, config.data.train_split))) as batches:
+    with contextlib.closing(make_train_batches(config, open_dataset(config, config.data.train_split))) as batches:
         take(batches, count)  # also empties what workers have made ahead while the first of them started
         seconds, busy = [], processor_seconds()
         for _ in range(ROUNDS):
@@ -35,7 +35,7 @@ def data(args: argparse.Namespace) -> dict[str, Any]:
             seconds.append(time.perf_counter() - start)
         busy = processor_seconds() - busy
     images = count * config.batch_size // jax.process_count()
-    rates = rates_of(images, seconds)
+    rates = compute_rates(images, seconds)
     return {
         **rates,
         "per_worker": (rates["images_per_second"] or 0.0) / max(workers, 1),
@@ -53,9 +53,9 @@ def end_to_end(args: argparse.Namespace) -> dict[str, Any]:
     config = args.config
     dataset = open_dataset(config, config.data.train_split)
     training = training_step.start(config)
-    alone = steps_of(training.step, args.steps, training.device).seconds
+    alone = time_steps(training.step, args.steps, training.device).seconds
     wait, mesh = DataWaitTimer(), training.experiment.mesh
-    with contextlib.closing(batches_to_train(config, dataset)) as batches:
+    with contextlib.closing(make_train_batches(config, dataset)) as batches:
         take(batches, BATCHES * max(config.data.num_workers, 1))
         before, start = None, time.perf_counter()
         for step in range(WARM_UP + args.steps):
@@ -65,7 +65,7 @@ def end_to_end(args: argparse.Namespace) -> dict[str, Any]:
                 wait.take_share(1.0)
             with wait:
                 batch = next(batches)
-            now = training.step(sharding.put({name: batch[name] for name in training.batch}, mesh))[1]  # training reads no "mask"
+            now = training.step(sharding.shard_batch({name: batch[name] for name in training.batch}, mesh))[1]  # training reads no "mask"
             jax.block_until_ready(before)  # one step runs while the next batch is fetched
             before = now
         jax.block_until_ready(before)

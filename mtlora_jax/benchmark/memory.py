@@ -22,7 +22,7 @@ from mtlora_jax.models import parameters
 from mtlora_jax.models.inputs import normalise
 from mtlora_jax.tasks.task import Task
 from mtlora_jax.train.optimizer import make_optimizer
-from mtlora_jax.train.step import losses_of
+from mtlora_jax.train.step import compute_losses
 
 
 def estimate(config: Any, architecture: Mapping[str, Any], tasks: Mapping[str, Task], batch_size: int) -> dict[str, int]:
@@ -55,7 +55,7 @@ def estimate(config: Any, architecture: Mapping[str, Any], tasks: Mapping[str, T
     def loss(trainable: Any, frozen: Any, stats: Any, batch: Any, key: jax.Array) -> jax.Array:
         model = parameters.merge(graph, trainable, frozen, stats)
         logits = model.on_features(normalise(batch["image"]), train=True, rngs=nnx.Rngs(dropout=key), parts=config.encoder_microbatches)
-        return losses_of(logits, batch, tasks, {name: task.weight for name, task in tasks.items()})[0]
+        return compute_losses(logits, batch, tasks, {name: task.weight for name, task in tasks.items()})[0]
 
     arguments = (trainable, frozen, stats, batch, jax.eval_shape(lambda: jax.random.key(0)))
     optimizer = make_optimizer(config.optimizer, optax.constant_schedule(1e-4), frozenset(trainable))

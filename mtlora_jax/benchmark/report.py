@@ -10,7 +10,7 @@ SETTINGS = ("method", "merged", "compute", "frozen", "encoder_microbatches", "re
 TITLES = {"train": "Training step", "infer": "Forward pass"}
 
 
-def tell_program(measured: dict[str, Any]) -> None:
+def print_program(measured: dict[str, Any]) -> None:
     """A table of what was measured of a training step or a forward pass."""
     rate = measured["images_per_second"]
     size, settings = "x".join(map(str, measured["image_size"])), ", ".join(f"{key} {measured[key]}" for key in SETTINGS if key in measured)
@@ -55,7 +55,7 @@ def peak(measured: dict[str, Any]) -> str:
     return f"{flops:.3g} TFLOP/s in {measured['peak_precision']}, {bandwidth:.4g} GB/s ({measured['peak_from']})"
 
 
-def tell_data(measured: dict[str, Any]) -> None:
+def print_data(measured: dict[str, Any]) -> None:
     """A line about the input pipeline."""
     print(
         f"data: {measured['images_per_second']:.1f} images/s ({measured['slowest']:.1f} to {measured['fastest']:.1f}), "
@@ -63,7 +63,7 @@ def tell_data(measured: dict[str, Any]) -> None:
     )
 
 
-def tell_end_to_end(measured: dict[str, Any]) -> None:
+def print_end_to_end(measured: dict[str, Any]) -> None:
     """A line about a training step that is fed."""
     print(
         f"end to end: {measured['images_per_second']:.2f} images/s, a step takes {duration(measured['seconds'])} fed and "

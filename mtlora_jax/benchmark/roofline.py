@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from mtlora_jax.analysis.macs import Macs, count
 from mtlora_jax.benchmark.device_peaks import peak_of
-from mtlora_jax.benchmark.timing import WARM_UP, Program, Steps, rates_of
+from mtlora_jax.benchmark.timing import WARM_UP, Program, Steps, compute_rates
 
 
 def products(jaxpr: Any) -> int:
@@ -34,7 +34,7 @@ def measured(program: Program, steps: Steps, config: Any, mesh: Mesh, least_byte
     """
     macs, planned = products(program.jaxpr), program.planned()
     return {
-        **rates_of(config.batch_size, steps.seconds),
+        **compute_rates(config.batch_size, steps.seconds),
         "seconds": steps.median,
         "steps": len(steps.seconds),
         "warm_up": WARM_UP,

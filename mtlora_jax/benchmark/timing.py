@@ -84,7 +84,7 @@ class Steps:
         return statistics.median(self.seconds) if self.seconds else None
 
 
-def steps_of(step: Callable[[], Any], count: int, device: Any) -> Steps:
+def time_steps(step: Callable[[], Any], count: int, device: Any) -> Steps:
     """Calls `count` times, each result waited for, after the calls of the warm-up; not at all where `count` is 0."""
     if not count:
         return Steps([], {"peak_bytes": None, "peak_resident_bytes": None})
@@ -115,7 +115,7 @@ def peak_memory(device: Any) -> dict[str, int | None]:
     return {"peak_bytes": counted, "peak_resident_bytes": resident if device.platform == "cpu" else None}
 
 
-def rates_of(images: int, seconds: Sequence[float]) -> dict[str, float | None]:
+def compute_rates(images: int, seconds: Sequence[float]) -> dict[str, float | None]:
     """Images per second of rounds or steps of so many images each: "images_per_second" (median), "slowest", "fastest"; None without any.
 
     "spread" is the distance between the quartiles of the seconds as a share of their median; None of fewer than two.

@@ -16,10 +16,10 @@ from mtlora_jax import model_factory
 from mtlora_jax.analysis.param_counts import group_of_each
 from mtlora_jax.benchmark import roofline
 from mtlora_jax.benchmark.memory import estimate, nbytes
-from mtlora_jax.benchmark.timing import Program, compiled, steps_of
+from mtlora_jax.benchmark.timing import Program, compiled, time_steps
 from mtlora_jax.data.synthetic import random_batch
 from mtlora_jax.distributed import sharding
-from mtlora_jax.experiment import Experiment, set_up, tasks_of
+from mtlora_jax.experiment import Experiment, build_experiment, build_tasks
 from mtlora_jax.models import parameters
 from mtlora_jax.train.optimizer import make_optimizer
 from mtlora_jax.train.step import TrainState, create_state, train_step
@@ -53,11 +53,11 @@ class Training:
 def start(config: Any) -> Training:
     """Sets up and compiles what a training run would, without data and files. Raises UserError for a config that describes no model."""
     config.init_from = ""
-    tasks = tasks_of(config)
+    tasks = build_tasks(config)
     with tempfile.TemporaryDirectory() as nothing:
-        experiment = set_up(config, tasks, pathlib.Path(nothing))
+        experiment = build_experiment(config, tasks, pathlib.Path(nothing))
     mesh = experiment.mesh
-    everywhere, split = sharding.replicated(mesh), sharding.by_batch(mesh)
+    everywhere, split = sharding.replicated_sharding(mesh), sharding.batch_sharding(mesh)
     optimizer = make_optimizer(config.optimizer, optax.constant_schedule(1e-4), frozenset(experiment.trainable))
     update = jax.jit(
         functools.partial(
@@ -74,7 +74,7 @@ def start(config: Any) -> Training:
         donate_argnums=0,
     )
     state = jax.device_put(create_state(experiment.trainable, experiment.batch_stats, optimizer), everywhere)
-    batch = sharding.put(random_batch(tasks, config.batch_size // jax.process_count(), tuple(config.image_size)), mesh)
+    batch = sharding.shard_batch(random_batch(tasks, config.batch_size // jax.process_count(), tuple(config.image_size)), mesh)
     key = jax.random.key(config.seed)
     return Training(experiment, compiled(update, state, experiment.frozen, batch, key), state, batch, key)
 
@@ -83,7 +83,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     """Time, memory and cost of the training step. Raises UserError for a config that describes no model."""
     config = args.config
     training = start(config)
-    steps = steps_of(training.step, args.steps, training.device)
+    steps = time_steps(training.step, args.steps, training.device)
     return {
         **roofline.measured(training.program, steps, config, training.experiment.mesh, least_bytes(config, training)),
         "encoder_microbatches": config.encoder_microbatches,

@@ -36,7 +36,7 @@ def require_same(values: Mapping[str, Any], advice: str = "give all processes th
       values: {name: JSON-able value}. The error names the first one that differs, and both values.
       advice: what the user should do then.
     """
-    everyone = sharding.of_all_processes(json.loads(json.dumps(values)))
+    everyone = sharding.allgather_json(json.loads(json.dumps(values)))
     first = everyone[0]
     for process, other in enumerate(everyone[1:], 1):
         for key in {**first, **other}:
@@ -45,7 +45,7 @@ def require_same(values: Mapping[str, Any], advice: str = "give all processes th
                 raise UserError(f"the processes differ in {key}: {here} in process 0, {there} in process {process}; {advice}")
 
 
-def together(action: Callable[[], Value]) -> Value:
+def run_together(action: Callable[[], Value]) -> Value:
     """Calls `action` in every process and returns its result; a UserError in one process is raised in all of them."""
     if jax.process_count() == 1:
         return action()
@@ -54,13 +54,13 @@ def together(action: Callable[[], Value]) -> Value:
         value = action()
     except UserError as error:
         fault = str(error)
-    for process, told in enumerate(sharding.of_all_processes(fault)):
+    for process, told in enumerate(sharding.allgather_json(fault)):
         if told:
             raise UserError(told if told == fault else f"process {process}: {told}")
     return value  # pyright: ignore[reportReturnType]
 
 
-def of_start(config: Config, **more: Any) -> dict[str, Any]:
+def describe_start(config: Config, **more: Any) -> dict[str, Any]:
     """Describes the config, the program and the libraries, to be compared first; `more` adds flags of the command."""
     flat = {f"config.{key}": value for key, value in flattened(config).items() if key not in OWN}
     return {**more, **flat, "sources of mtlora_jax": sources(), **{name: importlib.metadata.version(name) for name in LIBRARIES}}
@@ -76,7 +76,7 @@ def sources() -> str:
     return digest.hexdigest()[:16]
 
 
-def of_data(data: Dataset, split: str) -> dict[str, Any]:
+def describe_data(data: Dataset, split: str) -> dict[str, Any]:
     """Describes a split: how many images, which ids, and what its labels mean. Reads no image."""
     ids = list(data.ids)
     encodings = {name: task.describe_label_values() for name, task in data.tasks.items()}
@@ -88,7 +88,7 @@ def of_data(data: Dataset, split: str) -> dict[str, Any]:
     }
 
 
-def of_samples(data: Dataset, split: str) -> dict[str, Any]:
+def describe_samples(data: Dataset, split: str) -> dict[str, Any]:
     """Checksums of a few decoded examples, since files of the same name may differ."""
     chosen = sorted({int(index) for index in np.linspace(0, len(data) - 1, SAMPLES)})
     return {f"contents of {split} {data.ids[index]}": _checksum(data, index) for index in chosen}
@@ -102,7 +102,7 @@ def _checksum(data: Dataset, index: int) -> Any:
     return {name: zlib.crc32(np.ascontiguousarray(value).tobytes()) for name, value in example.items() if isinstance(value, np.ndarray)}
 
 
-def of_arrays(arrays: Mapping[str, Any], what: str) -> dict[str, Any]:
+def describe_arrays(arrays: Mapping[str, Any], what: str) -> dict[str, Any]:
     """{`what` and path: shape and CRC-32} of each array."""
     values = {path: np.ascontiguousarray(jax.device_get(array)) for path, array in arrays.items()}
     return {f"{what} {path}": [list(value.shape), zlib.crc32(value.view(np.uint8).data)] for path, value in values.items()}

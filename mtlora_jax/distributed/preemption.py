@@ -91,7 +91,7 @@ class Shutdown:
 
     def _any_process_asked(self, mesh: Mesh) -> bool:
         mine = np.full(jax.local_device_count(), self.asked, np.int32)
-        self._flags.append(self._any(jax.make_array_from_process_local_data(sharding.by_batch(mesh), mine)))
+        self._flags.append(self._any(jax.make_array_from_process_local_data(sharding.batch_sharding(mesh), mine)))
         return len(self._flags) > LAG and bool(self._flags.popleft())
 
     def _listen(self) -> None:

@@ -1,6 +1,6 @@
 """Several processes as one program, on JAX's own distributed runtime: the same command on every host (or for every GPU).
 
-After `start`, `jax.devices()` are those of all processes and every collective spans them. Nothing here is needed for one process.
+After `initialize`, `jax.devices()` are those of all processes and every collective spans them. Nothing here is needed for one process.
 """
 
 import importlib.util
@@ -24,7 +24,9 @@ START_SECONDS = 300  # in which all processes must have been started
 LEAVE_SECONDS = 30  # a process that failed waits so long for the others to end too; then they are ended
 
 
-def start(coordinator: str | None = None, processes: int | None = None, process: int | None = None, timeout: int = START_SECONDS) -> None:
+def initialize(
+    coordinator: str | None = None, processes: int | None = None, process: int | None = None, timeout: int = START_SECONDS
+) -> None:
     """Joins the other processes where the arguments, SLURM or a TPU pod say that there are any; else does nothing.
 
     Must come before anything is computed. Afterwards only process 0 prints. Ends the process with one line and exit code 2 when the
@@ -40,7 +42,7 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
       UserError: for arguments that are incomplete or contradict one another, or a port that is taken.
     """
     given = (coordinator, processes, process)
-    how = detect(os.environ) if given == (None, None, None) else check(*given)
+    how = detect_cluster(os.environ) if given == (None, None, None) else check_flags(*given)
     if how is None:
         return
     if coordinator and process == 0:
@@ -61,7 +63,7 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
     _connect()
 
 
-def check(coordinator: str | None, processes: int | None, process: int | None) -> dict[str, Any] | None:
+def check_flags(coordinator: str | None, processes: int | None, process: int | None) -> dict[str, Any] | None:
     """Arguments of `jax.distributed.initialize` for explicit flags; None for a single process. Raises UserError."""
     if processes == 1:
         return None
@@ -77,7 +79,7 @@ def check(coordinator: str | None, processes: int | None, process: int | None) -
     return {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}
 
 
-def detect(environment: Mapping[str, str]) -> dict[str, Any] | None:
+def detect_cluster(environment: Mapping[str, str]) -> dict[str, Any] | None:
     """Arguments of `jax.distributed.initialize` for what the environment tells; None for a single process.
 
     What is left out of the arguments, JAX finds itself on SLURM and on TPUs.
@@ -94,7 +96,7 @@ def detect(environment: Mapping[str, str]) -> dict[str, Any] | None:
     return {} if "," in workers or slices > 1 or (tpu_vm and not workers) else None
 
 
-def leave(code: int) -> NoReturn:
+def exit_process(code: int) -> NoReturn:
     """Ends this process with `code` after an error.
 
     Processes that fail alike end together. If the others go on, JAX ends them after LEAVE_SECONDS at the latest; this one does not wait
@@ -129,8 +131,8 @@ def _connect() -> None:
     first training step, reached when a process has compiled it, must not be the first collective.
     """
     mesh = sharding.make_mesh()
-    ones = jax.make_array_from_process_local_data(sharding.by_batch(mesh), np.ones(jax.local_device_count(), np.float32))
-    jax.block_until_ready(jax.jit(jnp.sum, out_shardings=sharding.replicated(mesh))(ones))
+    ones = jax.make_array_from_process_local_data(sharding.batch_sharding(mesh), np.ones(jax.local_device_count(), np.float32))
+    jax.block_until_ready(jax.jit(jnp.sum, out_shardings=sharding.replicated_sharding(mesh))(ones))
     sharding.barrier("start")
 
 

@@ -19,12 +19,12 @@ def make_mesh() -> Mesh:
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated_sharding(mesh: Mesh) -> NamedSharding:
     """The same array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def by_batch(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Leading axis split over the devices."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
@@ -35,16 +35,18 @@ def check_batch_size(batch_size: int, mesh: Mesh, key: str) -> None:
         raise UserError(f"{key} = {batch_size} must be a positive multiple of the number of devices, {mesh.size}")
 
 
-def put(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's part of a batch -> global arrays (B, ...). Strings (`image_id`) stay on the host and are left out."""
     return {
-        key: jax.make_array_from_process_local_data(by_batch(mesh), value) for key, value in batch.items() if value.dtype.kind not in "US"
+        key: jax.make_array_from_process_local_data(batch_sharding(mesh), value)
+        for key, value in batch.items()
+        if value.dtype.kind not in "US"
     }
 
 
 def replicate(tree: Tree, mesh: Mesh) -> Tree:
     """Arrays that every process holds, the same in each -> the same arrays on every device of all processes."""
-    everywhere = replicated(mesh)
+    everywhere = replicated_sharding(mesh)
     if jax.process_count() == 1:
         return jax.device_put(tree, everywhere)
     # device_put would compare each array with those of the other processes, one collective for each.
@@ -57,7 +59,7 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def agreed(value: bool, otherwise: str) -> bool:
+def assert_equal_across_processes(value: bool, otherwise: str) -> bool:
     """`value`, which must be the same in all processes; else raises UserError(otherwise) in all of them."""
     values = multihost_utils.process_allgather(np.asarray(value)) if jax.process_count() > 1 else np.asarray([value])
     if values.all() != values.any():
@@ -65,7 +67,7 @@ def agreed(value: bool, otherwise: str) -> bool:
     return value
 
 
-def of_all_processes(value: Any) -> list[Any]:
+def allgather_json(value: Any) -> list[Any]:
     """What each process has for a JSON-able value, in their order; all must take part."""
     if jax.process_count() == 1:
         return [value]

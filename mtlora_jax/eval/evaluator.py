@@ -33,14 +33,14 @@ class Evaluator:
     def __init__(self, config: Config, experiment: Experiment, data: Dataset):
         self.pictures = Pictures(config, experiment, data)
         self._experiment = experiment
-        everywhere, split = sharding.replicated(experiment.mesh), sharding.by_batch(experiment.mesh)
+        everywhere, split = sharding.replicated_sharding(experiment.mesh), sharding.batch_sharding(experiment.mesh)
         self._step = jax.jit(
             functools.partial(eval_step, graph=experiment.graph, tasks=experiment.tasks),
             in_shardings=(everywhere, everywhere, everywhere, split),
             out_shardings=everywhere,
         )
         self._compiled: Callable[..., Statistics] | None = None
-        self._batches = functools.partial(experiments.batches_to_evaluate, config, data)
+        self._batches = functools.partial(experiments.make_eval_batches, config, data)
 
     def __call__(
         self, trainable: Flat, batch_stats: Flat, watched: Callable[[Batches], Iterable[Mapping[str, np.ndarray]]] = iter
@@ -83,7 +83,7 @@ def evaluate(
     totals: Totals = {}
     pending: Statistics = {}  # statistics are fetched one batch late, so that the host prepares a batch while the device works on another
     for batch in batches:
-        ahead = compute(sharding.put(batch, mesh))
+        ahead = compute(sharding.shard_batch(batch, mesh))
         add(totals, pending)
         pending = ahead
     add(totals, pending)

@@ -13,18 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtlora_jax.data.native_resolution import NativeLabels, band_height, group_rows, native_sizes, place_on_canvas
+from mtlora_jax.data.native_resolution import OriginalSize, band_of, groups_of, on_canvas, sizes_of
 from mtlora_jax.data.pipeline import Batches, Dataset
 from mtlora_jax.defaults import Config
 from mtlora_jax.distributed import sharding
 from mtlora_jax.eval.aggregate import Totals, add
 from mtlora_jax.eval.visualize import logits_of
-from mtlora_jax.experiment import Experiment, batches_to_evaluate
+from mtlora_jax.experiment import Experiment, make_eval_batches
 from mtlora_jax.models.parameters import Flat
 from mtlora_jax.tasks.task import Task
 
 
-class OriginalSizeEvaluator:
+class NativeResolutionEvaluator:
     """Evaluates weights on one split at the sizes its images have.
 
     Logits are interpolated bilinearly (half-pixel centres, no antialiasing: PyTorch's align_corners=False, OpenCV's INTER_LINEAR) to the
@@ -37,7 +37,7 @@ class OriginalSizeEvaluator:
 
     def __init__(self, config: Config, experiment: Experiment, data: Dataset):
         self._experiment = experiment
-        everywhere, split = sharding.replicated(experiment.mesh), sharding.by_batch(experiment.mesh)
+        everywhere, split = sharding.replicated_sharding(experiment.mesh), sharding.batch_sharding(experiment.mesh)
         self._forward = jax.jit(
             functools.partial(logits_of, graph=experiment.graph),
             in_shardings=(everywhere, everywhere, everywhere, split),
@@ -47,10 +47,10 @@ class OriginalSizeEvaluator:
         shardings = {"in_shardings": (split, split, everywhere), "out_shardings": everywhere}
         self._score = jax.jit(functools.partial(statistics, tasks=tasks), **shardings)
         self._pick = jax.jit(picked, static_argnums=2, in_shardings=(split, everywhere), out_shardings=split)
-        self._slow = {name: task for name, task in tasks.items() if config.evaluation.boundaries and task.has_native_resolution_metrics}
+        self._slow = {name: task for name, task in tasks.items() if config.evaluation.boundaries and task.has_slow_scores}
         self._tolerance = config.evaluation.boundary_tolerance
         self._workers = config.data.num_workers
-        self._batches = functools.partial(batches_to_evaluate, config, cast(Dataset, NativeLabels(data)))
+        self._batches = functools.partial(make_eval_batches, config, cast(Dataset, OriginalSize(data)))
 
     def __call__(
         self, trainable: Flat, batch_stats: Flat, watched: Callable[[Batches], Iterable[Mapping[str, np.ndarray]]] = iter
@@ -62,8 +62,8 @@ class OriginalSizeEvaluator:
         slow_totals = {name: nothing(task) for name, task in self._slow.items()}
         with several(self._workers if self._slow else 0) as run, contextlib.closing(self._batches()) as batches:
             for batch in watched(batches):
-                originals, mask = list(batch["native_labels"]), batch["mask"]
-                images = sharding.put({"image": batch["image"]}, mesh)["image"]
+                originals, mask = list(batch["originals"]), batch["mask"]
+                images = sharding.shard_batch({"image": batch["image"]}, mesh)["image"]
                 logits = self._forward(trainable, batch_stats, self._experiment.frozen, images)
                 for sums in self._statistics(logits, originals, mask):
                     add(totals, sums)
@@ -72,12 +72,9 @@ class OriginalSizeEvaluator:
                     counted = [(task, own[row], originals[row][name], self._tolerance) for row in np.flatnonzero(mask)]
                     for sums in run(slow_statistics, counted):
                         add(slow_totals, {name: sums})
-        scores = {f"{name}/{score}": value for name, task in tasks.items() for score, value in task.compute_metrics(totals[name]).items()}
+        scores = {f"{name}/{score}": value for name, task in tasks.items() for score, value in task.scores(totals[name]).items()}
         for name, task in self._slow.items():
-            scores |= {
-                f"{name}/{score}": value
-                for score, value in task.compute_native_resolution_metrics(over_processes(slow_totals[name])).items()
-            }
+            scores |= {f"{name}/{score}": value for score, value in task.slow_scores(over_processes(slow_totals[name])).items()}
         return scores, time.monotonic() - start
 
     def _statistics(
@@ -85,21 +82,21 @@ class OriginalSizeEvaluator:
     ) -> Iterator[dict[str, dict[str, jax.Array]]]:
         """{task: {name: sum}} of the parts of a batch, each small enough for the memory; all processes make the same ones."""
         mesh = self._experiment.mesh
-        sizes, devices = native_sizes(originals), len(mesh.local_devices)
-        everywhere = np.concatenate(sharding.of_all_processes(sizes.tolist())).reshape(mesh.size, -1, 2)
+        sizes, devices = sizes_of(originals), len(mesh.local_devices)
+        everywhere = np.concatenate(sharding.allgather_json(sizes.tolist())).reshape(mesh.size, -1, 2)
         count, channels = everywhere.shape[1], {name: values.shape[-1] for name, values in logits.items()}
-        for rows, canvas in group_rows(everywhere, sum(channels.values())):
+        for rows, canvas in groups_of(everywhere, sum(channels.values())):
             own = [device * count + row for device in range(devices) for row in rows]
-            whole = band_height(canvas, len(rows), sum(channels.values())) == canvas[0]
+            whole = band_of(canvas, len(rows), sum(channels.values())) == canvas[0]
             for names in [list(channels)] if whole else [[name] for name in channels]:
-                labels = place_on_canvas([{name: originals[row][name] for name in names} for row in own], canvas)
+                labels = on_canvas([{name: originals[row][name] for name in names} for row in own], canvas)
                 some = {name: logits[name] for name in names}
                 if len(rows) < count:
                     some = self._pick(some, np.array(rows), mesh.size)
-                height = band_height(canvas, len(rows), sum(channels[name] for name in names))
+                height = band_of(canvas, len(rows), sum(channels[name] for name in names))
                 for top in range(0, canvas[0], height):
                     band = {name: labels[name][:, top : top + height] for name in names}
-                    batch = sharding.put(band | {"size": sizes[own], "mask": mask[own]}, mesh)
+                    batch = sharding.shard_batch(band | {"size": sizes[own], "mask": mask[own]}, mesh)
                     yield self._score(some, batch, None if height == canvas[0] else np.float32(top))
 
 
@@ -110,14 +107,14 @@ def statistics(
 
     Args:
       logits: {task: (B, H, W, C)}.
-      batch: labels of these tasks as `place_on_canvas` places them, or a band of those, "size" (B, 2) int32 of each, "mask" (B,).
+      batch: labels of these tasks as `on_canvas` places them, or a band of those, "size" (B, 2) int32 of each, "mask" (B,).
       top: where the band begins; None where it is the whole canvas.
       tasks: static; those of `logits` or more.
     """
     found = {}
     for name, values in logits.items():
         resize = functools.partial(resize_into, canvas=batch[name].shape[1:3], top=top)
-        found[name] = tasks[name].metric_sums(jax.vmap(resize)(values, batch["size"]), batch[name], batch["mask"])
+        found[name] = tasks[name].statistics(jax.vmap(resize)(values, batch["size"]), batch[name], batch["mask"])
     return found
 
 
@@ -142,12 +139,12 @@ def slow_statistics(job: tuple[Task, np.ndarray, np.ndarray, float]) -> dict[str
     """Statistics of one image: (task, logits (H, W, C), label, tolerance)."""
     task, logits, label, tolerance = job
     large = cv2.resize(logits, label.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-    return task.native_resolution_sums(large.reshape(*label.shape[:2], -1), label, tolerance)
+    return task.slow_statistics(large.reshape(*label.shape[:2], -1), label, tolerance)
 
 
 def nothing(task: Task) -> dict[str, np.ndarray]:
-    """Sums of `native_resolution_sums` over no image, shaped as those over some."""
-    blank = task.native_resolution_sums(np.zeros((16, 16, task.channels), np.float32), np.zeros((16, 16), np.uint8), 0.1)
+    """Sums of `slow_statistics` over no image, shaped as those over some."""
+    blank = task.slow_statistics(np.zeros((16, 16, task.channels), np.float32), np.zeros((16, 16), np.uint8), 0.1)
     return {name: np.zeros_like(value) for name, value in blank.items()}
 
 
@@ -170,5 +167,5 @@ def local_rows(array: jax.Array) -> np.ndarray:
 
 def over_processes(totals: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Sums over the processes."""
-    parts = sharding.of_all_processes({name: value.tolist() for name, value in totals.items()})
+    parts = sharding.allgather_json({name: value.tolist() for name, value in totals.items()})
     return {name: np.sum([part[name] for part in parts], axis=0) for name in totals}

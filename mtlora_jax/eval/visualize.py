@@ -38,7 +38,7 @@ class Pictures:
 
     def __init__(self, config: Config, experiment: Experiment, data: Dataset):
         self._experiment = experiment
-        everywhere = sharding.replicated(experiment.mesh)
+        everywhere = sharding.replicated_sharding(experiment.mesh)
         forward = functools.partial(logits_of, graph=experiment.graph)
         self._forward = jax.jit(forward, in_shardings=everywhere, out_shardings=everywhere)
         self._data = data

@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from mtlora_jax.console import console
 from mtlora_jax.distributed import sharding
 from mtlora_jax.errors import UserError
-from mtlora_jax.io.files import describe_error, is_disk_full, make_folder
+from mtlora_jax.io.files import is_full, make_folder, reason_of
 from mtlora_jax.models.parameters import Flat, named
 from mtlora_jax.train.step import TrainState
 
@@ -94,8 +94,10 @@ class Checkpoints:
             return
         start = time.monotonic()
         self.wait()
-        trees, rest = parts_of(state), copy.deepcopy({"data": data, "loop": loop})  # which the caller may alter while they are written
-        contents = {name: contents_of(tree) for name, tree in trees.items()} | {name: checksum_of(value) for name, value in rest.items()}
+        trees, rest = split_items(state), copy.deepcopy({"data": data, "loop": loop})  # which the caller may alter while they are written
+        contents = {name: make_manifest(tree) for name, tree in trees.items()} | {
+            name: compute_checksum(value) for name, value in rest.items()
+        }
         arguments = ocp.args.Composite(
             **{name: ocp.args.StandardSave(tree) for name, tree in trees.items()},
             **{name: ocp.args.JsonSave(value) for name, value in rest.items()},
@@ -130,7 +132,7 @@ class Checkpoints:
 
         Newer ones that are not whole, or not of this run, are named and moved to WORKDIR/damaged. Raises UserError if all are.
         """
-        found = self._newest_whole(parts_of(like), ("data", "loop"))
+        found = self._newest_whole(split_items(like), ("data", "loop"))
         if found is None:
             return None
         _, trees, rest, passed_over = found
@@ -160,13 +162,13 @@ class Checkpoints:
         """(step, trees like `like`, further items, steps of newer checkpoints that cannot be used); None where there is no checkpoint."""
         reasons: dict[int, str] = {}
         # The steps as process 0 sees them, and a fault that any process finds, so that all restore the same.
-        for step in sharding.of_all_processes(sorted(self._manager.all_steps(), reverse=True))[0]:
+        for step in sharding.allgather_json(sorted(self._manager.all_steps(), reverse=True))[0]:
             found, reason = None, ""
             try:
                 found = self._read(step, like, further)
             except Exception as error:  # whatever a damaged file makes the layers below stumble over
-                reason = str(error) if isinstance(error, UserError) else f"it cannot be read ({describe_error(error)})"
-            reason = next(filter(None, sharding.of_all_processes(reason)), "")
+                reason = str(error) if isinstance(error, UserError) else f"it cannot be read ({reason_of(error)})"
+            reason = next(filter(None, sharding.allgather_json(reason)), "")
             if found is not None and not reason:
                 return step, *found, list(reasons)
             if reason:
@@ -187,12 +189,12 @@ class Checkpoints:
             raise UserError("it does not list its contents: another version of this program wrote it, or something else")
         stored = restore(contents=ocp.args.JsonRestore())["contents"]
         for name, tree in like.items():
-            refuse_other(stored[name], tree)
+            check_compatible(stored[name], tree)
         rest = restore(**{name: ocp.args.JsonRestore() for name in further}) if further else {}
         trees = restore(**{name: restore_like(tree) for name, tree in like.items()})
-        found = {name: contents_of(trees[name]) for name in like}
+        found = {name: make_manifest(trees[name]) for name in like}
         altered = [array for name in like for array in found[name] if found[name][array] != stored[name][array]]
-        altered += [name for name in further if checksum_of(rest[name]) != stored[name]]
+        altered += [name for name in further if compute_checksum(rest[name]) != stored[name]]
         if altered:
             raise UserError(f"damaged: the values of {named(altered)} are not those that were saved")
         return {name: trees[name] for name in like}, {name: rest[name] for name in further}
@@ -232,7 +234,7 @@ class Checkpoints:
             self._manager.reload()
         last = self._manager.latest_step()
         kept = "there is none yet" if last is None else f"the one of step {last} is whole, and the same command goes on from there"
-        return UserError(f"{self._folder}: a checkpoint could not be written ({describe_error(error)}); {kept}")
+        return UserError(f"{self._folder}: a checkpoint could not be written ({reason_of(error)}); {kept}")
 
 
 @contextlib.contextmanager
@@ -259,7 +261,7 @@ def clear_when_full(workdir: pathlib.Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if not is_disk_full(error):
+        if not is_full(error):
             raise
         raise UserError(
             f"{workdir}: no space left on the disk; free some, and the same command goes on from the last checkpoint"
@@ -289,14 +291,14 @@ def _is_of_orbax(path: str) -> bool:
     return not {"orbax", "asyncio"}.isdisjoint(pathlib.Path(path).parts)
 
 
-def parts_of(state: TrainState) -> dict[str, dict[str, Any]]:
+def split_items(state: TrainState) -> dict[str, dict[str, Any]]:
     """{item: {field: arrays}}: the weights, and all the rest of a state."""
     fields = state._asdict()
     weights = {name: fields.pop(name) for name in ("trainable", "batch_stats")}
     return {"weights": weights, "optimizer": fields}
 
 
-def contents_of(tree: Any) -> Contents:
+def make_manifest(tree: Any) -> Contents:
     """Describes every array of a tree, which must be on this host."""
     leaves, _ = jax.tree.flatten_with_path(tree)
     arrays = {jax.tree_util.keystr(path): np.ascontiguousarray(jax.device_get(leaf)) for path, leaf in leaves}
@@ -304,12 +306,12 @@ def contents_of(tree: Any) -> Contents:
     return {name: [shapes[name], str(array.dtype), zlib.crc32(array.view(np.uint8).data)] for name, array in arrays.items()}
 
 
-def checksum_of(value: Any) -> int:
+def compute_checksum(value: Any) -> int:
     """CRC-32 of a JSON-able value."""
     return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
-def refuse_other(stored: Contents, tree: Any) -> None:
+def check_compatible(stored: Contents, tree: Any) -> None:
     """Raises UserError unless a checkpoint with these contents has the names, shapes and dtypes of `tree`."""
     leaves, _ = jax.tree.flatten_with_path(tree)
     wanted = {jax.tree_util.keystr(path): [list(np.shape(leaf)), str(leaf.dtype)] for path, leaf in leaves}

@@ -14,7 +14,7 @@ from mtlora_jax.distributed import agreement, sharding
 from mtlora_jax.errors import UserError
 from mtlora_jax.eval.aggregate import add_ranking_score, delta_m_baseline
 from mtlora_jax.eval.evaluator import Evaluator
-from mtlora_jax.eval.native_resolution import OriginalSizeEvaluator
+from mtlora_jax.eval.native_resolution import NativeResolutionEvaluator
 from mtlora_jax.io.files import check_writable, write_json
 from mtlora_jax.metric_writers import finite_or_none
 from mtlora_jax.model_io import initial_weights
@@ -29,22 +29,22 @@ def evaluate_only(config: Config, workdir: pathlib.Path) -> dict[str, float]:
     Prints them and writes WORKDIR/evaluation.json: {"model": str, "split": str, "images": int, "scores": {"TASK/SCORE": value}}, and under
     "original_size" those at the size of each image's file, if `config.evaluation` asks for them. Returns the "scores".
     """
-    agreement.together(lambda: config_checks.check(config))
-    agreement.require_same(agreement.of_start(config, mode="evaluate"))
-    agreement.together(lambda: check_writable(workdir))
+    agreement.run_together(lambda: config_checks.check(config))
+    agreement.require_same(agreement.describe_start(config, mode="evaluate"))
+    agreement.run_together(lambda: check_writable(workdir))
     (data,) = experiments.open_datasets(config, config.data.eval_split)
     for line in survey.describe_label_encodings(data):
         console.print(line)
-    started = sharding.agreed((workdir / "initial").exists(), experiments.not_shared(workdir))
+    started = sharding.assert_equal_across_processes((workdir / "initial").exists(), experiments.not_shared(workdir))
     if not started and not config.init_from:
         raise UserError(f"nothing to evaluate: {workdir} holds no run and config.init_from names no model folder")
-    other = started and config.init_from and config.init_from != run_config.started_with(workdir, "init_from")
+    other = started and config.init_from and config.init_from != run_config.read_value(workdir, "init_from")
     if other and not initial_weights.holds(config.init_from, workdir / "initial"):
         raise UserError(
             f"{workdir} holds a run, which is what would be evaluated, and not init_from = {config.init_from}; leave out "
             "--config.init_from, or choose another --workdir to evaluate that model"
         )
-    experiment = experiments.set_up(config, data.tasks, workdir, complete=True)
+    experiment = experiments.build_experiment(config, data.tasks, workdir, complete=True)
     baseline = delta_m_baseline(config, experiment.tasks)
     trainable, batch_stats, what = experiment.trainable, experiment.batch_stats, config.init_from
     if started:
@@ -55,9 +55,9 @@ def evaluate_only(config: Config, workdir: pathlib.Path) -> dict[str, float]:
         what = f"{workdir}, step {step}"
 
     height, width = config.image_size
-    evaluators: dict[str, Evaluator | OriginalSizeEvaluator] = {f"at {height}x{width}": Evaluator(config, experiment, data)}
+    evaluators: dict[str, Evaluator | NativeResolutionEvaluator] = {f"at {height}x{width}": Evaluator(config, experiment, data)}
     if config.evaluation.original_size or config.evaluation.boundaries:
-        evaluators["at original size"] = OriginalSizeEvaluator(config, experiment, data)
+        evaluators["at original size"] = NativeResolutionEvaluator(config, experiment, data)
     unreadable = UnreadableExamples(
         config.fault_tolerance.max_unreadable_examples, share=config.fault_tolerance.max_unreadable_share, sizes={"evaluation": len(data)}
     )

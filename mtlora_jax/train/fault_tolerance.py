@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from mtlora_jax.console import console
-from mtlora_jax.distributed.sharding import of_all_processes
+from mtlora_jax.distributed.sharding import allgather_json
 from mtlora_jax.errors import UserError
 from mtlora_jax.io.files import write_text
 
@@ -65,7 +65,7 @@ class NonFiniteGuard:
             self._give_up(step)
 
     def _give_up(self, step: int) -> None:
-        everyone = of_all_processes([entry["image_ids"] for entry in self._recent])
+        everyone = allgather_json([entry["image_ids"] for entry in self._recent])
         steps = [
             entry | {"image_ids": [image_id for ids in all_ids for image_id in ids]}
             for entry, all_ids in zip(self._recent, zip(*everyone, strict=True), strict=True)
@@ -136,7 +136,7 @@ class UnreadableExamples:
 
         All processes must take part. Raises UserError if there are too many.
         """
-        told = {message: tuple(place) for part in of_all_processes(self._new) for message, place in part.items()}
+        told = {message: tuple(place) for part in allgather_json(self._new) for message, place in part.items()}
         self._new = {}
         self._met |= {message: purpose for message, (_, purpose) in told.items()}
         met = {message: step for message, (step, _) in told.items() if message not in self.known}

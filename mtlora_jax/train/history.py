@@ -69,7 +69,7 @@ class EvalHistory:
         needed = {f"{PREFIX}{name}/{task.primary_metric}" for name, task in self._tasks.items()}
         lines = read_lines(log) if jax.process_index() == 0 else []
         evaluations = [line for line in lines if line["step"] <= until_step and needed <= line.keys()]
-        for line in sharding.of_all_processes(evaluations)[0]:
+        for line in sharding.allgather_json(evaluations)[0]:
             named = {name.removeprefix(PREFIX): value for name, value in line.items() if name.startswith(PREFIX)}
             scores = {name: math.nan if value is None else value for name, value in named.items() if "/" in name}
             self.add(line["step"], scores)

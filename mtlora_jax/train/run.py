@@ -57,28 +57,28 @@ def train(config: Config, workdir: pathlib.Path, profile: bool = False, override
       UserError: for a config, data set or weights that cannot be used, before anything is written; for a fault that ends the run.
       Stopped: SIGTERM or SIGINT came. The run is saved.
     """
-    agreement.together(lambda: config_checks.check(config))
+    agreement.run_together(lambda: config_checks.check(config))
     limits = config.fault_tolerance
     with Shutdown(limits.grace_seconds) as shutdown, clear_when_full(workdir), contextlib.ExitStack() as closing:
         # Everything that can be refused, before anything is written.
-        agreement.require_same(agreement.of_start(config, mode="train", override_config=override, profile=profile))
-        agreement.together(lambda: claim(workdir, closing))
+        agreement.require_same(agreement.describe_start(config, mode="train", override_config=override, profile=profile))
+        agreement.run_together(lambda: claim(workdir, closing))
         splits = config.data.train_split, config.data.eval_split
         train_data, eval_data = experiments.open_datasets(config, *splits)
-        described = agreement.of_data(train_data, splits[0]) | agreement.of_data(eval_data, splits[1])
-        experiment = experiments.set_up(config, train_data.tasks, workdir)
+        described = agreement.describe_data(train_data, splits[0]) | agreement.describe_data(eval_data, splits[1])
+        experiment = experiments.build_experiment(config, train_data.tasks, workdir)
         print_label_survey(train_data, workdir)
         if not override:
-            agreement.together(lambda: refuse_other_config(workdir, config))
-            agreement.together(lambda: run_config.refuse_other_data(workdir, described))
+            agreement.run_together(lambda: check_same_config(workdir, config))
+            agreement.run_together(lambda: run_config.check_same_data(workdir, described))
 
         # The state to begin with, or that of the newest checkpoint.
         intervals = Intervals(config, max(len(train_data) // config.batch_size, 1))
         schedule = make_schedule(config.optimizer, config.batch_size, intervals.steps_per_epoch, intervals.steps)
         optimizer = make_optimizer(config.optimizer, schedule, frozenset(experiment.trainable))
-        batches = experiments.batches_to_train(config, train_data)
+        batches = experiments.make_train_batches(config, train_data)
         closing.callback(batches.close)
-        if not sharding.agreed((workdir / "initial").exists(), experiments.not_shared(workdir)):
+        if not sharding.assert_equal_across_processes((workdir / "initial").exists(), experiments.not_shared(workdir)):
             experiment.save(workdir / "initial", experiment.trainable, experiment.batch_stats, {})
         checkpoints = Checkpoints(workdir, config.keep_checkpoints, writing=True)
         closing.callback(checkpoints.close)
@@ -147,15 +147,15 @@ def claim(workdir: pathlib.Path, closing: contextlib.ExitStack) -> None:
 def print_label_survey(data: Dataset, workdir: pathlib.Path) -> None:
     """Prints how label files are read and, when a run begins, which values no label has."""
     begun = (workdir / "initial").exists()
-    for line in agreement.together(lambda: survey.describe_label_encodings(data) + ([] if begun else survey.describe_missing_values(data))):
+    for line in agreement.run_together(lambda: survey.describe_label_encodings(data) + ([] if begun else survey.describe_missing_values(data))):
         console.print(line)
 
 
-def refuse_other_config(workdir: pathlib.Path, config: Config) -> None:
+def check_same_config(workdir: pathlib.Path, config: Config) -> None:
     """Raises UserError for a config that contradicts that of the run. The model folder that it started from may have been moved."""
-    moved = config.init_from and config.init_from != run_config.started_with(workdir, "init_from")
+    moved = config.init_from and config.init_from != run_config.read_value(workdir, "init_from")
     same = moved and initial_weights.holds(config.init_from, workdir / "initial")
-    run_config.refuse_other(workdir, config, ["init_from"] if same else [])
+    run_config.check_same_config(workdir, config, ["init_from"] if same else [])
 
 
 def restore(checkpoints: Checkpoints, state: TrainState, workdir: pathlib.Path, intervals: Intervals) -> tuple[TrainState, LoopState]:
@@ -181,7 +181,7 @@ def compile_train_step(
 ) -> Step:
     """(state, this process's part of a batch) -> (state, metrics). The state is donated; the first call compiles."""
     mesh, tasks = experiment.mesh, experiment.tasks
-    everywhere, key = sharding.replicated(mesh), jax.random.key(config.seed)
+    everywhere, key = sharding.replicated_sharding(mesh), jax.random.key(config.seed)
     compiled = jax.jit(
         functools.partial(
             train_step,
@@ -193,12 +193,12 @@ def compile_train_step(
             groups=groups,
             schedule=schedule,
         ),
-        in_shardings=(everywhere, everywhere, sharding.by_batch(mesh), everywhere),
+        in_shardings=(everywhere, everywhere, sharding.batch_sharding(mesh), everywhere),
         out_shardings=everywhere,
         donate_argnums=0,
     )
 
     def step(state: TrainState, batch: Mapping[str, np.ndarray]) -> tuple[TrainState, dict[str, Any]]:
-        return compiled(state, experiment.frozen, sharding.put(batch, mesh), key)
+        return compiled(state, experiment.frozen, sharding.shard_batch(batch, mesh), key)
 
     return step

@@ -22,13 +22,13 @@ ANY_TIME = (
 ROOT = "data.root"  # may be another one where `DATA` tells whether it is the same data
 
 
-def refuse_other(workdir: pathlib.Path, config: Config, anything_goes: Collection[str] = ()) -> None:
+def check_same_config(workdir: pathlib.Path, config: Config, anything_goes: Collection[str] = ()) -> None:
     """Raises UserError that names every key for which `config` contradicts the one that the run of `workdir` was started with.
 
     Keys which that one does not have are newer than the run, and contradict nothing; nor do those of `ANY_TIME` and `anything_goes`.
     """
     moved = [ROOT] if (workdir / DATA).exists() else []
-    differing = differences(_read_config(workdir), config, anything_goes=(*ANY_TIME, *moved, *anything_goes))
+    differing = find_differences(_read_config(workdir), config, anything_goes=(*ANY_TIME, *moved, *anything_goes))
     if differing:
         raise UserError(
             f"{workdir} holds a run with another config: {_told(differing)}. Give the values it was started with, choose another "
@@ -36,11 +36,11 @@ def refuse_other(workdir: pathlib.Path, config: Config, anything_goes: Collectio
         )
 
 
-def refuse_other_data(workdir: pathlib.Path, data: Mapping[str, Any]) -> None:
+def check_same_data(workdir: pathlib.Path, data: Mapping[str, Any]) -> None:
     """Raises UserError unless the data sets are those that the run of `workdir` was started with.
 
     Args:
-      data: as `agreement.of_data` describes them.
+      data: as `agreement.describe_data` describes them.
     """
     saved = _read(workdir / DATA)
     differing = {key: (saved[key], value) for key, value in data.items() if key in saved and saved[key] != value}
@@ -58,7 +58,7 @@ def save(workdir: pathlib.Path, config: Config, data: Mapping[str, Any] | None =
         write_json(workdir / DATA, dict(data))
 
 
-def started_with(workdir: pathlib.Path, key: str) -> Any:
+def read_value(workdir: pathlib.Path, key: str) -> Any:
     """A top-level value of the config that the run of a workdir was started with; None if unknown."""
     return _read_config(workdir).get(key)
 
@@ -82,7 +82,7 @@ def _told(differing: Mapping[str, tuple[Any, Any]]) -> str:
     return "; ".join(f"{key} was {shown(there)} and is {shown(here)}" for key, (there, here) in differing.items())
 
 
-def differences(
+def find_differences(
     saved: dict[str, Any], config: Config, prefix: str = "", anything_goes: Collection[str] = ANY_TIME
 ) -> dict[str, tuple[Any, Any]]:
     """{dotted key: (value in `saved`, value in `config`)} wherever both have the key and it matters; groups of free form are one value."""
@@ -92,7 +92,7 @@ def differences(
         if key not in saved or prefix + key in anything_goes:
             continue
         if isinstance(value, ConfigDict) and value.is_type_safe and isinstance(saved[key], dict):
-            found |= differences(saved[key], value, f"{prefix}{key}.", anything_goes)
+            found |= find_differences(saved[key], value, f"{prefix}{key}.", anything_goes)
         elif saved[key] != here[key]:
             found[f"{prefix}{key}"] = (saved[key], here[key])
     return found

@@ -36,7 +36,7 @@ def create_state(trainable: Flat, batch_stats: Flat, optimizer: optax.GradientTr
     return TrainState(zeros[0], trainable, batch_stats, opt_state, *zeros[1:])
 
 
-def losses_of(
+def compute_losses(
     logits: Mapping[str, jax.Array], batch: Batch, tasks: Mapping[str, Task], weights: Mapping[str, float]
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Weighted total and each task's own loss, float32 scalars; section 3.3 of the paper.
@@ -91,13 +91,13 @@ def train_step(
     def loss_fn(trainable: Flat):
         model = parameters.merge(graph, trainable, frozen, state.batch_stats)
         rngs = nnx.Rngs(dropout=key)
-        total, losses = losses_of(model.on_features(images, train=True, rngs=rngs, parts=encoder_microbatches), batch, tasks, weights)
+        total, losses = compute_losses(model.on_features(images, train=True, rngs=rngs, parts=encoder_microbatches), batch, tasks, weights)
         return total, (losses, parameters.batch_statistics(model))
 
     (total, (losses, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
     trainable = jax.tree.map(jnp.add, state.trainable, updates)
-    norms = gradient_norms(gradients, groups or {})
+    norms = compute_gradient_norms(gradients, groups or {})
     finite = jnp.isfinite(total) & jnp.isfinite(norms["grad_norm"])
     for statistic in batch_stats.values():
         finite &= jnp.all(jnp.isfinite(statistic))
@@ -112,7 +112,7 @@ def train_step(
     return kept, metrics
 
 
-def gradient_norms(gradients: Flat, groups: Mapping[str, str]) -> dict[str, jax.Array]:
+def compute_gradient_norms(gradients: Flat, groups: Mapping[str, str]) -> dict[str, jax.Array]:
     """ "grad_norm" of all gradients together and "grad_norm/GROUP" of those whose path is in a group."""
     members: dict[str, Flat] = {}
     for path, gradient in gradients.items():

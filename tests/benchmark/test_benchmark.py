@@ -16,7 +16,7 @@ from tiny_data import write_tiny_dataset
 
 from mtlora_jax.benchmark import device_peaks, roofline, timing
 from mtlora_jax.benchmark.__main__ import main
-from mtlora_jax.benchmark.report import tell_program
+from mtlora_jax.benchmark.report import print_program
 from mtlora_jax.data.synthetic import random_batch
 from mtlora_jax.errors import UserError
 from mtlora_jax.tasks import make_tasks
@@ -152,12 +152,12 @@ def test_without_steps_nothing_runs(measured):
 
 
 def test_a_program_for_people(measured, capsys):
-    tell_program(measured["train"])
+    print_program(measured["train"])
     table = capsys.readouterr().out
     for text in ("Training step", "images/s", "compilation", "temporary memory", "2 x 32x32, semseg, normals, depth", "share of the peak"):
         assert text in table
     assert "frozen bfloat16" in " ".join(table.split())
-    tell_program(measured["planned"])
+    print_program(measured["planned"])
     table = capsys.readouterr().out
     for text in ("Forward pass", "not measured", "not told", "merged True"):
         assert text in table
@@ -225,16 +225,21 @@ def test_a_peak_that_has_to_be_measured(monkeypatch):
 
 def test_steps_of_the_warm_up_do_not_count():
     calls = []
-    steps = timing.steps_of(lambda: calls.append(1), 3, jax.devices()[0])
+    steps = timing.time_steps(lambda: calls.append(1), 3, jax.devices()[0])
     assert (len(calls), len(steps.seconds)) == (3 + timing.WARM_UP, 3)
-    assert timing.steps_of(lambda: calls.append(1), 0, jax.devices()[0]).median is None
+    assert timing.time_steps(lambda: calls.append(1), 0, jax.devices()[0]).median is None
     assert len(calls) == 3 + timing.WARM_UP
 
 
 def test_rates():
-    assert timing.rates_of(10, [1.0, 2.0, 4.0, 5.0, 10.0]) == {"images_per_second": 2.5, "slowest": 1.0, "fastest": 10.0, "spread": 0.75}
-    assert timing.rates_of(10, [2.0]) == {"images_per_second": 5.0, "slowest": 5.0, "fastest": 5.0, "spread": None}
-    assert set(timing.rates_of(10, []).values()) == {None}
+    assert timing.compute_rates(10, [1.0, 2.0, 4.0, 5.0, 10.0]) == {
+        "images_per_second": 2.5,
+        "slowest": 1.0,
+        "fastest": 10.0,
+        "spread": 0.75,
+    }
+    assert timing.compute_rates(10, [2.0]) == {"images_per_second": 5.0, "slowest": 5.0, "fastest": 5.0, "spread": None}
+    assert set(timing.compute_rates(10, []).values()) == {None}
 
 
 def test_noise_has_the_form_of_labels():

@@ -10,7 +10,7 @@ from paths import CONFIGS
 from mtlora_jax import config as configs
 from mtlora_jax import model_factory
 from mtlora_jax.benchmark.memory import estimate, kept, recomputed
-from mtlora_jax.experiment import tasks_of
+from mtlora_jax.experiment import build_tasks
 from mtlora_jax.models import parameters
 
 CONFIG = str(CONFIGS / "mtlora_tiny_448.py:16")
@@ -48,7 +48,7 @@ def test_what_is_computed_again():
 @functools.cache
 def memory(batch_size: int, *overrides: str) -> dict[str, int]:
     config = configs.load(CONFIG, (*SMALL, *overrides))
-    tasks = tasks_of(config)
+    tasks = build_tasks(config)
     architecture = model_factory.from_config(config, {name: task.channels for name, task in tasks.items()})
     return estimate(config, architecture, tasks, batch_size)
 

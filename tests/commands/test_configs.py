@@ -14,7 +14,7 @@ from mtlora_jax.analysis.macs import macs_of
 from mtlora_jax.analysis.param_counts import count_parameters, summarise
 from mtlora_jax.data.transforms import Augmentation
 from mtlora_jax.errors import UserError
-from mtlora_jax.experiment import kind_of_dataset, tasks_of
+from mtlora_jax.experiment import build_tasks, dataset_class
 from mtlora_jax.model_io.merging import merged_architecture
 from mtlora_jax.models.backbones.swin import VARIANTS
 from mtlora_jax.models.parameters import variables
@@ -27,7 +27,7 @@ R64 = "mtlora_tiny_448.py:64"
 def architecture_of(spec: str, *overrides: str) -> dict[str, Any]:
     """What the programs make of `--config=configs/SPEC` and overrides."""
     config = configs.load(str(CONFIGS / spec), overrides)
-    return model_factory.from_config(config, {name: task.channels for name, task in tasks_of(config).items()})
+    return model_factory.from_config(config, {name: task.channels for name, task in build_tasks(config).items()})
 
 
 def changed(spec: str, **parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,12 +118,12 @@ def test_every_config_names_its_data_set(spec):
     if name != "folder":
         # It finds what it looks for, or says how to build it.
         with pytest.raises(UserError, match=f"nowhere/{name}: no such data set; build it with .* --dataset={name} --data_dir=nowhere"):
-            kind_of_dataset(config)("nowhere", config.data.train_split, config.tasks)
+            dataset_class(config)("nowhere", config.data.train_split, config.tasks)
 
 
 def test_nyud_has_forty_classes():
     config = configs.load(str(CONFIGS / "mtlora_nyud_tiny_448.py:64"))
-    classes = tasks_of(config)["semseg"].classes
+    classes = build_tasks(config)["semseg"].classes
     assert (len(classes), classes[0], classes[29], classes[39]) == (40, "wall", "whiteboard", "otherprop")
     assert architecture_of("mtlora_nyud_tiny_448.py:64")["tasks"] == {"semseg": 40, "depth": 1, "normals": 3, "edge": 1}
 

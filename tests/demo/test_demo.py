@@ -102,7 +102,7 @@ def test_pretrained_weights_are_small_and_fit(method, tmp_path):
     assert weights.stat().st_size <= 6e6
     _, arrays = model_folder.read(config.init_from)
     assert sum(array.size for array in arrays.values()) <= 3_000_000
-    made = experiment.set_up(config, experiment.tasks_of(config), tmp_path)
+    made = experiment.build_experiment(config, experiment.build_tasks(config), tmp_path)
     kept = {**made.frozen, **made.trainable}
     assert all(np.array_equal(kept[path], array.astype(np.float32)) for path, array in arrays.items())
 
@@ -111,7 +111,7 @@ def test_both_methods_start_from_the_same_decoders(tmp_path):
     made = {}
     for method in command.METHODS:
         config = configs.load(f"{ROOT}/configs/demo.py:{method}")
-        made[method] = experiment.set_up(config, experiment.tasks_of(config), tmp_path).trainable
+        made[method] = experiment.build_experiment(config, experiment.build_tasks(config), tmp_path).trainable
     decoders = {path for path in made["decoders_only"] if path.startswith("decoders.")}
     assert len(decoders) > 20
     assert all(np.array_equal(made["mtlora"][path], made["decoders_only"][path]) for path in decoders)
@@ -125,7 +125,7 @@ def test_configs_differ_in_the_method_only():
 def test_comparison_and_panels(data_dir, tmp_path, capsys, monkeypatch):
     for number, method in enumerate(command.METHODS):
         config = configs.load(f"{ROOT}/configs/demo.py:{method}", [f"data.root={data_dir}"])
-        made = experiment.set_up(config, experiment.tasks_of(config), tmp_path / method)
+        made = experiment.build_experiment(config, experiment.build_tasks(config), tmp_path / method)
         made.save(tmp_path / method / "best", made.trainable, made.batch_stats, {})
         scores = {f"eval/{name}/{task.primary_metric}": 10.0 * number for name, task in made.tasks.items()}
         lines = [{"step": 0, **dict.fromkeys(scores, 1.5)}, {"step": 1, "loss": 3.0}, {"step": 2, **scores}]

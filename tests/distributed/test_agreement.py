@@ -23,14 +23,14 @@ def others(monkeypatch):
         value = json.loads(json.dumps(value))
         return [value, *(function(value) for function in functions)]
 
-    monkeypatch.setattr(sharding, "of_all_processes", of_all)
+    monkeypatch.setattr(sharding, "allgather_json", of_all)
     monkeypatch.setattr(jax, "process_count", lambda: 1 + len(functions))
     return functions
 
 
 def test_alone_a_process_agrees():
     agreement.require_same({"x": 1})
-    assert agreement.together(lambda: 7) == 7
+    assert agreement.run_together(lambda: 7) == 7
 
 
 def test_the_first_difference_is_told_with_both_values(others):
@@ -51,7 +51,7 @@ def test_a_key_that_is_not_everywhere(others, change):
 def test_the_fault_of_one_is_raised_in_all(others):
     others.append(lambda fault: "data/images: no such folder")
     with pytest.raises(UserError, match="process 1: data/images: no such folder"):
-        agreement.together(lambda: "all is well here")
+        agreement.run_together(lambda: "all is well here")
 
 
 def test_the_fault_of_all_is_told_plainly(others):
@@ -61,23 +61,23 @@ def test_the_fault_of_all_is_told_plainly(others):
         raise UserError("data/images: no such folder")
 
     with pytest.raises(UserError, match=r"^data/images: no such folder$"):
-        agreement.together(fails)
+        agreement.run_together(fails)
 
 
 @pytest.mark.parametrize("key", ["optimizer.learning_rate", "seed", "tasks", "method.rank", "data.augmentation.flip", "compute_dtype"])
 def test_every_key_of_the_config_counts(key):
-    found = agreement.of_start(default(), mode="train")
+    found = agreement.describe_start(default(), mode="train")
     assert f"config.{key}" in found
     assert found["mode"] == "train"
 
 
 @pytest.mark.parametrize("key", agreement.OWN)
 def test_what_is_a_host_s_own_affair(key):
-    assert f"config.{key}" not in agreement.of_start(default())
+    assert f"config.{key}" not in agreement.describe_start(default())
 
 
 def test_sources_and_libraries_count():
-    found = agreement.of_start(default())
+    found = agreement.describe_start(default())
     assert len(found["sources of mtlora_jax"]) == 16
     assert found["jax"] == jax.__version__
 
@@ -85,35 +85,35 @@ def test_sources_and_libraries_count():
 def test_other_images_of_the_same_names(tmp_path):
     roots = [write_tiny_dataset(tmp_path / str(seed), seed=seed) for seed in range(2)]
     here, other = (FolderDataset(root, "train", ("semseg", "sal")) for root in roots)
-    assert agreement.of_data(here, "train") == agreement.of_data(other, "train")
-    found, there = (agreement.of_samples(data, "train") for data in (here, other))
+    assert agreement.describe_data(here, "train") == agreement.describe_data(other, "train")
+    found, there = (agreement.describe_samples(data, "train") for data in (here, other))
     assert found.keys() == there.keys()
     assert list(found) == ["contents of train train0", "contents of train train2", "contents of train train5"]
     assert found != there
-    assert found == agreement.of_samples(FolderDataset(roots[0], "train", ("semseg", "sal")), "train")
+    assert found == agreement.describe_samples(FolderDataset(roots[0], "train", ("semseg", "sal")), "train")
 
 
 def test_another_number_or_order_or_name_of_images(tmp_path):
     root = write_tiny_dataset(tmp_path / "data")
     splits = root / "splits" / "train.txt"
     lines = splits.read_text().split()
-    found = agreement.of_data(FolderDataset(root, "train", ("sal",)), "train")
+    found = agreement.describe_data(FolderDataset(root, "train", ("sal",)), "train")
     for ids in (lines[:-1], lines[::-1], [*lines[:-1], "val000"]):
         splits.write_text("\n".join(ids))
-        assert agreement.of_data(FolderDataset(root, "train", ("sal",)), "train") != found
+        assert agreement.describe_data(FolderDataset(root, "train", ("sal",)), "train") != found
 
 
 def test_other_classes(tmp_path):
     root = write_tiny_dataset(tmp_path / "data")
     data = FolderDataset(root, "train", ("semseg",))
-    found = agreement.of_data(data, "train")
+    found = agreement.describe_data(data, "train")
     data.tasks = {"semseg": dataclasses.replace(data.tasks["semseg"], classes=("background", "green", "red", "blue"))}
-    assert agreement.of_data(data, "train") != found
+    assert agreement.describe_data(data, "train") != found
 
 
 def test_one_bit_of_the_weights():
     arrays = {"a": np.ones((2, 3), np.float32), "b": np.zeros((), np.float32)}
-    found = agreement.of_arrays(arrays, "weights")
-    other = agreement.of_arrays({**arrays, "a": np.nextafter(arrays["a"], 2)}, "weights")
+    found = agreement.describe_arrays(arrays, "weights")
+    other = agreement.describe_arrays({**arrays, "a": np.nextafter(arrays["a"], 2)}, "weights")
     assert found.keys() == {"weights a", "weights b"}
     assert [key for key in found if found[key] != other[key]] == ["weights a"]

@@ -64,7 +64,7 @@ def base(tmp_path_factory) -> pathlib.Path:
     text = CONFIG.replace("ROOT", repr(str(path / "data")))
     (path / "micro.py").write_text(text.replace("INIT", repr(str(path / "weights"))))
     config = load(str(path / "micro.py"))
-    architecture = model_factory.from_config(config, {name: task.channels for name, task in experiments.tasks_of(config).items()})
+    architecture = model_factory.from_config(config, {name: task.channels for name, task in experiments.build_tasks(config).items()})
     model_folder.save(path / "weights", architecture, micro.random_arrays(architecture))
     return path
 
@@ -92,7 +92,7 @@ def assert_same_losses(log: list[dict], expected: list[dict], tolerance: float =
 def trained(base: pathlib.Path, workdir: pathlib.Path) -> dict[str, np.ndarray]:
     """Weights and BatchNorm statistics of the newest checkpoint."""
     config = load(str(base / "micro.py"))
-    experiment = experiments.set_up(config, experiments.tasks_of(config), workdir)
+    experiment = experiments.build_experiment(config, experiments.build_tasks(config), workdir)
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
     _, weights, batch_stats = checkpoints.restore_weights(experiment.trainable, experiment.batch_stats)
     checkpoints.close()

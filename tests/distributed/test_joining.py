@@ -28,12 +28,12 @@ pytestmark = pytest.mark.xdist_group("joining")
     ],
 )
 def test_clusters_are_recognised(environment, expected):
-    assert processes.detect(environment) == expected
+    assert processes.detect_cluster(environment) == expected
 
 
 def test_flags_say_who_is_who():
-    assert processes.check("node1:12345", 4, 3) == {"coordinator_address": "node1:12345", "num_processes": 4, "process_id": 3}
-    assert processes.check(None, 1, None) is None
+    assert processes.check_flags("node1:12345", 4, 3) == {"coordinator_address": "node1:12345", "num_processes": 4, "process_id": 3}
+    assert processes.check_flags(None, 1, None) is None
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_flags_say_who_is_who():
 )
 def test_half_given_flags_are_refused(flags, told):
     with pytest.raises(UserError) as error:
-        processes.start(*flags)
+        processes.initialize(*flags)
     assert told in str(error.value)
 
 
@@ -61,8 +61,8 @@ def test_a_single_task_of_slurm_runs_alone(monkeypatch):
     for name in ("SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES", "SLURM_NTASKS"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    processes.start()
-    processes.start(processes=1)
+    processes.initialize()
+    processes.initialize(processes=1)
 
 
 def python(program: str, *arguments: object) -> subprocess.Popen:
@@ -74,7 +74,7 @@ JOIN = """
 import sys
 from mtlora_jax import cli
 from mtlora_jax.distributed import processes
-cli.run(lambda: processes.start(sys.argv[1], 2, int(sys.argv[2]), timeout=2), processes.leave)
+cli.run(lambda: processes.initialize(sys.argv[1], 2, int(sys.argv[2]), timeout=2), processes.exit_process)
 """
 
 
@@ -109,12 +109,12 @@ from mtlora_jax.distributed import processes, sharding
 from mtlora_jax.errors import UserError
 processes.LEAVE_SECONDS = 6
 def main():
-    processes.start(sys.argv[1], 2, int(sys.argv[2]))
+    processes.initialize(sys.argv[1], 2, int(sys.argv[2]))
     sharding.barrier("all are here")
     if sys.argv[2] in sys.argv[3]:
         raise UserError("this host has no data")
-    sharding.agreed(True, "never comes")
-cli.run(main, processes.leave)
+    sharding.assert_equal_across_processes(True, "never comes")
+cli.run(main, processes.exit_process)
 """
 
 

@@ -28,9 +28,9 @@ def test_a_batch_needs_images(batch_size, mesh):
 
 def test_strings_of_a_batch_stay_on_the_host(mesh):
     batch = {"image": np.zeros((2 * mesh.size, 4), np.uint8), "image_id": np.array(["a", "b"] * mesh.size)}
-    placed = sharding.put(batch, mesh)
+    placed = sharding.shard_batch(batch, mesh)
     assert placed.keys() == {"image"}
-    assert placed["image"].sharding == sharding.by_batch(mesh)
+    assert placed["image"].sharding == sharding.batch_sharding(mesh)
     assert placed["image"].dtype == np.uint8
 
 
@@ -38,11 +38,11 @@ def test_replicated_arrays_keep_their_values_and_structure(mesh):
     tree = ({"a": np.arange(6, dtype=np.float32)}, np.int32(3))
     placed = sharding.replicate(tree, mesh)
     assert jax.tree.structure(placed) == jax.tree.structure(tree)
-    assert all(leaf.sharding == sharding.replicated(mesh) for leaf in jax.tree.leaves(placed))
+    assert all(leaf.sharding == sharding.replicated_sharding(mesh) for leaf in jax.tree.leaves(placed))
     np.testing.assert_array_equal(placed[0]["a"], tree[0]["a"])
 
 
 def test_one_process_agrees_with_itself():
     sharding.barrier("here")
-    assert sharding.agreed(True, "never said") is True
-    assert sharding.agreed(False, "never said") is False
+    assert sharding.assert_equal_across_processes(True, "never said") is True
+    assert sharding.assert_equal_across_processes(False, "never said") is False

@@ -69,7 +69,7 @@ def made(root, tmp_path_factory):
     config = config_for(root)
     config.evaluation.boundaries = True
     data = experiments.open_dataset(config, "val")
-    return config, experiments.set_up(config, data.tasks, tmp_path_factory.mktemp("evaluate") / "run"), data
+    return config, experiments.build_experiment(config, data.tasks, tmp_path_factory.mktemp("evaluate") / "run"), data
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def logits(made):
 @pytest.fixture(scope="module")
 def at_original_size(made):
     _, experiment, _ = made
-    return native_resolution.OriginalSizeEvaluator(*made)(experiment.trainable, experiment.batch_stats)[0]
+    return native_resolution.NativeResolutionEvaluator(*made)(experiment.trainable, experiment.batch_stats)[0]
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_little_memory_changes_no_score(made, at_original_size, monkeypatch):
     """Images by themselves and, where one has several channels, in bands."""
     monkeypatch.setattr("mtlora_jax.data.native_resolution.MAX_LOGITS_BYTES", 2**17)
     _, experiment, _ = made
-    scores, _ = native_resolution.OriginalSizeEvaluator(*made)(experiment.trainable, experiment.batch_stats)
+    scores, _ = native_resolution.NativeResolutionEvaluator(*made)(experiment.trainable, experiment.batch_stats)
     assert scores == pytest.approx(at_original_size, rel=2e-6)
 
 
@@ -236,8 +236,8 @@ for devices, sizes in {1: (1, 3, 5), 4: (4, 8)}.items():
         config.data.num_workers = 2 if size == 8 else 0
         sizes_of_data.MAX_LOGITS_BYTES = 2**17 if size in (5, 8) else 2**31
         data = experiment.open_dataset(config, "val")
-        made = experiment.set_up(config, data.tasks, pathlib.Path("nowhere"))
-        for kind in (evaluator.Evaluator, native_resolution.OriginalSizeEvaluator):
+        made = experiment.build_experiment(config, data.tasks, pathlib.Path("nowhere"))
+        for kind in (evaluator.Evaluator, native_resolution.NativeResolutionEvaluator):
             scores, _ = kind(config, made, data)(made.trainable, made.batch_stats)
             found[f"{kind.__name__}, {devices} devices, batches of {size}"] = scores
 print(json.dumps(found))
@@ -256,9 +256,9 @@ def test_scores_are_the_same_for_any_batch_size_and_number_of_devices(root, tmp_
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert len(found) == 10
-    for kind in ("Evaluator", "OriginalSizeEvaluator"):
+    for kind in ("Evaluator", "NativeResolutionEvaluator"):
         (_, one), *others = ((name, scores) for name, scores in found.items() if name.startswith(f"{kind},"))
-        assert ("edge/odsF" in one) == (kind == "OriginalSizeEvaluator")
+        assert ("edge/odsF" in one) == (kind == "NativeResolutionEvaluator")
         for name, scores in others:
             assert scores == pytest.approx(one, rel=2e-6), name
 

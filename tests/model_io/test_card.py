@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mtlora_jax.defaults import default
-from mtlora_jax.experiment import training_of
+from mtlora_jax.experiment import describe_training
 from mtlora_jax.model_io import model_folder
 from mtlora_jax.model_io.card import card
 from mtlora_jax.model_io.initial_weights import origin_of
@@ -119,11 +119,11 @@ def test_training_leaves_what_the_card_tells(tmp_path, monkeypatch):
     assert origin_of(str(tmp_path / "best")) == {"folder": "best", **origin}
 
     monkeypatch.setattr(sys, "orig_argv", ["/usr/bin/python3", "-m", "mtlora_jax.main", "--config=a b.py"])
-    told = training_of(default())
+    told = describe_training(default())
     assert told["command"] == "python -m mtlora_jax.main '--config=a b.py'"
     assert told["config"]["method"]["rank"] == 64
     monkeypatch.setattr(sys, "orig_argv", ["python", "notebook.py"])
-    assert training_of(default())["command"] == ""
+    assert describe_training(default())["command"] == ""
 
 
 HOSTILE = (

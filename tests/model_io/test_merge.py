@@ -14,7 +14,7 @@ from mtlora_jax import config as configs
 from mtlora_jax import model_factory
 from mtlora_jax.analysis.macs import macs_of
 from mtlora_jax.errors import UserError
-from mtlora_jax.experiment import tasks_of
+from mtlora_jax.experiment import build_tasks
 from mtlora_jax.methods.mtlora.layers import KernelPerStreamLinear, LoRALinear, SharedBaseLinear, TaskLoRALinear
 from mtlora_jax.model_io import model_folder
 from mtlora_jax.model_io.merging import merge, merged_architecture, merged_arrays
@@ -102,7 +102,7 @@ def test_every_config_is_covered():
     for file, arguments in ARGUMENTS.items():
         for argument in arguments:
             config = configs.load(str(CONFIGS / (f"{file}:{argument}" if argument else file)), ("data.root=none",))
-            architecture = model_factory.from_config(config, {name: task.channels for name, task in tasks_of(config).items()})
+            architecture = model_factory.from_config(config, {name: task.channels for name, task in build_tasks(config).items()})
             method = {"merging": "train", "task_rank": 4} | architecture["method"]
             assert structure(architecture | {"method": method}) in covered, f"{file}:{argument}"
 

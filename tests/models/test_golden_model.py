@@ -19,7 +19,7 @@ from mtlora_jax.convert.key_mapping import apply
 from mtlora_jax.model_io import model_folder
 from mtlora_jax.models import parameters
 from mtlora_jax.tasks import make_tasks
-from mtlora_jax.train.step import losses_of
+from mtlora_jax.train.step import compute_losses
 
 # The golden weights are PyTorch checkpoints. Where PyTorch is not, another Python has converted them (`make test-extras`).
 CONVERTED = os.environ.get("GOLDEN_MODELS")
@@ -75,7 +75,7 @@ class Case:
         def run(images, labels):
             model = parameters.merge(self.graph, self.trainable, self.frozen, self.stats)
             logits = model(images)
-            return model.backbone(images), logits, losses_of(logits, labels, self.tasks, self.weights)
+            return model.backbone(images), logits, compute_losses(logits, labels, self.tasks, self.weights)
 
         return jax.device_get(run(self.images, self.labels))
 
@@ -85,7 +85,7 @@ class Case:
 
         def loss(trainable):
             model = parameters.merge(self.graph, trainable, self.frozen, self.stats)
-            total, losses = losses_of(model(self.images, train=True), self.labels, self.tasks, self.weights)
+            total, losses = compute_losses(model(self.images, train=True), self.labels, self.tasks, self.weights)
             return total, (losses, parameters.batch_statistics(model))
 
         trainable = dict(self.trainable)

@@ -18,7 +18,7 @@ from mtlora_jax.experiment import Experiment
 from mtlora_jax.model_io import model_folder
 from mtlora_jax.models import parameters
 from mtlora_jax.models.inputs import normalise
-from mtlora_jax.train.step import losses_of
+from mtlora_jax.train.step import compute_losses
 
 ARCHITECTURE = micro.architecture(stages=1, tasks=("semseg", "sal"))
 TASKS = micro.tasks_of(ARCHITECTURE)
@@ -43,7 +43,7 @@ class Setting:
         model = parameters.merge(self.graph, trainable, self.frozen, self.stats)
         rngs = None if self.key is None else nnx.Rngs(dropout=self.key)
         logits = model(normalise(self.batch["image"]), train=True, rngs=rngs)
-        return losses_of(logits, self.batch, TASKS, WEIGHTS)[0], (logits, parameters.batch_statistics(model))
+        return compute_losses(logits, self.batch, TASKS, WEIGHTS)[0], (logits, parameters.batch_statistics(model))
 
     def program(self):
         """What the gradient of the loss is computed by, nothing compiled."""

@@ -66,7 +66,7 @@ PROGRAM = """
 import sys
 import jax
 from mtlora_jax.distributed import processes
-processes.start()
+processes.initialize()
 open(sys.argv[-1] + str(jax.process_index()), "w").write(f"{jax.process_count()} {jax.local_device_count()} {jax.device_count()}")
 """
 

@@ -140,8 +140,8 @@ def runs(folder: pathlib.Path) -> Kind:
     run_config.save(folder / "run", settings, data)
 
     def opened(path: pathlib.Path) -> None:
-        run_config.refuse_other(path.parent, settings)
-        run_config.refuse_other_data(path.parent, data)
+        run_config.check_same_config(path.parent, settings)
+        run_config.check_same_data(path.parent, data)
 
     def check(found: None, data: bytes, path: pathlib.Path) -> None:
         assert isinstance(json.loads(files_of_users.read_text(path)), dict)

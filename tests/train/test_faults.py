@@ -174,7 +174,7 @@ def test_the_log_has_means_of_what_is_finite():
 
 
 def test_one_process_is_all_processes():
-    assert sharding.of_all_processes({"a": ["é"]}) == [{"a": ["é"]}]
+    assert sharding.allgather_json({"a": ["é"]}) == [{"a": ["é"]}]
 
 
 def config(**values) -> ConfigDict:
@@ -183,13 +183,13 @@ def config(**values) -> ConfigDict:
 
 
 def test_a_config_that_contradicts_the_saved_one_is_refused_by_its_keys(tmp_path):
-    run_config.refuse_other(tmp_path, config())  # nothing was started yet
+    run_config.check_same_config(tmp_path, config())  # nothing was started yet
     run_config.save(tmp_path, config())
-    run_config.refuse_other(tmp_path, config())
-    run_config.refuse_other(tmp_path, config(new="option"))  # a key that came later
+    run_config.check_same_config(tmp_path, config())
+    run_config.check_same_config(tmp_path, config(new="option"))  # a key that came later
     other = config(epochs=9, size=(4, 6), method=of_any_type({"name": "mtlora"}), data={"root": "there", "num_workers": 2})
     with pytest.raises(UserError, match="--override_config") as error:
-        run_config.refuse_other(tmp_path, other)
+        run_config.check_same_config(tmp_path, other)
     told = str(error.value)
     for part in ("epochs was 8 and is 9", "size was [4, 4] and is [4, 6]", 'data.root was "here" and is "there"', "method was"):
         assert part in told
@@ -197,20 +197,20 @@ def test_a_config_that_contradicts_the_saved_one_is_refused_by_its_keys(tmp_path
     for text, odd in (("{", "not valid JSON"), ("[1]", "expected an object")):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(UserError, match=odd):
-            run_config.refuse_other(tmp_path, config())
+            run_config.check_same_config(tmp_path, config())
 
 
 def test_where_the_data_lies_does_not_matter_but_what_is_in_it_does(tmp_path):
     moved = config(data={"root": "there", "num_workers": 3})
     run_config.save(tmp_path, config(), {"ids of train": "a1", "number of images of train": 6})
-    run_config.refuse_other(tmp_path, moved)
-    run_config.refuse_other_data(tmp_path, {"ids of train": "a1", "number of images of train": 6})
+    run_config.check_same_config(tmp_path, moved)
+    run_config.check_same_data(tmp_path, {"ids of train": "a1", "number of images of train": 6})
     with pytest.raises(UserError, match=r'holds a run on other data: ids of train was "a1" and is "b2"\. .* --override_config'):
-        run_config.refuse_other_data(tmp_path, {"ids of train": "b2", "number of images of train": 6})
+        run_config.check_same_data(tmp_path, {"ids of train": "b2", "number of images of train": 6})
     (tmp_path / "data.json").unlink()  # a run of an earlier version
-    run_config.refuse_other_data(tmp_path, {"ids of train": "b2"})
+    run_config.check_same_data(tmp_path, {"ids of train": "b2"})
     with pytest.raises(UserError, match="data.root was"):
-        run_config.refuse_other(tmp_path, moved)
+        run_config.check_same_config(tmp_path, moved)
 
 
 def test_the_history_is_what_the_log_tells(tmp_path):

@@ -323,11 +323,11 @@ def write_results(folder: str) -> None:
         # A large epsilon, for Adam divides gradients that are zero but for rounding by their own size.
         run = Run(learning_rate=0.1, eps=1.0)
         mesh = jax.make_mesh((size,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:size])
-        state, frozen = jax.device_put((run.state(), run.frozen), sharding.replicated(mesh))
+        state, frozen = jax.device_put((run.state(), run.frozen), sharding.replicated_sharding(mesh))
         step = micro.jit(run.step, donate_argnums=0)
         results = {}
         for i in range(3):
-            state, metrics = step(state, frozen, sharding.put(micro.random_batch(4, seed=i), mesh), run.key)
+            state, metrics = step(state, frozen, sharding.shard_batch(micro.random_batch(4, seed=i), mesh), run.key)
             results |= {f"{name}/{i}": value for name, value in metrics.items()}
         results |= {f"trainable/{path}": value for path, value in state.trainable.items()}
         results |= {f"stats/{path}": value for path, value in state.batch_stats.items()}
@@ -341,7 +341,7 @@ def write_results(folder: str) -> None:
             padded["image"][3] = padding
             for task in run.tasks:
                 padded[task][3] = 255
-            totals = score(state.trainable, state.batch_stats, frozen, sharding.put(padded, mesh))
+            totals = score(state.trainable, state.batch_stats, frozen, sharding.shard_batch(padded, mesh))
             scores[padding] = {
                 f"scores/{name}/{key}": value
                 for name, task in run.tasks.items()
