@@ -20,12 +20,12 @@ def make_mesh() -> Mesh:
 
 
 def replicated_sharding(mesh: Mesh) -> NamedSharding:
-    """The same array on every device."""
+    """Sharding that keeps a whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Leading axis split over the devices."""
+    """Sharding that splits the leading axis over the devices."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 

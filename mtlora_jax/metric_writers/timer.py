@@ -38,7 +38,7 @@ class StepTimer:
         return self._clock() - self._since
 
     def count_step(self) -> None:
-        """One more step of this stretch was started."""
+        """Counts one more started step of this stretch."""
         self._steps += 1
 
     def steps_per_second(self) -> float | None:
@@ -50,11 +50,11 @@ class StepTimer:
         return 1 / typical if typical else None
 
     def add_evaluation(self, seconds: float) -> None:
-        """An evaluation took so long."""
+        """Adds the time an evaluation took."""
         self._eval_seconds.append(seconds)
 
     def format_remaining(self, steps: int, evaluations: int) -> str:
-        """Time left as h:mm:ss."""
+        """The time left, as h:mm:ss."""
         step_seconds = _typical(self._step_seconds)
         if step_seconds is None:
             return "?"

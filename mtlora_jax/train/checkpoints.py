@@ -272,8 +272,8 @@ def clear_when_full(workdir: pathlib.Path) -> Iterator[None]:
 def leave_faults_to_the_caller() -> None:
     """Keeps orbax, and asyncio on its behalf, from printing the faults that they raise, and advice on how often to save.
 
-    They log one again for each thread that it hits, and print what is thrown away when the rest of a save or a restore gives up: up to
-    thousands of lines, and in the middle of one of them that of our error. How long saving held up a run is told at its end.
+    Orbax logs an error once per thread and prints tracebacks of abandoned futures: up to thousands of lines around the one of our error.
+    A run prints at its end for how long saving held it up.
     """
     for logger in (absl.logging.get_absl_logger(), logging.getLogger("asyncio")):
         logger.addFilter(lambda record: record.levelno < logging.WARNING or not _is_of_orbax(record.pathname))

@@ -39,10 +39,10 @@ def create_state(trainable: Flat, batch_stats: Flat, optimizer: optax.GradientTr
 def compute_losses(
     logits: Mapping[str, jax.Array], batch: Batch, tasks: Mapping[str, Task], weights: Mapping[str, float]
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Weighted total and each task's own loss, float32 scalars; section 3.3 of the paper.
+    """Computes the weighted total and the loss of each task, float32 scalars; section 3.3 of the paper.
 
-    Logits may be coarser than the labels, whose size they are brought to. At that size they are by far the largest arrays of a step, so
-    the backward pass makes them again instead of keeping them.
+    Logits may be coarser than the labels and are resized to them. At that size they are the largest arrays of a step, so the backward
+    pass recomputes them.
     """
 
     @functools.partial(jax.checkpoint, static_argnums=0)
