@@ -79,7 +79,7 @@ def open_datasets(config: Config, *splits: str) -> list[Dataset]:
 
 def build_tasks(config: Config) -> dict[str, Task]:
     """The config's tasks with the classes of its data set, which need not be at hand."""
-    return dataset_class(config).describe(config.data.root, tuple(config.tasks))
+    return dataset_class(config).make_tasks(config.data.root, tuple(config.tasks))
 
 
 def dataset_class(config: Config) -> type[Dataset]:
@@ -96,9 +96,9 @@ def make_train_batches(config: Config, data: Dataset) -> Batches:
         image_size=tuple(config.image_size),
         batch_size=config.batch_size,
         seed=config.seed,
-        workers=config.data.num_workers,
+        num_workers=config.data.num_workers,
         augmentation=Augmentation(**config.data.augmentation),
-        parity=config.data.reference_transforms,
+        reference_transforms=config.data.reference_transforms,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -110,8 +110,8 @@ def make_eval_batches(config: Config, data: Dataset) -> Batches:
         data,
         image_size=tuple(config.image_size),
         batch_size=config.eval_batch_size,
-        workers=config.data.num_workers,
-        parity=config.data.reference_transforms,
+        num_workers=config.data.num_workers,
+        reference_transforms=config.data.reference_transforms,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

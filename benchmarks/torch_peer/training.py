@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mtlora_jax.models.inputs import MEAN, STD
 from mtlora_jax.tasks.edge import POSITIVE_WEIGHT
 from mtlora_jax.tasks.losses import IGNORE
-from mtlora_jax.tasks.normals import vectors_of
+from mtlora_jax.tasks.normals import to_vectors
 from torch_peer.lora import Tasks
 
 RATE = 1e-4  # constant, as in `mtlora_jax.benchmark`
@@ -73,7 +73,7 @@ def tensors(batch: Mapping[str, np.ndarray], device: torch.device) -> tuple[Tens
         values = np.moveaxis(values, -1, 1) if values.ndim == 4 else values
         return torch.from_numpy(np.ascontiguousarray(values)).to(device)
 
-    labels = {task: tensor(vectors_of(label)) for task, label in batch.items() if task != "image"}
+    labels = {task: tensor(to_vectors(label)) for task, label in batch.items() if task != "image"}
     images = tensor(((batch["image"] / np.float32(255) - MEAN) / STD).astype(np.float32))
     return images, {task: label if label.is_floating_point() else label.long() for task, label in labels.items()}
 

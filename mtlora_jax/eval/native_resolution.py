@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtlora_jax.data.native_resolution import OriginalSize, band_of, groups_of, on_canvas, sizes_of
+from mtlora_jax.data.native_resolution import NativeLabels, band_height, group_rows, native_sizes, place_on_canvas
 from mtlora_jax.data.pipeline import Batches, Dataset
 from mtlora_jax.defaults import Config
 from mtlora_jax.distributed import sharding
@@ -47,10 +47,10 @@ class NativeResolutionEvaluator:
         shardings = {"in_shardings": (split, split, everywhere), "out_shardings": everywhere}
         self._score = jax.jit(functools.partial(statistics, tasks=tasks), **shardings)
         self._pick = jax.jit(picked, static_argnums=2, in_shardings=(split, everywhere), out_shardings=split)
-        self._slow = {name: task for name, task in tasks.items() if config.evaluation.boundaries and task.has_slow_scores}
+        self._slow = {name: task for name, task in tasks.items() if config.evaluation.boundaries and task.has_native_resolution_metrics}
         self._tolerance = config.evaluation.boundary_tolerance
         self._workers = config.data.num_workers
-        self._batches = functools.partial(make_eval_batches, config, cast(Dataset, OriginalSize(data)))
+        self._batches = functools.partial(make_eval_batches, config, cast(Dataset, NativeLabels(data)))
 
     def __call__(
         self, trainable: Flat, batch_stats: Flat, watched: Callable[[Batches], Iterable[Mapping[str, np.ndarray]]] = iter
@@ -62,7 +62,7 @@ class NativeResolutionEvaluator:
         slow_totals = {name: nothing(task) for name, task in self._slow.items()}
         with several(self._workers if self._slow else 0) as run, contextlib.closing(self._batches()) as batches:
             for batch in watched(batches):
-                originals, mask = list(batch["originals"]), batch["mask"]
+                originals, mask = list(batch["native_labels"]), batch["mask"]
                 images = sharding.shard_batch({"image": batch["image"]}, mesh)["image"]
                 logits = self._forward(trainable, batch_stats, self._experiment.frozen, images)
                 for sums in self._statistics(logits, originals, mask):
@@ -72,9 +72,12 @@ class NativeResolutionEvaluator:
                     counted = [(task, own[row], originals[row][name], self._tolerance) for row in np.flatnonzero(mask)]
                     for sums in run(slow_statistics, counted):
                         add(slow_totals, {name: sums})
-        scores = {f"{name}/{score}": value for name, task in tasks.items() for score, value in task.scores(totals[name]).items()}
+        scores = {f"{name}/{score}": value for name, task in tasks.items() for score, value in task.compute_metrics(totals[name]).items()}
         for name, task in self._slow.items():
-            scores |= {f"{name}/{score}": value for score, value in task.slow_scores(over_processes(slow_totals[name])).items()}
+            scores |= {
+                f"{name}/{score}": value
+                for score, value in task.compute_native_resolution_metrics(over_processes(slow_totals[name])).items()
+            }
         return scores, time.monotonic() - start
 
     def _statistics(
@@ -82,18 +85,18 @@ class NativeResolutionEvaluator:
     ) -> Iterator[dict[str, dict[str, jax.Array]]]:
         """{task: {name: sum}} of the parts of a batch, each small enough for the memory; all processes make the same ones."""
         mesh = self._experiment.mesh
-        sizes, devices = sizes_of(originals), len(mesh.local_devices)
+        sizes, devices = native_sizes(originals), len(mesh.local_devices)
         everywhere = np.concatenate(sharding.allgather_json(sizes.tolist())).reshape(mesh.size, -1, 2)
         count, channels = everywhere.shape[1], {name: values.shape[-1] for name, values in logits.items()}
-        for rows, canvas in groups_of(everywhere, sum(channels.values())):
+        for rows, canvas in group_rows(everywhere, sum(channels.values())):
             own = [device * count + row for device in range(devices) for row in rows]
-            whole = band_of(canvas, len(rows), sum(channels.values())) == canvas[0]
+            whole = band_height(canvas, len(rows), sum(channels.values())) == canvas[0]
             for names in [list(channels)] if whole else [[name] for name in channels]:
-                labels = on_canvas([{name: originals[row][name] for name in names} for row in own], canvas)
+                labels = place_on_canvas([{name: originals[row][name] for name in names} for row in own], canvas)
                 some = {name: logits[name] for name in names}
                 if len(rows) < count:
                     some = self._pick(some, np.array(rows), mesh.size)
-                height = band_of(canvas, len(rows), sum(channels[name] for name in names))
+                height = band_height(canvas, len(rows), sum(channels[name] for name in names))
                 for top in range(0, canvas[0], height):
                     band = {name: labels[name][:, top : top + height] for name in names}
                     batch = sharding.shard_batch(band | {"size": sizes[own], "mask": mask[own]}, mesh)
@@ -107,14 +110,14 @@ def statistics(
 
     Args:
       logits: {task: (B, H, W, C)}.
-      batch: labels of these tasks as `on_canvas` places them, or a band of those, "size" (B, 2) int32 of each, "mask" (B,).
+      batch: labels of these tasks as `place_on_canvas` places them, or a band of those, "size" (B, 2) int32 of each, "mask" (B,).
       top: where the band begins; None where it is the whole canvas.
       tasks: static; those of `logits` or more.
     """
     found = {}
     for name, values in logits.items():
         resize = functools.partial(resize_into, canvas=batch[name].shape[1:3], top=top)
-        found[name] = tasks[name].statistics(jax.vmap(resize)(values, batch["size"]), batch[name], batch["mask"])
+        found[name] = tasks[name].metric_sums(jax.vmap(resize)(values, batch["size"]), batch[name], batch["mask"])
     return found
 
 
@@ -139,12 +142,12 @@ def slow_statistics(job: tuple[Task, np.ndarray, np.ndarray, float]) -> dict[str
     """Statistics of one image: (task, logits (H, W, C), label, tolerance)."""
     task, logits, label, tolerance = job
     large = cv2.resize(logits, label.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-    return task.slow_statistics(large.reshape(*label.shape[:2], -1), label, tolerance)
+    return task.native_resolution_sums(large.reshape(*label.shape[:2], -1), label, tolerance)
 
 
 def nothing(task: Task) -> dict[str, np.ndarray]:
-    """Sums of `slow_statistics` over no image, shaped as those over some."""
-    blank = task.slow_statistics(np.zeros((16, 16, task.channels), np.float32), np.zeros((16, 16), np.uint8), 0.1)
+    """Sums of `native_resolution_sums` over no image, shaped as those over some."""
+    blank = task.native_resolution_sums(np.zeros((16, 16, task.channels), np.float32), np.zeros((16, 16), np.uint8), 0.1)
     return {name: np.zeros_like(value) for name, value in blank.items()}
 
 

@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from mtlora_jax.console import console
 from mtlora_jax.distributed import sharding
 from mtlora_jax.errors import UserError
-from mtlora_jax.io.files import is_full, make_folder, reason_of
+from mtlora_jax.io.files import describe_error, is_disk_full, make_folder
 from mtlora_jax.models.parameters import Flat, named
 from mtlora_jax.train.step import TrainState
 
@@ -167,7 +167,7 @@ class Checkpoints:
             try:
                 found = self._read(step, like, further)
             except Exception as error:  # whatever a damaged file makes the layers below stumble over
-                reason = str(error) if isinstance(error, UserError) else f"it cannot be read ({reason_of(error)})"
+                reason = str(error) if isinstance(error, UserError) else f"it cannot be read ({describe_error(error)})"
             reason = next(filter(None, sharding.allgather_json(reason)), "")
             if found is not None and not reason:
                 return step, *found, list(reasons)
@@ -234,7 +234,7 @@ class Checkpoints:
             self._manager.reload()
         last = self._manager.latest_step()
         kept = "there is none yet" if last is None else f"the one of step {last} is whole, and the same command goes on from there"
-        return UserError(f"{self._folder}: a checkpoint could not be written ({reason_of(error)}); {kept}")
+        return UserError(f"{self._folder}: a checkpoint could not be written ({describe_error(error)}); {kept}")
 
 
 @contextlib.contextmanager
@@ -261,7 +261,7 @@ def clear_when_full(workdir: pathlib.Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if not is_full(error):
+        if not is_disk_full(error):
             raise
         raise UserError(
             f"{workdir}: no space left on the disk; free some, and the same command goes on from the last checkpoint"

@@ -147,7 +147,9 @@ def claim(workdir: pathlib.Path, closing: contextlib.ExitStack) -> None:
 def print_label_survey(data: Dataset, workdir: pathlib.Path) -> None:
     """Prints how label files are read and, when a run begins, which values no label has."""
     begun = (workdir / "initial").exists()
-    for line in agreement.run_together(lambda: survey.describe_label_encodings(data) + ([] if begun else survey.describe_missing_values(data))):
+    for line in agreement.run_together(
+        lambda: survey.describe_label_encodings(data) + ([] if begun else survey.describe_missing_values(data))
+    ):
         console.print(line)
 
 
