@@ -10,32 +10,19 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-Config = Any  # a ConfigDict: its attributes are its keys, which no type checker knows
+from mtlora_jax.methods import METHODS
 
-METHODS = {
-    "mtlora": {
-        "name": "mtlora",
-        "rank": 64,  # of the task-agnostic branches; a number or one per stage
-        "task_rank": 4,  # of the task-specific branches; a number, one per stage, or {task: either}; 0 for none at all
-        "scale": 4.0,
-        "task_scale": 4.0,
-        "dropout": 0.05,
-        "locations": ("qkv", "proj", "fc1", "fc2"),
-        "ts_base": "shared",  # what the frozen weight of a task stream acts on: shared (reference) or task
-        "merging": "train",  # patch merging: train (MTLoRA), freeze, lora (MTLoRA+)
-        "freeze": (),  # of ta_lora, patch_embed, norms, position_tables
-    },
-    "full": {"name": "full"},
-    "decoders_only": {"name": "decoders_only"},
-    "single_task": {"name": "single_task"},
-}
+Config = Any  # a ConfigDict: its attributes are its keys, which no type checker knows
 
 # Table 1 of the paper, row "Single Task": what Delta_m compares with.
 PAPER_SINGLE_TASK = {"semseg": 67.21, "human_parts": 61.93, "sal": 62.35, "normals": 17.97}
 
 
 def default(method: str = "mtlora") -> Config:
-    """A config whose keys are locked, so that a misspelt one is an error."""
+    """Returns a config whose keys are locked, so that a misspelt one is an error.
+
+    Its part `method` has the options of that method, explained in its class (`mtlora_jax.methods.METHODS`), with their defaults.
+    """
     return ConfigDict(
         {
             "seed": 0,
@@ -45,7 +32,7 @@ def default(method: str = "mtlora") -> Config:
             "init_strict": True,  # all of init_from must fit; False: load what fits, start other classifiers and low-rank factors anew
             "backbone": {"name": "swin", "variant": "tiny", "window_size": 7, "drop_path_rate": 0.2},
             "decoder": {"name": "hrnet", "channels": (18, 36, 72, 144)},
-            "method": of_any_type(METHODS[method]),
+            "method": of_any_type({"name": method, **METHODS[method].defaults()}),
             "data": {
                 "name": "pascal_context",  # of mtlora_jax.data.DATASETS
                 "root": "data",

@@ -175,7 +175,7 @@ def place_on_devices(
 ) -> Experiment:
     """Splits a model by what trains and replicates its weights. Raises UserError where processes have other weights."""
     method = model_factory.method_of(architecture)
-    graph, trainable, frozen, batch_stats = parameters.split(model, method.trainable)
+    graph, trainable, frozen, batch_stats = parameters.split(model, method.is_trainable)
     if jax.process_count() > 1:
         agreement.require_same(agreement.describe_arrays({**trainable, **frozen, **batch_stats}, "first weights of"))
     parts = trainable, parameters.narrowed(frozen, config.frozen_dtype), batch_stats

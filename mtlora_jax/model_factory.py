@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from mtlora_jax.errors import UserError
-from mtlora_jax.methods import make_method
+from mtlora_jax.methods import METHODS, make_method
 from mtlora_jax.methods.base import Method
-from mtlora_jax.models.backbones import BACKBONES
-from mtlora_jax.models.backbones.swin import VARIANTS
+from mtlora_jax.methods.param_groups import label_groups
+from mtlora_jax.models.backbones import BACKBONES, Backbone
 from mtlora_jax.models.decoders import HEADS, Decoder
 from mtlora_jax.models.multitask import MultiTaskModel
 from mtlora_jax.models.parameters import PRECISIONS
-from mtlora_jax.registry import choose
+from mtlora_jax.registry import choose, find
 from mtlora_jax.schema import list_of, mapping, shown, text, whole
 
 Architecture = Mapping[str, Any]
@@ -36,25 +36,36 @@ def method_of(architecture: Architecture) -> Method:
     return make_method(architecture["method"])
 
 
+def backbone_class(options: Mapping[str, Any]) -> type[Backbone]:
+    """Returns the class that the options of a backbone name. Raises UserError for an unknown name."""
+    return find(BACKBONES, "backbone", options)
+
+
+def method_class(options: Mapping[str, Any]) -> type[Method]:
+    """Returns the class that the options of a method name. Raises UserError for an unknown name."""
+    return find(METHODS, "method", options)
+
+
 def build(architecture: Architecture) -> MultiTaskModel:
     """The model, its parameters declared but not yet filled (see `mtlora_jax.models.parameters`).
 
     Raises UserError for names and options that do not exist or do not fit, and for sizes that are out of bounds.
     """
     check_tasks(architecture["tasks"])
-    backbone_class, options = choose(BACKBONES, "backbone", architecture["backbone"])
+    kind, options = choose(BACKBONES, "backbone", architecture["backbone"])
     check_image_size(architecture["image_size"])
-    backbone = backbone_class(**options)
+    backbone = kind(**options)
     decoders = {}
     if architecture["tasks"]:
         _, options = choose(HEADS, "decoder", architecture["decoder"], ("self", "outputs"))
         head, channels = architecture["decoder"]["name"], options.pop("channels")
-        if len(channels) != len(backbone.widths):
-            raise UserError(f"decoder.channels = {list(channels)} must have {len(backbone.widths)} entries, one per feature map")
+        if len(channels) != len(backbone.out_channels):
+            raise UserError(f"decoder.channels = {list(channels)} must have {len(backbone.out_channels)} entries, one per feature map")
         for task, outputs in architecture["tasks"].items():
-            decoders[task] = Decoder(head, backbone.widths, channels, outputs, **options)
+            decoders[task] = Decoder(head, backbone.out_channels, channels, outputs, **options)
     model = MultiTaskModel(backbone, decoders)
     method_of(architecture).adapt(model)
+    label_groups(model)
     return model
 
 
@@ -76,11 +87,11 @@ def configure(model: MultiTaskModel, *, compute: str = "float32", remat: str = "
     for key, value, allowed in (("compute_dtype", compute, PRECISIONS), ("remat", remat, REMAT)):
         if value not in allowed:
             raise UserError(f"{key} = {value!r} is not one of {', '.join(allowed)}")
-    model.fuse(fused)
+    model.set_fused(fused)
     model.compute = compute
     model.remat_decoders = remat != "none"
     model.backbone.remat_stages = remat == "stage"
-    for stage in model.backbone.layers:
+    for stage in model.backbone.stages:
         stage.remat_blocks = remat == "block"
 
 
@@ -96,10 +107,10 @@ def from_config(config: Mapping[str, Any], tasks: Mapping[str, int]) -> dict[str
     """
     backbone = dict(config["backbone"])
     if "variant" in backbone:
-        variant = backbone.pop("variant")
-        if variant not in VARIANTS:
-            raise UserError(f"backbone.variant = {variant!r} is not one of {', '.join(VARIANTS)}")
-        backbone |= VARIANTS[variant]
+        variant, variants = backbone.pop("variant"), backbone_class(backbone).VARIANTS
+        if variant not in variants:
+            raise UserError(f"backbone.variant = {variant!r} is not one of {', '.join(variants)}")
+        backbone |= variants[variant]
     architecture = {
         "backbone": backbone,
         "tasks": dict(tasks),

@@ -9,6 +9,14 @@ from mtlora_jax import schema
 from mtlora_jax.errors import UserError
 
 
+def find(registry: Mapping[str, Any], part: str, options: Mapping[str, Any]) -> Any:
+    """Returns the entry of `options["name"]`. Raises UserError for an unknown name."""
+    name = options.get("name")
+    if not isinstance(name, str) or name not in registry:
+        raise UserError(f"{part}.name = {name!r} is not one of {', '.join(registry)}")
+    return registry[name]
+
+
 def choose(registry: Mapping[str, Any], part: str, options: Mapping[str, Any], given: tuple[str, ...] = ("self",)) -> tuple[Any, dict]:
     """Looks `options["name"]` up and checks the other options against what the entry accepts.
 
@@ -16,11 +24,10 @@ def choose(registry: Mapping[str, Any], part: str, options: Mapping[str, Any], g
     Returns the entry and its options. Raises UserError for an unknown name or option, a missing one, and a value that is out of bounds.
     """
     schema.record({})(options, part)
+    entry = find(registry, part, options)
     options = dict(options)
-    name = options.pop("name", None)
-    if not isinstance(name, str) or name not in registry:
-        raise UserError(f"{part}.name = {name!r} is not one of {', '.join(registry)}")
-    accepted = {key: p for key, p in inspect.signature(registry[name].__init__).parameters.items() if key not in given}
+    name = options.pop("name")
+    accepted = {key: p for key, p in inspect.signature(entry.__init__).parameters.items() if key not in given}
     for key in options:
         if key not in accepted:
             close = difflib.get_close_matches(key, accepted, 1)
@@ -29,7 +36,7 @@ def choose(registry: Mapping[str, Any], part: str, options: Mapping[str, Any], g
     missing = [key for key, p in accepted.items() if p.default is p.empty and key not in options]
     if missing:
         raise UserError(f"{part} {name!r} needs {', '.join(missing)}")
-    checks = getattr(registry[name], "OPTIONS", {})
+    checks = getattr(entry, "OPTIONS", {})
     for key, value in options.items():
         checks.get(key, schema.plain)(value, f"{part}.{key}")
-    return registry[name], options
+    return entry, options

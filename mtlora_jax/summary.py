@@ -14,7 +14,7 @@ makes of it, and every two operations on single elements, such as those of norms
 moving data is free), modules ({module: {total, trainable, gmacs}}, gmacs of products with the module's weights),
 tasks, image_size, method,
 gmacs_fused (as gmacs, as the program executes it, which takes products together that follow each other),
-gmacs_merged (as gmacs_fused, after mtlora_jax.merge), total_merged,
+gmacs_merged (as gmacs_fused, after mtlora_jax.merge), total_merged (both null for a method that cannot be merged),
 per_task ({task: {trainable, total, gmacs, gmacs_fused, gmacs_merged}} of the model of the tasks up to this one),
 memory (bytes of a training step on one device: parameters, gradients, optimizer, batch, activations that the forward pass keeps for the
 backward pass, total; and batch_size), estimated from shapes, see mtlora_jax.benchmark.memory.
@@ -85,8 +85,8 @@ def first(tasks: Mapping[str, int]) -> list[dict[str, int]]:
     return [dict(items[: count + 1]) for count in range(len(items))]
 
 
-def size_and_cost(architecture: Mapping[str, Any]) -> dict[str, float]:
-    """Parameters and 10^9 multiply-accumulates of a model, as it is and merged."""
+def size_and_cost(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """Counts parameters and 10^9 multiply-accumulates of a model, as it is and merged (None where that cannot be)."""
     from mtlora_jax import model_factory
     from mtlora_jax.analysis.macs import macs_of
     from mtlora_jax.analysis.param_counts import count_parameters
@@ -96,14 +96,12 @@ def size_and_cost(architecture: Mapping[str, Any]) -> dict[str, float]:
     model = model_factory.build(architecture)
     counts = count_parameters(model, model_factory.method_of(architecture)).values()
     sums = {key: sum(count[key] for count in counts) for key in ("trainable", "total")}
-    folded = model_factory.build(merged_architecture(architecture))
-    total = sum(count["total"] for count in count_parameters(folded, model_factory.method_of(architecture)).values())
-    ways = {"gmacs": (model, False), "gmacs_fused": (model, True), "gmacs_merged": (folded, True)}
-    return {
-        **sums,
-        "total_merged": total,
-        **{name: macs_of(module, size, fused)[0].products / 1e9 for name, (module, fused) in ways.items()},
-    }
+    cost = {name: macs_of(model, size, fused)[0].products / 1e9 for name, fused in (("gmacs", False), ("gmacs_fused", True))}
+    if not model_factory.method_class(architecture["method"]).MERGEABLE:
+        return {**sums, "total_merged": None, **cost, "gmacs_merged": None}
+    merged = model_factory.build(merged_architecture(architecture))
+    total = sum(count["total"] for count in count_parameters(merged, model_factory.method_of(architecture)).values())
+    return {**sums, "total_merged": total, **cost, "gmacs_merged": macs_of(merged, size, True)[0].products / 1e9}
 
 
 def tell(summary: Mapping[str, Any]) -> None:
@@ -124,17 +122,19 @@ def tell(summary: Mapping[str, Any]) -> None:
         "as executed in training: linear layers, convolutions, attention": summary["gmacs_fused"],
         "as executed once merged": summary["gmacs_merged"],
     }
-    rows = [(what, f"{value:.2f}") for what, value in told.items()]
+    rows = [(what, f"{value:.2f}") for what, value in told.items() if value is not None]
     print_table(f"One image of {size}, {tasks} tasks", ("forward pass", "GMACs"), rows)
-    console.print(f"merged: {summary['total_merged']:,} parameters\n")
+    merges = summary["total_merged"] is not None
+    console.print(f"merged: {summary['total_merged']:,} parameters\n" if merges else "models of this method cannot be merged\n")
 
-    keys = ("trainable", "gmacs", "gmacs_merged")
+    keys = ("trainable", "gmacs", *(["gmacs_merged"] if merges else []))
     rows, before = [], dict.fromkeys(keys, 0)
     for task, values in summary["per_task"].items():
         cells = [[f"{x:,}" if isinstance(x, int) else f"{x:.2f}" for x in (values[key], values[key] - before[key])] for key in keys]
         rows.append((task, *(cell for pair in cells for cell in (pair[0], f"+{pair[1]}" if rows else ""))))
         before = values
-    print_table("Task by task", ("with", "trainable", "added", "GMACs", "added", "merged", "added"), rows)
+    headings = ("with", "trainable", "added", "GMACs", "added", *(("merged", "added") if merges else ()))
+    print_table("Task by task", headings, rows)
 
     memory = dict(summary["memory"])
     heading = f"Memory of a training step, {memory.pop('batch_size')} images, estimated from shapes"

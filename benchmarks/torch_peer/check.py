@@ -44,7 +44,7 @@ def peer_of(architecture: Mapping[str, Any], arrays: Arrays) -> MTLoRA:
     """The peer with our weights, by way of a checkpoint of the reference. Raises UserError for a model that has no such form."""
     method = model_factory.method_of(architecture)
     own = parameters.variables(model_factory.build(architecture))
-    trained = {path: arrays[path] for path, variable in own.items() if method.trainable(path, variable)}
+    trained = {path: arrays[path] for path, variable in own.items() if method.is_trainable(path, variable)}
     names = frozenset(to_mtlora.make_state_dict(architecture, trained))
     return load(architecture, to_mtlora.make_state_dict(architecture, arrays), names)
 
@@ -97,7 +97,7 @@ def our_gradients(
     model = model_factory.build(architecture)
     parameters.assign(model, arrays, "the random weights")
     model.compute = "float64"
-    graph, *parts = parameters.split(model, model_factory.method_of(architecture).trainable)
+    graph, *parts = parameters.split(model, model_factory.method_of(architecture).is_trainable)
     trainable, frozen, stats = ({path: jnp.asarray(value, jnp.float64) for path, value in part.items()} for part in parts)
 
     def loss(trainable: Flat, frozen: Flat, batch: Mapping[str, jax.Array]) -> jax.Array:

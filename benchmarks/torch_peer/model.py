@@ -17,7 +17,7 @@ from mtlora_jax.errors import UserError
 from torch_peer.lora import Adaptation, DropPath, Tasks, adaptations, add, each
 
 DERIVED = ("attn_mask", "relative_position_index")  # tensors of a checkpoint that the modules here make themselves
-MASKED = -100.0
+MASK_VALUE = -100.0
 
 
 def split_windows(x: Tensor, window: int) -> Tensor:
@@ -45,7 +45,7 @@ def shift_mask(side: int, window: int, shift: int) -> Tensor:
     band = torch.zeros(side, dtype=torch.long)
     band[-window:], band[-shift:] = 1, 2
     regions = split_windows((3 * band[:, None] + band)[None, :, :, None], window).squeeze(-1)
-    return (regions[:, :, None] != regions[:, None]) * MASKED
+    return (regions[:, :, None] != regions[:, None]) * MASK_VALUE
 
 
 class WindowAttention(nn.Module):

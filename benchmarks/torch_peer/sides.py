@@ -91,7 +91,7 @@ def forward_of(job: Job, compute: str, frozen: str) -> Forward:
     model = model_factory.build(architecture)
     model_factory.configure(model, compute=compute)
     parameters.assign(model, arrays, "the random weights")
-    graph, trainable, rest, stats = parameters.split(model, model_factory.method_of(architecture).trainable)
+    graph, trainable, rest, stats = parameters.split(model, model_factory.method_of(architecture).is_trainable)
     weights = {**trainable, **stats, **parameters.narrowed(rest, frozen)}
     run = jax.jit(lambda weights, images: parameters.merge(graph, weights)(images))
     return lambda images: run(weights, images)

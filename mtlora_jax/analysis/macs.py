@@ -72,9 +72,9 @@ def macs_of(model: MultiTaskModel, image_size: tuple[int, int], fused: bool = Fa
     `fused` counts what the program executes, otherwise every layer on its own as papers do; see `mtlora_jax.model_factory.configure`.
     """
     configured = model.fused
-    model.fuse(fused)
+    model.set_fused(fused)
     jaxpr, used = trace(model, image_size)
-    model.fuse(configured)
+    model.set_fused(configured)
     marks: list[Mark] = [frozenset({path}) for path, needed in used.items() if needed]  # the program takes no others
     counted = Macs()
     count(jaxpr, marks + [None] * (len(jaxpr.invars) - len(marks)), counted)

@@ -34,7 +34,7 @@ class Row:
 
     Attributes:
       table, name: which, and how it is called here.
-      method: see `mtlora_jax.defaults.METHODS`; `options` are changes to it.
+      method: see `mtlora_jax.methods.METHODS`; `options` are changes to it.
       printed: 10^6 trainable parameters, or in Table 6 10^9 multiply-accumulates; None where the print was not at hand.
       tasks, decoder: of the model.
       single: whether what is printed is the sum over models of one task each.

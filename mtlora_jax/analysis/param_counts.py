@@ -8,20 +8,20 @@ from flax import nnx
 
 from mtlora_jax.analysis.macs import Macs, macs_of, module_of
 from mtlora_jax.methods.base import Method
-from mtlora_jax.methods.param_groups import GROUPS, groups_of
+from mtlora_jax.methods.param_groups import groups_of, sorted_groups
 from mtlora_jax.models import parameters
 from mtlora_jax.models.multitask import MultiTaskModel
 
 
 def group_of_each(model: nnx.Module) -> dict[str, str]:
     """{path: the most telling of its groups} of all parameters. Works on a declared model."""
-    return {path: groups_of(path, v)[0] for path, v in parameters.variables(model).items() if isinstance(v, nnx.Param)}
+    return {path: groups_of(v)[0] for path, v in parameters.variables(model).items() if isinstance(v, nnx.Param)}
 
 
 def count_parameters(model: nnx.Module, method: Method) -> dict[str, dict[str, int]]:
-    """{group: {"total": values, "trainable": values}} in the order of `GROUPS`, without empty groups. Works on a declared model."""
+    """{group: {"total": values, "trainable": values}} in the order of tables. Works on a declared model."""
     counts = count_by(group_of_each(model), model, method)
-    return {group: counts[group] for group in GROUPS if group in counts}
+    return {group: counts[group] for group in sorted_groups(set(counts))}
 
 
 def count_by(name_of: Mapping[str, str], model: nnx.Module, method: Method) -> dict[str, dict[str, int]]:
@@ -31,7 +31,7 @@ def count_by(name_of: Mapping[str, str], model: nnx.Module, method: Method) -> d
         if isinstance(variable, nnx.Param):
             count = counts[name_of[path]]
             count["total"] += variable.size
-            count["trainable"] += variable.size * method.trainable(path, variable)
+            count["trainable"] += variable.size * method.is_trainable(path, variable)
     return dict(counts)
 
 
@@ -40,7 +40,7 @@ def summarise(model: MultiTaskModel, method: Method, image_size: tuple[int, int]
     groups = count_parameters(model, method)
     macs, used = macs_of(model, image_size)
     own = {path: v for path, v in parameters.variables(model).items() if isinstance(v, nnx.Param)}
-    unused = {path: v.size for path, v in own.items() if method.trainable(path, v) and not used[path]}
+    unused = {path: v.size for path, v in own.items() if method.is_trainable(path, v) and not used[path]}
     return {
         "trainable": sum(group["trainable"] for group in groups.values()),
         "total": sum(group["total"] for group in groups.values()),

@@ -28,7 +28,7 @@ def infer(args: argparse.Namespace) -> dict[str, Any]:
     model = model_factory.build(architecture)
     model_factory.configure(model, compute=config.compute_dtype)
     parameters.initialise(model, config.seed)
-    graph, rest, frozen, stats = parameters.split(model, model_factory.method_of(architecture).trainable)
+    graph, rest, frozen, stats = parameters.split(model, model_factory.method_of(architecture).is_trainable)
     mesh = sharding.make_mesh()
     sharding.check_batch_size(config.batch_size, mesh, "batch_size")
     weights = sharding.replicate({**rest, **stats, **parameters.narrowed(frozen, config.frozen_dtype)}, mesh)

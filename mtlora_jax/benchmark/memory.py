@@ -46,7 +46,7 @@ def estimate(config: Any, architecture: Mapping[str, Any], tasks: Mapping[str, T
     graph = nnx.graphdef(model)
     trainable, frozen, stats = {}, {}, {}
     for path, variable in parameters.variables(model).items():
-        part = stats if isinstance(variable, nnx.BatchStat) else trainable if method.trainable(path, variable) else frozen
+        part = stats if isinstance(variable, nnx.BatchStat) else trainable if method.is_trainable(path, variable) else frozen
         part[path] = jax.ShapeDtypeStruct(variable.shape, jnp.float32)
     frozen = jax.eval_shape(lambda values: parameters.narrowed(values, config.frozen_dtype), frozen)
     one = random_batch(dict(tasks), 1, tuple(architecture["image_size"]))
@@ -54,7 +54,7 @@ def estimate(config: Any, architecture: Mapping[str, Any], tasks: Mapping[str, T
 
     def loss(trainable: Any, frozen: Any, stats: Any, batch: Any, key: jax.Array) -> jax.Array:
         model = parameters.merge(graph, trainable, frozen, stats)
-        logits = model.on_features(normalise(batch["image"]), train=True, rngs=nnx.Rngs(dropout=key), parts=config.encoder_microbatches)
+        logits = model.coarse_logits(normalise(batch["image"]), train=True, rngs=nnx.Rngs(dropout=key), parts=config.encoder_microbatches)
         return compute_losses(logits, batch, tasks, {name: task.weight for name, task in tasks.items()})[0]
 
     arguments = (trainable, frozen, stats, batch, jax.eval_shape(lambda: jax.random.key(0)))

@@ -14,9 +14,8 @@ from mtlora_jax.convert.infer_architecture import Settings, infer_architecture, 
 from mtlora_jax.convert.key_mapping import Table, apply, first_match
 from mtlora_jax.convert.torchfile import check_is_dense
 from mtlora_jax.errors import UserError
-from mtlora_jax.model_factory import build
+from mtlora_jax.model_factory import backbone_class, build
 from mtlora_jax.models import parameters
-from mtlora_jax.models.backbones.swin import VARIANTS
 
 FORMATS = {"swin": swin, "mtlora": mtlora, "timm": timm, "hf": hf, "mmseg": mmseg, "torchvision": torchvision}
 # {pattern of a key: the unsupported network or file that has it}
@@ -154,9 +153,8 @@ def infer_image_size(state: Mapping[str, Any], arrays: Mapping[str, np.ndarray])
 def describe_architecture(architecture: Mapping[str, Any], sources: Mapping[str, str]) -> list[str]:
     """Describes the architecture, and the origin of each setting that tensors do not determine."""
     backbone, decoder, method = (architecture[part] for part in ("backbone", "decoder", "method"))
-    variants = (name for name, sizes in VARIANTS.items() if all(np.array_equal(backbone[key], size) for key, size in sizes.items()))
     lines = [
-        f"backbone   Swin {next(variants, 'of its own size')}: embed_dim {backbone['embed_dim']}, depths {backbone['depths']}, "
+        f"backbone   {backbone_class(backbone).title(backbone)}: embed_dim {backbone['embed_dim']}, depths {backbone['depths']}, "
         f"num_heads {backbone['num_heads']}, window_size {backbone['window_size']}, patch_size {backbone['patch_size']}, "
         f"mlp_ratio {backbone['mlp_ratio']:g}, drop_path_rate {backbone['drop_path_rate']:g} ({sources['drop_path_rate']})",
         f"image size {format_stages(architecture['image_size'])} ({sources['image_size']})",

@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 
 from mtlora_jax.errors import UserError
-from mtlora_jax.methods.mtlora.method import LOCATIONS, per_stage
+from mtlora_jax.methods.mtlora.method import per_stage
+from mtlora_jax.models.backbones.swin import Swin
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -125,7 +126,7 @@ def infer_method(arrays: Arrays, tasks: Sequence[str], stages: int, settings: Se
         "scale": per_stage(collapse_repeats(settings.scale), stages, "scale"),
         "task_scale": {task: per_stage(collapse_repeats(select_task(settings.task_scale, task)), stages, "task_scale") for task in tasks},
         "dropout": collapse_repeats(settings.dropout),
-        "locations": [name for name, layer in LOCATIONS.items() if find_groups(arrays, rf"(.*)\.{'.'.join(layer)}\.shared_a")],
+        "locations": [name for name, (layer,) in Swin.LINEAR_LAYERS.items() if find_groups(arrays, rf"(.*)\.{layer}\.shared_a")],
         "ts_base": "shared",
         "merging": merging,
         "freeze": list(settings.freeze),

@@ -27,7 +27,7 @@ from mtlora_jax.io import files, locks
 from mtlora_jax.io.files import user_path
 from mtlora_jax.model_io import model_folder
 from mtlora_jax.models import parameters
-from mtlora_jax.models.backbones.swin import VARIANTS
+from mtlora_jax.models.backbones.swin import Swin
 from mtlora_jax.models.inputs import normalise
 
 FIRST_SEED = 1_000_000  # the demo's scenes have smaller seeds
@@ -142,13 +142,13 @@ def surprise(prediction: jax.Array, batch: Scenes, side: int) -> jax.Array:
 
 def train(scenes: Scenes, held_out: Scenes, args) -> tuple[dict, dict[str, np.ndarray], float]:
     """Returns (architecture, {path: array} of the backbone, mean average precision in percent on held-out scenes)."""
-    backbone = {"name": "swin", **VARIANTS["micro"], "window_size": 5, "drop_path_rate": 0.0}
+    backbone = {"name": "swin", **Swin.VARIANTS["micro"], "window_size": 5, "drop_path_rate": 0.0}
     architecture = {"backbone": backbone, "tasks": {}, "decoder": None, "method": {"name": "full"}, "image_size": [SIDE, SIDE]}
     model = model_factory.build(architecture)
     parameters.initialise(model, args.seed)
     graph, weights, _, _ = parameters.split(model, lambda path, variable: True)
     outputs = CLASSES + 2 * PARTS
-    heads = [{"kernel": jnp.zeros((width, outputs)), "bias": jnp.zeros(outputs)} for width in model.backbone.widths]
+    heads = [{"kernel": jnp.zeros((width, outputs)), "bias": jnp.zeros(outputs)} for width in model.backbone.out_channels]
     weights = {"backbone": weights, "heads": heads}
     schedule = optax.warmup_cosine_decay_schedule(0.0, 2e-3, args.steps // 20, args.steps, 1e-5)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.05))

@@ -41,18 +41,9 @@ def forward(model: Model) -> Forward:
     return run
 
 
-def smallest_side(backbone: Any) -> int:
-    """The side of an image, in pixels, from which on every feature map is larger than a window.
-
-    Smaller images make smaller windows, so theirs is another program.
-    """
-    stride = backbone.patch_embed.patch_size * 2 ** (len(backbone.layers) - 1)
-    return backbone.layers[0].blocks[0].attn.window_size * stride + 1
-
-
 def images_spec(model: Model, size: Size | None, inputs: str) -> jax.ShapeDtypeStruct:
     """What goes in: (B, H, W, 3) with B unknown, and H and W too where `size` is None."""
-    least = smallest_side(model.module.backbone)
+    least = model.module.backbone.smallest_open_side
     sides = ("H", "W") if size is None else size
     constraints = () if size else (f"H >= {least}", f"W >= {least}")
     shape = jax_export.symbolic_shape(", ".join(map(str, ("B", *sides, 3))), constraints=constraints)
@@ -65,7 +56,7 @@ def stablehlo(model: Model, platforms: Sequence[str], size: Size | None = None, 
     Args:
       model: with tasks.
       platforms: of `PLATFORMS`.
-      size: (height, width) of the images; None for any from `smallest_side` on.
+      size: (height, width) of the images; None for any from `Backbone.smallest_open_side` on.
       inputs: "uint8" for RGB images as they are, "float32" for images normalised by the ImageNet mean and standard deviation.
 
     Returns:
@@ -82,7 +73,7 @@ def stablehlo(model: Model, platforms: Sequence[str], size: Size | None = None, 
 
 def metadata(model: Model, size: Size | None, inputs: str) -> dict[str, Any]:
     """What a program that uses the artifact has to know, whatever its format; JSON-able."""
-    least = smallest_side(model.module.backbone)
+    least = model.module.backbone.smallest_open_side
     classes = model.config.get("classes") or {}
     return {
         "format": 1,

@@ -2,21 +2,26 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import nnx
 
 from mtlora_jax.errors import UserError
+from mtlora_jax.methods.base import Method
 from mtlora_jax.models.multitask import MultiTaskModel
 
 
 @dataclasses.dataclass(frozen=True)
-class Merged:
+class Merged(Method):
     """Adapts as the method before did, then folds what folds.
 
     Attributes:
       of: name and options of that method.
     """
+
+    TITLE: ClassVar = "Merged"
+    NO_ADAPTER: ClassVar = "its low-rank factors are in the weights"
+    EXTENSIBLE: ClassVar = False
 
     of: Mapping[str, Any]
 
@@ -30,9 +35,12 @@ class Merged:
         """Builds the merged structure; a model with values gets the merged values."""
         from mtlora_jax.methods import make_method  # here, because it knows this class
 
-        make_method(self.of).adapt(model)
-        model.fold()
+        method = make_method(self.of)
+        method.adapt(model)
+        method.merge(model)
 
-    def trainable(self, path: str, variable: nnx.Variable) -> bool:
-        """Nothing."""
+    def is_trainable(self, path: str, variable: nnx.Variable) -> bool:
         return False
+
+    def merge(self, model: MultiTaskModel) -> None:
+        raise UserError("the model is merged already; merge the one that it was made from")

@@ -1,24 +1,45 @@
-"""Groups of parameters: what the methods freeze or train, and what tables of parameters are made of."""
+"""Groups of parameters: what methods freeze or train, and the rows of tables of parameters."""
+
+import re
 
 from flax import nnx
 
-from mtlora_jax.methods.mtlora.layers import SharedLoRA, TaskLoRA
+from mtlora_jax.methods.base import AdapterParam
+from mtlora_jax.models import parameters
+from mtlora_jax.models.multitask import MultiTaskModel
 
-GROUPS = {
-    "ta_lora": lambda path, variable: isinstance(variable, SharedLoRA),
-    "ts_lora": lambda path, variable: isinstance(variable, TaskLoRA),
-    "decoders": lambda path, variable: path.startswith("decoders."),
-    "patch_embed": lambda path, variable: path.startswith("backbone.patch_embed."),
-    "norms": lambda path, variable: path.startswith("backbone.") and "norm" in path.split(".")[-2],
-    "position_tables": lambda path, variable: path.endswith("relative_position_bias_table"),
-    "merging": lambda path, variable: path.endswith("downsample.reduction.kernel"),
-    "linears": lambda path, variable: True,
-}
+# Of every model, in the order of tables; groups of adapters come before them.
+GROUPS = ("decoders", "patch_embed", "norms", "position_tables", "merging")
+REST = "linears"  # the weights of attention and MLPs: what no other group claims
 
 
-def groups_of(path: str, variable: nnx.Variable) -> list[str]:
-    """All groups a parameter is in, most telling first: the norm of the patch embedding is in `patch_embed` and `norms`.
+def label_groups(model: MultiTaskModel) -> None:
+    """Notes the groups of every variable of a model in its metadata, for `groups_of`."""
+    for path, variable in parameters.variables(model).items():
+        variable.set_metadata(groups=tuple(_groups(model, path, variable)))
 
-    `linears` (attention and MLP weights) is what no other group claims.
-    """
-    return [name for name, contains in GROUPS.items() if contains(path, variable)][:-1] or ["linears"]
+
+def groups_of(variable: nnx.Variable) -> tuple[str, ...]:
+    """All groups of a parameter, most telling first: the norm of the patch embedding is in `patch_embed` and in `norms`."""
+    return variable.get_metadata("groups")
+
+
+def sorted_groups(names: set[str]) -> list[str]:
+    """Groups in the order of tables: those of adapters, those of every model, the rest."""
+    return [*sorted(names - {*GROUPS, REST}), *(name for name in (*GROUPS, REST) if name in names)]
+
+
+def task_of(path: str, variable: nnx.Variable) -> str:
+    """The task that a variable belongs to; empty where tasks share it."""
+    if path.startswith("decoders."):
+        return path.split(".")[1]
+    return path.rpartition(".")[2] if isinstance(variable, AdapterParam) and variable.per_task else ""
+
+
+def _groups(model: MultiTaskModel, path: str, variable: nnx.Variable) -> list[str]:
+    if isinstance(variable, AdapterParam):
+        return [variable.group]
+    if path.startswith("decoders."):
+        return ["decoders"]
+    below = path.removeprefix("backbone.")
+    return [name for name, pattern in model.backbone.PARAM_GROUPS.items() if re.fullmatch(pattern, below)] or [REST]

@@ -17,12 +17,11 @@ from mtlora_jax.io import files, weights
 from mtlora_jax.model_factory import Architecture
 from mtlora_jax.model_io import model_folder
 from mtlora_jax.model_io.model_folder import Model
-from mtlora_jax.model_io.tasks import PER_TASK, Arrays, keep_tasks, one_more, only
+from mtlora_jax.model_io.tasks import Arrays, keep_tasks, one_more, only
 from mtlora_jax.models import parameters
 from mtlora_jax.tasks import make_tasks
 
 ADAPTER = "adapter.safetensors"
-TRAINING = ("dropout", "freeze", "drop_path_rate")  # options that say nothing about what a trained model computes
 
 
 def load(where: str | pathlib.Path, base: str | pathlib.Path | None = None) -> Model:
@@ -50,11 +49,10 @@ def save_adapter(model: Model, where: str | pathlib.Path, base: str | pathlib.Pa
 def write_adapter(where: str | pathlib.Path, config: Mapping[str, Any], arrays: Arrays, base: str | pathlib.Path) -> None:
     """`save_adapter` of a model that is not built: config as in config.json, and all of its arrays."""
     where, base = files.user_path(where), files.user_path(base)
-    name = config["architecture"]["method"]["name"]
+    options = config["architecture"]["method"]
+    if why := model_factory.method_class(options).NO_ADAPTER:
+        raise UserError(f"a model of the method {options['name']} has no adapter, for {why}: ship the model folder")
     frozen = frozen_paths(config["architecture"])
-    if not frozen or name == "merged":
-        why = "its low-rank factors are in the weights" if name == "merged" else "it trains every weight"
-        raise UserError(f"a model of the method {name} has no adapter, for {why}: ship the model folder")
     there = frozen_arrays(base, frozen)
     differing = [path for path in frozen if not np.array_equal(there[path], np.asarray(arrays[path], np.float32))]
     if differing:
@@ -110,7 +108,7 @@ def refuse_other_tensors(source: str, architecture: Architecture, arrays: Arrays
 def frozen_paths(architecture: Architecture) -> list[str]:
     """Paths of what the method neither trains nor gathers statistics of."""
     method, own = model_factory.method_of(architecture), parameters.variables(model_factory.build(architecture))
-    return [path for path, v in own.items() if not isinstance(v, nnx.BatchStat) and not method.trainable(path, v)]
+    return [path for path, v in own.items() if not isinstance(v, nnx.BatchStat) and not method.is_trainable(path, v)]
 
 
 def frozen_arrays(base: str | pathlib.Path, paths: Sequence[str]) -> dict[str, np.ndarray]:
@@ -169,7 +167,8 @@ def add_task(
     """
     if name in model.tasks:
         raise UserError(f"the model has the task {name} already; it has {', '.join(model.tasks)}")
-    if not model.tasks or model.architecture["method"]["name"] == "merged":
+    kind = model_factory.method_class(model.architecture["method"])
+    if not model.tasks or not kind.EXTENSIBLE:
         what = "a merged model" if model.tasks else "a bare backbone"
         raise UserError(f"{what} takes no further task: add {name} to the model that was fine-tuned")
     options = {} if task_rank is None else {"task_rank": task_rank}
@@ -179,7 +178,7 @@ def add_task(
         refuse_other_weights(model, source, name)
         theirs = only(source.architecture, [name])
         outputs = theirs["tasks"][name]
-        method = {key: theirs["method"][key] for key in PER_TASK if key in theirs["method"]}
+        method = {key: theirs["method"][key] for key in kind.PER_TASK_OPTIONS if key in theirs["method"]}
         options = {key: value[name] if isinstance(value, Mapping) else value for key, value in method.items()}
         told, weights = keep_tasks(source.config, parameters.arrays(source.module), [name])
         arrays = {**weights, **arrays}
@@ -194,20 +193,24 @@ def add_task(
     return Model(config, module)
 
 
-def computing(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that say what a trained model computes, alike for all tasks. Merging computes the same trained and frozen."""
-    kept = {key: value for key, value in options.items() if key not in (*PER_TASK, *TRAINING)}
-    return kept | ({"merging": "train"} if kept.get("merging") == "freeze" else {})
+def inference_options(architecture: Architecture) -> dict[str, dict[str, Any]]:
+    """Returns {part: the options that say what a trained model computes, alike for all tasks}."""
+    kind, method = model_factory.method_class(architecture["method"]), architecture["method"]
+    return {
+        "backbone": {key: value for key, value in architecture["backbone"].items() if key != "drop_path_rate"},
+        "decoder": {key: value for key, value in architecture["decoder"].items() if key != "dropout"},
+        "method": {key: value for key, value in kind.inference_options(method).items() if key not in kind.PER_TASK_OPTIONS},
+    }
 
 
 def refuse_other_weights(model: Model, source: Model, name: str) -> None:
     """Raises UserError unless the source has the task, and the model's weights wherever tasks share them."""
     if name not in source.tasks:
         raise UserError(f"the source has no task {name}; it has {', '.join(source.tasks)}")
-    for part in ("backbone", "decoder", "method"):
-        here, there = (computing(m.architecture[part]) for m in (model, source))
-        if here != there:
-            raise UserError(f"the source has another {part}: {there}, where the model has {here}")
+    here, there = (inference_options(m.architecture) for m in (model, source))
+    for part in here:
+        if here[part] != there[part]:
+            raise UserError(f"the source has another {part}: {there[part]}, where the model has {here[part]}")
     here, there = (parameters.arrays(m.module) for m in (model, source))
     shared = parameters.variables(model_factory.build(only(model.architecture, ())))
     differing = [path for path in shared if not np.array_equal(here[path], there[path])]

@@ -1,6 +1,5 @@
 """The model card, README.md of a model folder: what it predicts, how well, how large it is, where it comes from, how to use it."""
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,19 +9,10 @@ import numpy as np
 from mtlora_jax import model_factory
 from mtlora_jax.analysis.param_counts import count_parameters
 from mtlora_jax.model_io import markdown
-from mtlora_jax.models.backbones.swin import VARIANTS
 from mtlora_jax.tasks import TASKS
 
 # {task: what the Hugging Face Hub files such models under}; the first task of a model that is here decides.
 PIPELINES = {"semseg": "image-segmentation", "human_parts": "image-segmentation", "sal": "image-segmentation", "depth": "depth-estimation"}
-METHODS = {
-    "mtlora": "MTLoRA",
-    "merged": "MTLoRA, merged,",
-    "full": "Full fine-tuning",
-    "decoders_only": "Decoders",
-    "single_task": "Single-task fine-tuning",
-}
-OFFICIAL = r"swin_(tiny|small|base|large)_patch4_window(7|12)_(224|384)(_22k)?\.\w+"  # on the Hub under other names
 
 
 def card(config: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
@@ -53,7 +43,14 @@ def card(config: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
         data={"name": "", "eval_split": "", **training.get("config", {}).get("data", {})},
         title=title(architecture),
         pipeline=next((PIPELINES[task] for task in tasks if task in PIPELINES), "image-to-image" if tasks else "image-feature-extraction"),
-        tags=["mtlora", "multi-task-learning", "jax", "flax", "swin", *(task.replace("_", "-") for task in tasks)],
+        tags=[
+            "mtlora",
+            "multi-task-learning",
+            "jax",
+            "flax",
+            architecture["backbone"]["name"],
+            *(task.replace("_", "-") for task in tasks),
+        ],
         base_model=markdown.one_line(base_model(config)),
         method=architecture["method"],
         scores=list(table(tasks, config.get("scores") or {})),
@@ -65,10 +62,14 @@ def card(config: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
 
 def title(architecture: Mapping[str, Any]) -> str:
     """One line: method, backbone, tasks."""
-    backbone, method = architecture["backbone"], architecture["method"]["name"]
-    sizes = (name for name, variant in VARIANTS.items() if all(np.array_equal(backbone.get(key), size) for key, size in variant.items()))
-    swin = f"Swin {next(sizes, 'of its own size')}"
-    return f"{METHODS.get(method, method)} on {swin}: {', '.join(architecture['tasks'])}" if architecture["tasks"] else f"{swin}, encoder"
+    encoder = model_factory.backbone_class(architecture["backbone"]).title(architecture["backbone"])
+    if not architecture["tasks"]:
+        return f"{encoder}, encoder"
+    method = architecture["method"]
+    name = model_factory.method_class(method).TITLE
+    if "of" in method:
+        name = f"{model_factory.method_class(method['of']).TITLE}, merged,"
+    return f"{name} on {encoder}: {', '.join(architecture['tasks'])}"
 
 
 def table(tasks: list[str], scores: Mapping[str, float]) -> Iterator[dict[str, Any]]:
@@ -83,9 +84,7 @@ def table(tasks: list[str], scores: Mapping[str, float]) -> Iterator[dict[str, A
 
 def base_model(config: Mapping[str, Any]) -> str:
     """The base's name on the Hub, as the config gives it or as its converted file tells; empty where it is not known."""
+    backbone = model_factory.backbone_class(config["architecture"]["backbone"])
     origins = [config.get(key) or {} for key in ("converted_from", "started_from")]
-    for found in (re.fullmatch(OFFICIAL, str(origin.get("file"))) for origin in origins if origin.get("format") == "swin"):
-        if found:
-            size, window, pixels, more = found.groups()
-            return config.get("base_model") or f"microsoft/swin-{size}-patch4-window{window}-{pixels}{'-in22k' if more else ''}"
-    return config.get("base_model") or ""
+    names = [backbone.hub_name(str(origin.get("file")), str(origin.get("format"))) for origin in origins]
+    return config.get("base_model") or next(filter(None, names), "")

@@ -11,14 +11,15 @@ from mtlora_jax import model_factory
 from mtlora_jax.console import console
 from mtlora_jax.errors import UserError
 from mtlora_jax.io import files
-from mtlora_jax.methods.param_groups import groups_of
+from mtlora_jax.methods.base import AdapterParam
+from mtlora_jax.methods.param_groups import task_of
 from mtlora_jax.model_factory import Architecture
 from mtlora_jax.model_io import class_names, model_folder
 from mtlora_jax.model_io.tasks import only
 from mtlora_jax.models import parameters
 from mtlora_jax.tasks.task import Task
 
-FRESH = {"ta_lora": "low-rank factors", "ts_lora": "task-specific factors", "decoders": "decoders"}  # groups that may be started anew
+DECODERS = "decoders"
 
 # Attributes of modules that change how, or how fast, they learn, and how they are executed.
 OF_TRAINING = ("dropout", "drop_path_rate", "momentum", "fused", "compute", "remat_blocks", "remat_stages", "remat_decoders")
@@ -85,7 +86,7 @@ def load(
     parameters.assign(whole, values, source)
     left_out = misfits(model, architecture, whole, there, class_names.differences(config.get("classes", {}), tasks))
     taken = {path: value for path, value in values.items() if path not in left_out}
-    missing = parameters.assign(model, taken, source, lambda path, variable: group_of(path, variable) in FRESH)
+    missing = parameters.assign(model, taken, source, lambda path, variable: fresh(path, variable) != "")
     reasons = parameters.named(list(dict.fromkeys(left_out.values())))
     if left_out and strict:
         raise UserError(
@@ -99,7 +100,7 @@ def load(
 def misfits(
     model: nnx.Module, architecture: Architecture, whole: nnx.Module, there: Architecture, meaning: Mapping[str, str]
 ) -> dict[str, str]:
-    """{path: what does not fit, in words} of all that the model `whole` has and `model` has not alike, in the groups of `FRESH`.
+    """{path: what does not fit, in words} of all that the model `whole` has and `model` has not alike, of what may be started anew.
 
     `meaning` tells of tasks whose outputs are other classes.
     """
@@ -107,24 +108,23 @@ def misfits(
     outputs = {task: outputs_of(there, task) for task in there["tasks"]}
     heads = [part["decoder"] and part["decoder"]["name"] for part in (there, architecture)]
     for path, variable in parameters.variables(whole).items():
-        group = group_of(path, variable)
-        task = task_of(path, group)
-        if group not in FRESH:
+        what, task = fresh(path, variable), task_of(path, variable)
+        if not what:
             continue
         if task and task not in architecture["tasks"]:
             found[path] = f"the config has no task {task}"
-        elif group == "decoders" and heads[0] != heads[1]:
+        elif what == DECODERS and heads[0] != heads[1]:
             found[path] = f"decoder {heads[0]} there, {heads[1]} here"
         elif path not in own:
-            found[path] = f"{FRESH[group]} there, none here"
+            found[path] = f"{what} there, none here"
         elif path in outputs.get(task, ()) and task in meaning:
             found[path] = f"{path.rpartition('.')[0]}: {meaning[task]}"
         elif own[path].shape != variable.shape:
             size, other = next(pair for pair in zip(variable.shape, own[path].shape, strict=True) if pair[0] != pair[1])
-            what = "outputs" if path in outputs.get(task, ()) else "channels"
+            unit = "outputs" if path in outputs.get(task, ()) else "channels"
             module = path.rpartition(".")[0]
-            decoder = f"{module}: {size} {what} there, {other} here"
-            found[path] = decoder if group == "decoders" else f"{FRESH[group]}: rank {size} there, {other} here"
+            decoder = f"{module}: {size} {unit} there, {other} here"
+            found[path] = decoder if what == DECODERS else f"{what}: rank {size} there, {other} here"
     return found
 
 
@@ -139,14 +139,11 @@ def computing(model: nnx.Module) -> dict[str, Any]:
     return {name: values[0] if len(values) == 1 else values for name, values in found.items()}
 
 
-def group_of(path: str, variable: nnx.Variable) -> str:
-    """The most telling group of a parameter or a batch statistic."""
-    return groups_of(path, variable)[0]
-
-
-def task_of(path: str, group: str) -> str:
-    """The task that a variable belongs to; empty where tasks share it."""
-    return {"decoders": path.split(".")[1], "ts_lora": path.rpartition(".")[2]}.get(group, "")
+def fresh(path: str, variable: nnx.Variable) -> str:
+    """What to call a variable that may be started anew where the source has none; empty for all others."""
+    if path.startswith("decoders."):
+        return DECODERS
+    return variable.described if isinstance(variable, AdapterParam) else ""
 
 
 def outputs_of(architecture: Architecture, task: str) -> list[str]:

@@ -35,7 +35,7 @@ def merged_arrays(architecture: Architecture, arrays: Mapping[str, np.ndarray]) 
     folded = merged_architecture(architecture)
     model = model_factory.build(architecture)
     parameters.assign(model, arrays, "the model to merge")
-    model.fold()
+    model_factory.method_of(architecture).merge(model)
     return folded, parameters.arrays(model)
 
 

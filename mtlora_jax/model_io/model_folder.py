@@ -150,7 +150,7 @@ class Model:
             return {task: model(weights)(x)[task][:, :height, :width] for task, model in alone.items()}
 
         def features(weights: Flat, images: jax.Array) -> list:
-            return whole(weights).backbone(normalised(images))
+            return [features.projected() for features in whole(weights).backbone(normalised(images))]
 
         def resize(logits: dict[str, jax.Array], height: int, width: int) -> dict[str, jax.Array]:
             return {task: resize_bilinear(x, height, width) for task, x in logits.items()}
@@ -189,7 +189,7 @@ class Model:
         return {task: logits[task][0] if single else logits[task] for task in self.tasks}  # jit sorts the keys of a dict
 
     def features(self, images: Any) -> list:
-        """The backbone's four `Streams`, fine to coarse, each with a batch axis, of images as in a call with fit="none"."""
+        """The backbone's `TaskFeatures`, fine to coarse, each with a batch axis, of images as in a call with fit="none"."""
         return self._features(self._weights, as_batch(images)[0])
 
     def save(self, folder: str | pathlib.Path) -> None:

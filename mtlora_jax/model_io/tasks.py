@@ -12,8 +12,6 @@ from mtlora_jax.models import parameters
 
 Arrays = Mapping[str, np.ndarray]
 
-PER_TASK = ("task_rank", "task_scale")  # options of methods that may be given per task
-
 
 def only(architecture: Architecture, tasks: Sequence[str]) -> dict[str, Any]:
     """The architecture with these of its tasks, in this order; () leaves what all tasks share."""
@@ -23,7 +21,8 @@ def only(architecture: Architecture, tasks: Sequence[str]) -> dict[str, Any]:
 
 def of_tasks(method: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, Any]:
     """The options of a method, those that are given per task for these tasks only."""
-    chosen = {key: {task: value[task] for task in tasks} for key, value in method.items() if key in PER_TASK and isinstance(value, Mapping)}
+    per_task = model_factory.method_class(method).PER_TASK_OPTIONS
+    chosen = {key: {task: value[task] for task in tasks} for key, value in method.items() if key in per_task and isinstance(value, Mapping)}
     nested = {key: of_tasks(value, tasks) for key, value in method.items() if key == "of"}  # what a merged model was made of
     return {**method, **chosen, **nested}
 
@@ -56,13 +55,13 @@ def one_more(architecture: Architecture, name: str, outputs: int, position: int 
     Args:
       name: of the task. outputs: channels of its logits.
       position: in the order of tasks; None puts it at the end.
-      options: of the method, {name of `PER_TASK`: value}, where the new task has others than the first task.
+      options: of the method, {option of `PER_TASK_OPTIONS`: value}, where the new task has others than the first task.
     """
     tasks = list(architecture["tasks"].items())
     first = tasks[0][0]
     tasks.insert(len(tasks) if position is None else position, (name, outputs))
     method = dict(architecture["method"])
-    for key in PER_TASK:
+    for key in model_factory.method_class(method).PER_TASK_OPTIONS:
         if key in method and (isinstance(method[key], Mapping) or options.get(key, method[key]) != method[key]):
             table = method[key] if isinstance(method[key], Mapping) else dict.fromkeys(architecture["tasks"], method[key])
             method[key] = {**table, name: options.get(key, table[first])}

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 
-def precise(x: jax.Array) -> jax.Array:
+def to_float32(x: jax.Array) -> jax.Array:
     """x in float32, unless it is wider already."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
@@ -15,7 +15,7 @@ def precise(x: jax.Array) -> jax.Array:
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
     """x Phi(x), Phi the distribution function of the normal distribution, without approximation as in PyTorch. Keeps x alone."""
-    values = precise(x)
+    values = to_float32(x)
     return (values * _normal_cdf(values)).astype(x.dtype)
 
 
@@ -24,13 +24,13 @@ def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _gelu_backward(x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
-    return ((precise(g) * _gelu_slope(precise(x))).astype(x.dtype),)
+    return ((to_float32(g) * gelu_slope(to_float32(x))).astype(x.dtype),)
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
-def _gelu_slope(x: jax.Array) -> jax.Array:
+def gelu_slope(x: jax.Array) -> jax.Array:
     density = jnp.exp(-0.5 * x * x) * 0.3989422804014327  # 1 / sqrt(2 pi)
     return _normal_cdf(x) + x * density
 
@@ -46,7 +46,7 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) 
 
 
 def _layer_norm_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float):
-    values = precise(x)
+    values = to_float32(x)
     mean = jnp.mean(values, -1, keepdims=True)
     gain = 1 / jnp.sqrt(jnp.mean(jnp.square(values - mean), -1, keepdims=True) + epsilon)
     return ((values - mean) * gain * scale + bias).astype(x.dtype), (x, scale, mean, gain)
@@ -54,8 +54,8 @@ def _layer_norm_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon
 
 def _layer_norm_backward(kept: tuple[jax.Array, ...], g: jax.Array):
     x, scale, mean, gain = kept
-    g = precise(g)
-    normed = (precise(x) - mean) * gain
+    g = to_float32(g)
+    normed = (to_float32(x) - mean) * gain
     rows = tuple(range(x.ndim - 1))
     inner = g * scale
     dx = gain * (inner - jnp.mean(inner, -1, keepdims=True) - normed * jnp.mean(inner * normed, -1, keepdims=True))
@@ -75,7 +75,7 @@ def batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) 
 
 
 def _batch_norm_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float):
-    values = precise(x)
+    values = to_float32(x)
     rows = tuple(range(x.ndim - 1))
     mean = jnp.mean(values, rows)
     var = jnp.mean(jnp.square(values - mean), rows)
@@ -86,8 +86,8 @@ def _batch_norm_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon
 
 def _batch_norm_backward(kept: tuple[jax.Array, ...], gradients: tuple[jax.Array, jax.Array, jax.Array]):
     x, scale, mean, gain = kept
-    g = precise(gradients[0])
-    normed = (precise(x) - mean) * gain
+    g = to_float32(gradients[0])
+    normed = (to_float32(x) - mean) * gain
     rows = tuple(range(x.ndim - 1))
     count = x.size // x.shape[-1]
     dscale, dbias = jnp.sum(g * normed, rows), jnp.sum(g, rows)

@@ -15,25 +15,25 @@ import numpy as np
 from flax import nnx
 
 from mtlora_jax.errors import UserError
-from mtlora_jax.models.functional import batch_norm, layer_norm, precise
+from mtlora_jax.models.functional import batch_norm, gelu, layer_norm, to_float32
 from mtlora_jax.models.initializers import Constant, Initializer, TruncatedNormal, fan_in_uniform
-from mtlora_jax.models.task_features import Streams
+from mtlora_jax.models.task_features import TaskFeatures
 
 SWIN_INIT = TruncatedNormal(0.02)  # of the linear layers and position tables of Swin
 ZEROS = Constant(0.0)
 ONES = Constant(1.0)
 
 
-def declare(shape: Sequence[int], init: Initializer, kind: type[nnx.Variable] = nnx.Param) -> nnx.Variable:
-    """A float32 variable that has a shape and an initialiser but no value yet."""
+def abstract_param(shape: Sequence[int], init: Initializer, kind: type[nnx.Variable] = nnx.Param) -> nnx.Variable:
+    """Returns a float32 variable with a shape and an initialiser, but no value yet."""
     return kind(jax.ShapeDtypeStruct(tuple(shape), jnp.float32), init=init)
 
 
-def folded(fn: Callable[..., Any], *variables: nnx.Variable) -> nnx.Variable:
-    """The variable fn(*values), of the type of the first one.
+def map_weights(fn: Callable[..., Any], *variables: nnx.Variable) -> nnx.Variable:
+    """Returns the variable fn(*values), of the type of the first one.
 
-    Computed on the host in float64 and stored in float32; only declared where one of `variables` is only declared. So one description
-    of how weights fold says what a merged model is made of and what its values are.
+    Values are computed on the host in float64 and stored in float32. Where one of `variables` is abstract, so is the result. The same
+    function therefore gives both the shapes of a merged model and its values.
     """
     values = [variable.get_value() for variable in variables]
     if any(isinstance(value, jax.ShapeDtypeStruct) for value in values):
@@ -43,7 +43,7 @@ def folded(fn: Callable[..., Any], *variables: nnx.Variable) -> nnx.Variable:
     return type(variables[0])(value, init=ZEROS)
 
 
-def drop(x: jax.Array, rate: float, shape: Sequence[int], rngs: nnx.Rngs | None) -> jax.Array:
+def _mask_and_scale(x: jax.Array, rate: float, shape: Sequence[int], rngs: nnx.Rngs | None) -> jax.Array:
     """Zeroes entries of a mask of `shape`, which broadcasts to x, with probability `rate` and scales the rest; no-op without `rngs`.
 
     Each word of random bits serves two entries, sixteen bits each: on a CPU, drawing bits costs as much as a small matrix product.
@@ -60,17 +60,17 @@ def drop(x: jax.Array, rate: float, shape: Sequence[int], rngs: nnx.Rngs | None)
 
 def dropout(x: jax.Array, rate: float, rngs: nnx.Rngs | None) -> jax.Array:
     """Every element on its own."""
-    return drop(x, rate, x.shape, rngs)
+    return _mask_and_scale(x, rate, x.shape, rngs)
 
 
 def drop_path(x: jax.Array, rate: float, rngs: nnx.Rngs | None) -> jax.Array:
     """Stochastic depth on x (..., B, H, W, C): one draw per image and stream."""
-    return x * drop(jnp.ones((1,) * x.ndim, x.dtype), rate, (*x.shape[:-3], 1, 1, 1), rngs)
+    return x * _mask_and_scale(jnp.ones((1,) * x.ndim, x.dtype), rate, (*x.shape[:-3], 1, 1, 1), rngs)
 
 
-def drop_channels(x: jax.Array, rate: float, rngs: nnx.Rngs | None) -> jax.Array:
+def dropout2d(x: jax.Array, rate: float, rngs: nnx.Rngs | None) -> jax.Array:
     """Drops whole channels of an image of x (B, H, W, C)."""
-    return drop(x, rate, (x.shape[0], 1, 1, x.shape[-1]), rngs)
+    return _mask_and_scale(x, rate, (x.shape[0], 1, 1, x.shape[-1]), rngs)
 
 
 def resize_bilinear(x: jax.Array, height: int, width: int) -> jax.Array:
@@ -89,33 +89,34 @@ def pad_to_multiple(x: jax.Array, height: int, width: int) -> jax.Array:
     return jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(0, bottom), (0, right), (0, 0)])
 
 
-def biased(x: jax.Array, bias: jax.Array) -> jax.Array:
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
     """x + bias in the dtype of x, added in float32: the gradient of the bias is a sum over all rows, too long for bfloat16."""
-    return (precise(x) + bias).astype(x.dtype)
+    return (to_float32(x) + bias).astype(x.dtype)
 
 
-def rows(x: jax.Array) -> jax.Array:
+def flatten_leading(x: jax.Array) -> jax.Array:
     """x (..., I) -> (N, I). Gradients of plain matrix products are faster than those of products with many leading axes."""
     return x.reshape(-1, x.shape[-1])
 
 
-def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x K in the dtype of x: (..., I) and (I, O) -> (..., O)."""
-    return (rows(x) @ kernel.astype(x.dtype)).reshape(*x.shape[:-1], -1)
+    return (flatten_leading(x) @ kernel.astype(x.dtype)).reshape(*x.shape[:-1], -1)
 
 
-class Linear(nnx.Module):
-    """y = x W + b on x (..., I); kernel (I, O), bias (O,) or None. A 1x1 convolution in NHWC is the same thing.
+class Layer(nnx.Module):
+    """A layer of an encoder: a call acts on one array, `forward` on `TaskFeatures`.
 
-    This is what the methods adapt: they put a subclass in its place that keeps `kernel` and `bias`.
-
-    Attributes:
-      specific: whether the layer has a branch of its own for every task.
-      reads_shared: whether its outputs depend on the shared stream.
+    This is what methods adapt. They put a subclass in its place, which keeps the names of its parameters.
     """
 
-    specific = False
-    reads_shared = True
+    def forward(self, x: TaskFeatures, rngs: nnx.Rngs | None = None) -> TaskFeatures:
+        """Applies the layer to the shared features and to those of each task."""
+        return x.map(self)
+
+
+class Linear(Layer):
+    """y = x W + b on x (..., I); kernel (I, O), bias (O,) or None. A 1x1 convolution in NHWC is the same thing."""
 
     def __init__(
         self,
@@ -126,38 +127,35 @@ class Linear(nnx.Module):
         init: Initializer = SWIN_INIT,
         bias_init: Initializer = ZEROS,
     ):
-        self.kernel = declare((in_features, out_features), init)
-        self.bias = declare((out_features,), bias_init) if use_bias else None
+        self.kernel = abstract_param((in_features, out_features), init)
+        self.bias = abstract_param((out_features,), bias_init) if use_bias else None
 
-    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+    @classmethod
+    def from_weights(cls, kernel: nnx.Variable, bias: nnx.Variable | None) -> "Linear":
+        """Returns a plain linear layer of variables that exist already."""
+        layer = Linear(1, 1, use_bias=bias is not None)
+        layer.kernel = kernel
+        if bias is not None:
+            layer.bias = bias
+        return layer
+
+    def __call__(self, x: jax.Array) -> jax.Array:
         """x (..., I) -> (..., O)."""
-        y = rows(x) @ self.kernel[...].astype(x.dtype)
-        y = y if self.bias is None else biased(y, self.bias[...])
+        y = flatten_leading(x) @ self.kernel[...].astype(x.dtype)
+        y = y if self.bias is None else add_bias(y, self.bias[...])
         return y.reshape(*x.shape[:-1], -1)
 
-    def streams(self, x: Streams, rngs: nnx.Rngs | None = None) -> Streams:
-        """A layer without task-specific branches acts on the shared stream alone, and every task goes on from its result.
 
-        This is Eq. 2 of the paper with an empty low-rank term: the frozen weight always sees the shared input.
-        """
-        return Streams(self(x.shared, rngs))
+class MLP(nnx.Module):
+    """The MLP of a transformer block: linear, GELU (exact), linear."""
 
-    def merged(self, *, shared: bool = True, tasks: bool = True, streams: bool = False) -> "Linear":
-        """A layer that computes the same in evaluation with less: low-rank branches folded into the kernel wherever that is exact.
+    def __init__(self, dim: int, hidden: int):
+        self.fc1 = Linear(dim, hidden)
+        self.fc2 = Linear(hidden, dim)
 
-        Args:
-          shared, tasks: whether anything reads the shared stream, and the task streams, that the layer puts out. What only an unread
-            stream needs is left out.
-          streams: whether task streams come in.
-        """
-        return self
-
-
-class FoldedLinear(Linear):
-    """A linear layer of variables that are there already."""
-
-    def __init__(self, kernel: nnx.Variable, bias: nnx.Variable | None):
-        self.kernel, self.bias = kernel, bias
+    def __call__(self, x: TaskFeatures, rngs: nnx.Rngs | None = None) -> TaskFeatures:
+        """Features of (..., C) -> features of (..., C)."""
+        return self.fc2.forward(self.fc1.forward(x, rngs).map(gelu), rngs)
 
 
 class Conv1x1(Linear):
@@ -168,15 +166,15 @@ class Conv1x1(Linear):
         super().__init__(in_features, out_features, use_bias=use_bias, init=init, bias_init=init)
 
 
-class Conv(nnx.Module):
+class Conv(Layer):
     """Square convolution in NHWC, kernel (K, K, I, O), by default without padding."""
 
     def __init__(
         self, in_features: int, out_features: int, size: int, *, stride: int = 1, dilation: int = 1, padding: int = 0, use_bias: bool = True
     ):
         init = fan_in_uniform(size * size * in_features)
-        self.kernel = declare((size, size, in_features, out_features), init)
-        self.bias = declare((out_features,), init) if use_bias else None
+        self.kernel = abstract_param((size, size, in_features, out_features), init)
+        self.bias = abstract_param((out_features,), init) if use_bias else None
         self.stride = stride
         self.dilation = dilation
         self.padding = padding
@@ -191,15 +189,15 @@ class Conv(nnx.Module):
             rhs_dilation=(self.dilation, self.dilation),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return y if self.bias is None else biased(y, self.bias[...])
+        return y if self.bias is None else add_bias(y, self.bias[...])
 
 
-class LayerNorm(nnx.Module):
+class LayerNorm(Layer):
     """Layer normalisation over the last axis."""
 
     def __init__(self, features: int, *, epsilon: float = 1e-5):
-        self.scale = declare((features,), ONES)
-        self.bias = declare((features,), ZEROS)
+        self.scale = abstract_param((features,), ONES)
+        self.bias = abstract_param((features,), ZEROS)
         self.epsilon = epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -214,10 +212,10 @@ class BatchNorm(nnx.Module):
     """
 
     def __init__(self, features: int, *, momentum: float = 0.1, epsilon: float = 1e-5):
-        self.scale = declare((features,), ONES)
-        self.bias = declare((features,), ZEROS)
-        self.mean = declare((features,), ZEROS, nnx.BatchStat)
-        self.var = declare((features,), ONES, nnx.BatchStat)
+        self.scale = abstract_param((features,), ONES)
+        self.bias = abstract_param((features,), ZEROS)
+        self.mean = abstract_param((features,), ZEROS, nnx.BatchStat)
+        self.var = abstract_param((features,), ONES, nnx.BatchStat)
         self.momentum = momentum
         self.epsilon = epsilon
 
@@ -225,7 +223,7 @@ class BatchNorm(nnx.Module):
         """x (..., C) -> (..., C). In training normalises by the batch and moves the running statistics."""
         if not train:
             gain = self.scale[...] / jnp.sqrt(self.var[...] + self.epsilon)
-            return ((precise(x) - self.mean[...]) * gain + self.bias[...]).astype(x.dtype)
+            return ((to_float32(x) - self.mean[...]) * gain + self.bias[...]).astype(x.dtype)
         y, mean, var = batch_norm(x, self.scale[...], self.bias[...], self.epsilon)
         count = math.prod(x.shape[:-1])
         if count < 2:
@@ -235,23 +233,23 @@ class BatchNorm(nnx.Module):
         return y
 
     def fold_into(self, layer: Linear | Conv) -> "BatchNorm":
-        """Changes the layer before, in place, so that it puts out what this norm makes of it in evaluation. What then stands here."""
+        """Folds this norm into the preceding layer, in place, as it acts in evaluation; returns an identity to replace it."""
 
         def gain(scale: Any, var: Any) -> Any:
             return scale / (var + self.epsilon) ** 0.5
 
         before = () if layer.bias is None else (layer.bias,)
-        layer.kernel = folded(lambda kernel, scale, var: kernel * gain(scale, var), layer.kernel, self.scale, self.var)
-        bias = folded(
+        layer.kernel = map_weights(lambda kernel, scale, var: kernel * gain(scale, var), layer.kernel, self.scale, self.var)
+        bias = map_weights(
             lambda bias, scale, var, mean, *before: bias + (sum(before) - mean) * gain(scale, var),
             *(self.bias, self.scale, self.var, self.mean, *before),
         )
         layer.bias = nnx.data(bias)  # which may have been None
-        return FoldedNorm()
+        return IdentityNorm()
 
 
-class FoldedNorm(BatchNorm):
-    """What is left of a norm that was folded into the layer before it."""
+class IdentityNorm(BatchNorm):
+    """What is left of a norm that was map_weights into the layer before it."""
 
     def __init__(self):
         pass

@@ -13,12 +13,12 @@ from flax import nnx
 Forward = Callable[[Any, Any, nnx.Rngs | None], Any]  # (module, inputs, rngs) -> outputs
 
 
-def plain(forward: Forward, module: nnx.Module, x: Any, rngs: nnx.Rngs | None) -> Any:
+def no_remat(forward: Forward, module: nnx.Module, x: Any, rngs: nnx.Rngs | None) -> Any:
     """The call as it stands: what the backward pass needs is kept."""
     return forward(module, x, rngs)
 
 
-def rematerialised(forward: Forward, module: nnx.Module, x: Any, rngs: nnx.Rngs | None) -> Any:
+def remat(forward: Forward, module: nnx.Module, x: Any, rngs: nnx.Rngs | None) -> Any:
     """Keeps only parameters and inputs for the backward pass, which computes the rest again (`jax.checkpoint`).
 
     Batch statistics and counters of random numbers move as they do in a plain call.
@@ -29,8 +29,8 @@ def rematerialised(forward: Forward, module: nnx.Module, x: Any, rngs: nnx.Rngs 
     return outputs
 
 
-def in_parts(forward: Forward, module: nnx.Module, images: jax.Array, rngs: nnx.Rngs | None, parts: int) -> Any:
-    """Passes a batch through `module` in equal parts, one after the other, each `rematerialised`: memory is that of one part.
+def in_microbatches(forward: Forward, module: nnx.Module, images: jax.Array, rngs: nnx.Rngs | None, parts: int) -> Any:
+    """Passes a batch through `module` in equal parts, one after the other, each `remat`: memory is that of one part.
 
     Part i takes every `parts`-th image from i on, so that each part lies on the devices as the whole batch does.
 

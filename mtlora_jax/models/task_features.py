@@ -1,37 +1,70 @@
-"""The shared stream and the task streams that travel through an encoder together."""
+"""What travels through an encoder: features that all tasks share, and features of each task."""
 
 import dataclasses
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
+from flax import nnx
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Streams:
-    """Activations of one layer: the shared stream, and one stream per task once a task-specific layer was met.
+class TaskFeatures:
+    """Features of one layer. T tasks stay an axis of their own, so that a batch sharded over devices stays where it is.
 
     Attributes:
-      shared: (..., C).
-      tasks: (T, ..., C) in the model's task order, or None before the first task-specific layer. A stream that does not exist
-        yet equals the shared one.
+      shared: (..., C), or None where every task has features of its own and nothing reads shared ones.
+      tasks: (T, ..., C) in the model's task order, or None while every task still reads `shared`.
+      projection: (C, D), or None. A matrix that readers of `tasks` still have to apply; see `methods.mtlora.layers.DeferredLinear`.
     """
 
-    shared: jax.Array
+    shared: jax.Array | None
     tasks: jax.Array | None = None
+    projection: jax.Array | None = None
 
-    def map(self, fn: Callable[[jax.Array], jax.Array]) -> "Streams":
-        """Applies an operation that knows no tasks to every stream; `fn` must accept any number of leading axes."""
-        return Streams(fn(self.shared), None if self.tasks is None else fn(self.tasks))
+    def map(self, fn: Callable[[jax.Array], jax.Array]) -> "TaskFeatures":
+        """Applies `fn`, written for one (..., C) array, to the shared features and to those of each task."""
+        return TaskFeatures(None if self.shared is None else fn(self.shared), None if self.tasks is None else jax.vmap(fn)(self.tasks))
 
-    def task(self, index: int) -> jax.Array:
-        """The stream (..., C) that the decoder of task number `index` reads."""
-        return self.shared if self.tasks is None else self.tasks[index]
+    def map_random(self, fn: Callable[[jax.Array, nnx.Rngs | None], jax.Array], rngs: nnx.Rngs | None) -> "TaskFeatures":
+        """As `map`, for an `fn` that draws random numbers: the shared features and each task draw their own."""
+        if rngs is None:
+            return self.map(lambda x: fn(x, None))
+        shared = None if self.shared is None else fn(self.shared, rngs)
+        if self.tasks is None:
+            return TaskFeatures(shared)
+        keys = jax.random.split(rngs.dropout(), len(self.tasks))
+        return TaskFeatures(shared, jax.vmap(lambda x, key: fn(x, nnx.Rngs(dropout=key)))(self.tasks, keys))
 
-    def __add__(self, other: "Streams") -> "Streams":
-        """Adds stream by stream; where one side has no task streams its shared stream stands in for them."""
+    def combine(self, fn: Callable[[jax.Array, jax.Array], jax.Array], other: "TaskFeatures") -> "TaskFeatures":
+        """Applies `fn` to both, task by task; where one side has no task features, its shared ones stand in for every task."""
+        pair = self.shared, other.shared
+        shared = None if pair[0] is None or pair[1] is None else fn(pair[0], pair[1])
         if self.tasks is None and other.tasks is None:
-            return Streams(self.shared + other.shared)
-        left = self.shared if self.tasks is None else self.tasks
-        right = other.shared if other.tasks is None else other.tasks
-        return Streams(self.shared + other.shared, left + right)
+            return TaskFeatures(shared)
+        sides = [side.shared if side.tasks is None else side.tasks for side in (self, other)]
+        axes = [None if side.tasks is None else 0 for side in (self, other)]
+        return TaskFeatures(shared, jax.vmap(fn, axes)(*sides))
+
+    def __add__(self, other: "TaskFeatures") -> "TaskFeatures":
+        return self.combine(jnp.add, other)
+
+    def projected(self) -> "TaskFeatures":
+        """Returns the features with `projection` applied."""
+        if self.projection is None or self.tasks is None:
+            return self
+        return TaskFeatures(self.shared, jnp.matmul(self.tasks, self.projection.astype(self.tasks.dtype)))
+
+    def task(self, index: int) -> "jax.Array":
+        """Returns the features (..., C) that the decoder of task number `index` reads."""
+        features = self.shared if self.tasks is None else self.tasks[index]
+        assert features is not None
+        return features
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of feature maps (..., H, W, C)."""
+        features = self.tasks if self.shared is None else self.shared
+        assert features is not None
+        return features.shape[-3], features.shape[-2]

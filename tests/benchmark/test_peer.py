@@ -249,7 +249,7 @@ def test_inference_for_people(flags, capsys):
 
 
 def test_another_model_is_not_timed(flags, monkeypatch, capsys):
-    monkeypatch.setattr(model, "MASKED", -1.0)
+    monkeypatch.setattr(model, "MASK_VALUE", -1.0)
     monkeypatch.setattr(sys, "argv", ["peer.py", *flags, "--what=infer"])
     with pytest.raises(SystemExit) as ended:
         cli.run(peer.main)

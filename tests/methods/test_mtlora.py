@@ -9,12 +9,12 @@ from flax import nnx
 
 from mtlora_jax import model_factory
 from mtlora_jax.errors import UserError
-from mtlora_jax.methods.mtlora.layers import LoRALinear, SharedLoRA, TaskLoRA, TaskLoRALinear
+from mtlora_jax.methods.mtlora.layers import LoRALinear, SharedLoRAParam, TaskLoRALinear, TaskLoRAParam
 from mtlora_jax.methods.mtlora.method import FREEZABLE
 from mtlora_jax.models import parameters
 from mtlora_jax.models.decoders import Decoder
-from mtlora_jax.models.layers import BatchNorm, Linear, drop_channels, drop_path, dropout
-from mtlora_jax.models.task_features import Streams
+from mtlora_jax.models.layers import BatchNorm, Linear, drop_path, dropout, dropout2d
+from mtlora_jax.models.task_features import TaskFeatures
 
 METHODS = {
     "mtlora": {"merging": "train"},
@@ -63,7 +63,7 @@ def test_fresh_branches_change_nothing(trained, frozen_logits, images, options):
     architecture = micro.architecture(**options)
     model = micro.fresh(architecture, seed=1)
     for path, variable in parameters.variables(model).items():
-        if not isinstance(variable, SharedLoRA | TaskLoRA):
+        if not isinstance(variable, SharedLoRAParam | TaskLoRAParam):
             variable.set_value(jnp.asarray(trained[path]))
     logits = micro.logits_of(model, images)
     assert set(logits) == set(micro.TASKS)
@@ -95,7 +95,7 @@ def test_shared_branch():
     x = np.random.default_rng(1).normal(size=(2, 3, 5))
     expected = x @ w["kernel"] + w["bias"] + 3.0 * x @ w["shared_a"] @ w["shared_b"]
     assert_close(layer(jnp.asarray(x)), expected)
-    streams = layer.streams(Streams(jnp.asarray(x)))
+    streams = layer.forward(TaskFeatures(jnp.asarray(x)))
     assert streams.tasks is None
     assert_close(streams.shared, expected)
 
@@ -106,7 +106,7 @@ def test_task_branches_follow_the_equations(ts_base, have_streams):
     layer, w = lora_layer(ts_base)
     rng = np.random.default_rng(1)
     x, x_tasks = rng.normal(size=(2, 3, 5)), rng.normal(size=(3, 2, 3, 5))
-    out = layer.streams(Streams(jnp.asarray(x), jnp.asarray(x_tasks) if have_streams else None))
+    out = layer.forward(TaskFeatures(jnp.asarray(x), jnp.asarray(x_tasks) if have_streams else None))
     assert_close(out.shared, x @ w["kernel"] + w["bias"] + 3.0 * x @ w["shared_a"] @ w["shared_b"])
     assert out.tasks.shape == (3, 2, 3, 4)
     for t, task in enumerate(TASK_RANK):
@@ -120,14 +120,14 @@ def test_low_rank_dropout_spares_the_frozen_weight_and_given_task_streams():
     layer, w = lora_layer("shared")
     layer.dropout = 0.5
     x, x_tasks = jnp.ones((40, 5)), jnp.ones((3, 40, 5))
-    plain = layer.streams(Streams(x, x_tasks))
-    dropped = layer.streams(Streams(x, x_tasks), nnx.Rngs(dropout=0))
+    plain = layer.forward(TaskFeatures(x, x_tasks))
+    dropped = layer.forward(TaskFeatures(x, x_tasks), nnx.Rngs(dropout=0))
     np.testing.assert_array_equal(dropped.tasks, plain.tasks)
     assert np.abs(dropped.shared - plain.shared).max() > 0.1
-    first = layer.streams(Streams(x), nnx.Rngs(dropout=0))
+    first = layer.forward(TaskFeatures(x), nnx.Rngs(dropout=0))
     assert np.abs(first.tasks - plain.tasks).max() > 0.1
     layer.shared_b[...] = jnp.zeros_like(layer.shared_b[...])
-    assert_close(layer.streams(Streams(x), nnx.Rngs(dropout=0)).shared, x @ w["kernel"] + w["bias"])
+    assert_close(layer.forward(TaskFeatures(x), nnx.Rngs(dropout=0)).shared, x @ w["kernel"] + w["bias"])
 
 
 @pytest.mark.parametrize("tasks", [("normals", "semseg"), ("sal",)], ids=",".join)
@@ -188,7 +188,7 @@ def test_batch_norm_does_not_learn_from_a_single_value():
     assert norm(jnp.ones((1, 1, 1, 4)), train=False).shape == (1, 1, 1, 4)
 
 
-@pytest.mark.parametrize("fn", [dropout, drop_path, drop_channels])
+@pytest.mark.parametrize("fn", [dropout, drop_path, dropout2d])
 def test_dropping_needs_a_rate_and_randomness(fn):
     x = jnp.ones((4, 2, 2, 3))
     np.testing.assert_array_equal(fn(x, 0.5, None), x)
@@ -206,7 +206,7 @@ def test_dropout_keeps_the_expectation():
 def test_drop_path_draws_once_per_image_and_stream():
     x = jnp.ones((4000, 2, 2, 3))
     rngs = nnx.Rngs(dropout=0)
-    streams = Streams(x, jnp.stack([x, x])).map(lambda y: drop_path(y, 0.25, rngs))
+    streams = TaskFeatures(x, jnp.stack([x, x])).map_random(lambda y, rngs: drop_path(y, 0.25, rngs), rngs)
     drawn = np.concatenate([streams.shared[None], streams.tasks])
     np.testing.assert_array_equal(drawn, np.broadcast_to(drawn[:, :, :1, :1, :1], drawn.shape))
     drawn = drawn[:, :, 0, 0, 0]
@@ -217,7 +217,7 @@ def test_drop_path_draws_once_per_image_and_stream():
 
 
 def test_drop_channels_drops_whole_channels():
-    y = np.asarray(drop_channels(jnp.ones((50, 3, 3, 40)), 0.5, nnx.Rngs(dropout=0)))
+    y = np.asarray(dropout2d(jnp.ones((50, 3, 3, 40)), 0.5, nnx.Rngs(dropout=0)))
     np.testing.assert_array_equal(y, np.broadcast_to(y[:, :1, :1], y.shape))
     assert 0.4 < (y == 0).mean() < 0.6
 
@@ -230,7 +230,7 @@ def test_every_stream_of_the_model_has_its_own_stochastic_depth():
 
     @micro.jit
     def features(parts, key):
-        return parameters.merge(graph, *parts).backbone(images, nnx.Rngs(dropout=key))[0]
+        return parameters.merge(graph, *parts).backbone(images, nnx.Rngs(dropout=key))[0].projected()
 
     first = features(parts, jax.random.key(0))  # the factors B are zero, so only the draws can differ
     streams = [first.shared, *first.tasks]
@@ -248,7 +248,9 @@ def test_a_location_left_out_is_a_branch_of_zeros(trained, images, all_locations
     }
     expected = jax.device_get(all_locations(trained | zeroed))
     architecture = micro.architecture(locations=locations)
-    factors = [p for p, v in parameters.variables(model_factory.build(architecture)).items() if isinstance(v, SharedLoRA | TaskLoRA)]
+    factors = [
+        p for p, v in parameters.variables(model_factory.build(architecture)).items() if isinstance(v, SharedLoRAParam | TaskLoRAParam)
+    ]
     assert all(within(path, locations) for path in factors)
     assert all(any(within(path, [location]) for path in factors) for location in locations)
     logits = micro.logits_of(micro.holding(architecture, trained), images)
@@ -272,7 +274,7 @@ def trainable_paths(**options):
     architecture = micro.architecture(**options)
     method = model_factory.method_of(architecture)
     own = parameters.variables(model_factory.build(architecture))
-    return {path for path, v in own.items() if isinstance(v, nnx.Param) and method.trainable(path, v)}, own
+    return {path for path, v in own.items() if isinstance(v, nnx.Param) and method.is_trainable(path, v)}, own
 
 
 def test_what_trains_and_what_is_frozen():
@@ -314,7 +316,9 @@ def test_freeze_groups(freeze, pattern):
 
 def test_all_that_tasks_share_can_be_frozen():
     left, own = trainable_paths(freeze=FREEZABLE, merging="freeze")
-    assert left == {path for path, v in own.items() if path.startswith("decoders.") and isinstance(v, nnx.Param) or isinstance(v, TaskLoRA)}
+    assert left == {
+        path for path, v in own.items() if path.startswith("decoders.") and isinstance(v, nnx.Param) or isinstance(v, TaskLoRAParam)
+    }
 
 
 def is_norm(path):
@@ -349,7 +353,7 @@ def test_decoders(head):
     parameters.initialise(decoder, 0)
     graph, trainable, frozen, stats = parameters.split(decoder, lambda path, variable: True)
     rng = np.random.default_rng(0)
-    features = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 8, 6, 6), (2, 4, 3, 8))]
+    features = [(jnp.asarray(rng.normal(size=shape), jnp.float32), None) for shape in ((2, 8, 6, 6), (2, 4, 3, 8))]
 
     @micro.jit
     @jax.value_and_grad
@@ -370,7 +374,7 @@ def test_decoders(head):
     assert (other != value) == (head != "hrnet")  # the others have dropout
 
     evaluate = micro.jit(lambda features: parameters.merge(graph, trainable, stats)(features))
-    one = evaluate([f[:1] for f in features])
+    one = evaluate([(f[:1], None) for f, _ in features])
     assert one.shape == (1, 8, 6, 3)
     assert jnp.isfinite(one).all()
 

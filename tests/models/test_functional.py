@@ -40,8 +40,8 @@ CASES = {
     "gelu": (functional.gelu, plain_gelu, (3 * normal(4, 5, 6),)),
     "layer_norm": (lambda *a: functional.layer_norm(*a, 1e-5), plain_layer_norm, (2 + normal(3, 4, 8), normal(8), normal(8))),
     "batch_norm": (lambda *a: functional.batch_norm(*a, 1e-5)[0], plain_batch_norm, (2 + normal(2, 3, 4, 5), normal(5), normal(5))),
-    "hidden_low_rank": (
-        fused_mlp.hidden_low_rank,
+    "fused_gelu_lora": (
+        fused_mlp.fused_gelu_lora,
         plain_hidden,
         (normal(2, 6, 5, 16), normal(3, 2, 6, 5, 4), normal(3, 4, 16), normal(3, 16, 2)),
     ),
@@ -67,19 +67,19 @@ def compare(name: str) -> None:
         np.testing.assert_allclose(gradient, wanted, atol=3e-6 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "hidden_low_rank"])
+@pytest.mark.parametrize("name", [name for name in CASES if name != "fused_gelu_lora"])
 def test_values_and_gradients(name):
     compare(name)
 
 
 def test_hidden_maps_in_bands(bands):
-    compare("hidden_low_rank")
+    compare("fused_gelu_lora")
 
 
 def test_hidden_maps_of_tasks_do_not_mix():
     """The gradient of one task's result by the factors of another is exactly zero."""
-    _, _, (base, low, b, a) = CASES["hidden_low_rank"]
-    _, pull = jax.vjp(functools.partial(fused_mlp.hidden_low_rank, base), low, b, a)
+    _, _, (base, low, b, a) = CASES["fused_gelu_lora"]
+    _, pull = jax.vjp(functools.partial(fused_mlp.fused_gelu_lora, base), low, b, a)
     only = jnp.zeros((3, 2, 6, 5, 2)).at[1].set(1.0)
     for gradient in pull(only):
         assert not np.any(gradient[0])
@@ -97,6 +97,6 @@ def test_statistics_of_the_batch():
 def test_the_dtype_of_the_input_stays():
     for fn, _, inputs in CASES.values():
         narrow = [x.astype(jnp.bfloat16) for x in inputs]
-        value, pull = jax.vjp(fn, *narrow[:1], *inputs[1:] if fn is not fused_mlp.hidden_low_rank else narrow[1:])
+        value, pull = jax.vjp(fn, *narrow[:1], *inputs[1:] if fn is not fused_mlp.fused_gelu_lora else narrow[1:])
         assert value.dtype == jnp.bfloat16
         assert pull(value)[0].dtype == jnp.bfloat16

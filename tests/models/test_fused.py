@@ -9,7 +9,7 @@ from flax import nnx
 
 from mtlora_jax import model_factory
 from mtlora_jax.models import parameters
-from mtlora_jax.models.decoders.hrnet import HRNetHead, worthwhile
+from mtlora_jax.models.decoders.hrnet import HRNetHead, cheaper_on_coarse_grid
 
 RNG = np.random.default_rng(0)
 
@@ -45,7 +45,7 @@ def test_logits_and_gradients_of_two_stages(options):
 
 @pytest.mark.parametrize(("sides", "cheaper"), [((16, 8, 4, 4), True), ((8, 4, 4, 4), False)])
 def test_coarse_maps_are_multiplied_where_they_are(sides, cheaper):
-    assert worthwhile((sides[0],) * 2, (sides[-1],) * 2) == cheaper
+    assert cheaper_on_coarse_grid((sides[0],) * 2, (sides[-1],) * 2) == cheaper
     channels = (2, 3, 4, 5)
     head = HRNetHead(channels, 3)
     for _, variable in nnx.iter_graph(head):

@@ -53,7 +53,7 @@ class Case:
         parameters.assign(model, self.arrays, name)
         method = model_factory.method_of(self.architecture)
         self.kink = KINKS.get(name)
-        self.graph, self.trainable, self.frozen, self.stats = parameters.split(model, method.trainable)
+        self.graph, self.trainable, self.frozen, self.stats = parameters.split(model, method.is_trainable)
         self.tasks = make_tasks(self.architecture["tasks"], None)
         self.weights = {task: self.tasks[task].weight for task in self.tasks}
         self.images = jnp.asarray(self.io["image"].transpose(0, 2, 3, 1))
@@ -75,7 +75,7 @@ class Case:
         def run(images, labels):
             model = parameters.merge(self.graph, self.trainable, self.frozen, self.stats)
             logits = model(images)
-            return model.backbone(images), logits, compute_losses(logits, labels, self.tasks, self.weights)
+            return [level.projected() for level in model.backbone(images)], logits, compute_losses(logits, labels, self.tasks, self.weights)
 
         return jax.device_get(run(self.images, self.labels))
 
@@ -111,7 +111,7 @@ def test_counts(case):
     method = model_factory.method_of(case.architecture)
     own = {p: v for p, v in parameters.variables(model_factory.build(case.architecture)).items() if isinstance(v, nnx.Param)}
     assert sum(v.size for v in own.values()) == case.meta["counts"]["total"]
-    assert sum(v.size for p, v in own.items() if method.trainable(p, v)) == case.meta["counts"]["trainable"]
+    assert sum(v.size for p, v in own.items() if method.is_trainable(p, v)) == case.meta["counts"]["trainable"]
 
 
 def test_stage_features(case):

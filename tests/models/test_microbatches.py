@@ -21,8 +21,8 @@ from mtlora_jax.errors import UserError
 from mtlora_jax.experiment import check_encoder_microbatches
 from mtlora_jax.models import parameters
 from mtlora_jax.models.layers import dropout
-from mtlora_jax.models.remat import in_parts
-from mtlora_jax.models.task_features import Streams
+from mtlora_jax.models.remat import in_microbatches
+from mtlora_jax.models.task_features import TaskFeatures
 from mtlora_jax.tasks.losses import IGNORE
 from mtlora_jax.train.optimizer import make_schedule
 from mtlora_jax.train.step import create_state, train_step
@@ -35,7 +35,7 @@ def steps():
     architecture["backbone"]["drop_path_rate"] = 0.0
     tasks = micro.tasks_of(architecture)
     model = micro.holding(architecture, micro.random_arrays(architecture))
-    graph, trainable, frozen, stats = parameters.split(model, model_factory.method_of(architecture).trainable)
+    graph, trainable, frozen, stats = parameters.split(model, model_factory.method_of(architecture).is_trainable)
     batch = {name: value for name, value in micro.random_batch(4).items() if name != "mask"}
     # Images differ in how many pixels count and in how many of them are salient: means of means would differ from the mean.
     batch["semseg"][0], batch["normals"][1] = IGNORE, IGNORE
@@ -77,9 +77,9 @@ class Doubling(nnx.Module):
     def __init__(self):
         self.factor = nnx.Param(jnp.asarray(2.0))
 
-    def __call__(self, images: jax.Array, rngs: nnx.Rngs | None) -> list[Streams]:
+    def __call__(self, images: jax.Array, rngs: nnx.Rngs | None) -> list[TaskFeatures]:
         shared = dropout(self.factor[...] * images, 0.5, rngs)
-        return [Streams(shared), Streams(shared, jnp.stack([shared, 3 * shared]))]
+        return [TaskFeatures(shared), TaskFeatures(shared, jnp.stack([shared, 3 * shared]))]
 
 
 IMAGES = np.arange(6 * 2 * 2 * 3, dtype=np.float32).reshape(6, 2, 2, 3)
@@ -87,7 +87,7 @@ IMAGES = np.arange(6 * 2 * 2 * 3, dtype=np.float32).reshape(6, 2, 2, 3)
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 6])
 def test_features_come_in_the_order_of_the_images(parts):
-    first, second = in_parts(Doubling.__call__, Doubling(), IMAGES, None, parts)
+    first, second = in_microbatches(Doubling.__call__, Doubling(), IMAGES, None, parts)
     np.testing.assert_array_equal(first.shared, 2 * IMAGES)
     assert first.tasks is None
     np.testing.assert_array_equal(second.tasks, np.stack([2 * IMAGES, 6 * IMAGES]))
@@ -96,9 +96,9 @@ def test_features_come_in_the_order_of_the_images(parts):
 def test_each_part_has_draws_of_its_own():
     rngs = nnx.Rngs(dropout=0)
     ones = np.ones((4, 8, 8, 3), np.float32)
-    kept = np.asarray(in_parts(Doubling.__call__, Doubling(), ones, rngs, 4)[0].shared) > 0
+    kept = np.asarray(in_microbatches(Doubling.__call__, Doubling(), ones, rngs, 4)[0].shared) > 0
     assert len({image.tobytes() for image in kept}) == 4
-    again = np.asarray(in_parts(Doubling.__call__, Doubling(), ones, rngs, 4)[0].shared) > 0  # the counter went on
+    again = np.asarray(in_microbatches(Doubling.__call__, Doubling(), ones, rngs, 4)[0].shared) > 0  # the counter went on
     assert not {image.tobytes() for image in kept} & {image.tobytes() for image in again}
 
 
@@ -121,7 +121,9 @@ def print_program() -> None:
     """Prints what four devices do with a batch of 16 images in two parts."""
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    forward = jax.jit(lambda images: in_parts(Doubling.__call__, Doubling(), images, None, 2)[0], in_shardings=split, out_shardings=split)
+    forward = jax.jit(
+        lambda images: in_microbatches(Doubling.__call__, Doubling(), images, None, 2)[0], in_shardings=split, out_shardings=split
+    )
     print(forward.lower(jax.ShapeDtypeStruct((16, 8, 8, 3), jnp.float32)).compile().as_text())
 
 

@@ -34,7 +34,7 @@ class Setting:
         model = model_factory.build(ARCHITECTURE)
         model_factory.configure(model, **options)
         parameters.assign(model, ARRAYS, "arrays")
-        self.graph, self.trainable, self.frozen, self.stats = parameters.split(model, model_factory.method_of(ARCHITECTURE).trainable)
+        self.graph, self.trainable, self.frozen, self.stats = parameters.split(model, model_factory.method_of(ARCHITECTURE).is_trainable)
         self.frozen = parameters.narrowed(self.frozen, frozen)
         self.batch = jax.device_put(micro.random_batch(2))
         self.key = key

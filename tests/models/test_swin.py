@@ -9,7 +9,14 @@ from mtlora_jax.convert import hf
 from mtlora_jax.convert.key_mapping import apply
 from mtlora_jax.model_factory import build
 from mtlora_jax.models import parameters
-from mtlora_jax.models.backbones.swin_windows import MASKED, attention_mask, partition, relative_position_index, unpartition, window_of
+from mtlora_jax.models.backbones.swin_windows import (
+    MASK_VALUE,
+    attention_mask,
+    effective_window,
+    relative_position_index,
+    window_partition,
+    window_reverse,
+)
 
 BACKBONE = {
     "name": "swin", "embed_dim": 12, "depths": [2, 2], "num_heads": [2, 3], "window_size": 7, "patch_size": 4, "mlp_ratio": 2.0,
@@ -83,7 +90,7 @@ def test_a_grid_smaller_than_the_window():
 def test_declared_widths_are_those_of_the_features():
     features = jax.eval_shape(build_features, jax.ShapeDtypeStruct((1, 64, 96, 3), np.float32))
     assert [f.shared.shape for f in features] == [(1, 8, 12, 24), (1, 4, 6, 48), (1, 2, 3, 96), (1, 2, 3, 96)]
-    assert build(FOUR_STAGES).backbone.widths == (24, 48, 96, 96)
+    assert build(FOUR_STAGES).backbone.out_channels == (24, 48, 96, 96)
 
 
 FOUR_STAGES = BARE | {"backbone": BACKBONE | {"depths": [1, 1, 1, 1], "num_heads": [2, 2, 4, 4]}}
@@ -95,7 +102,7 @@ def build_features(images):
 
 def test_partition_reads_windows_in_order():
     x = np.arange(24).reshape(1, 4, 6, 1)
-    windows = partition(x, (2, 3))[0, :, :, 0]
+    windows = window_partition(x, (2, 3))[0, :, :, 0]
     np.testing.assert_array_equal(windows[0], [0, 1, 2, 6, 7, 8])
     np.testing.assert_array_equal(windows[1], [3, 4, 5, 9, 10, 11])
     np.testing.assert_array_equal(windows[2], [12, 13, 14, 18, 19, 20])
@@ -103,15 +110,15 @@ def test_partition_reads_windows_in_order():
 
 def test_unpartition_is_the_inverse_on_any_leading_axes():
     x = np.random.default_rng(0).normal(size=(2, 6, 8, 3))
-    windows = partition(x, (3, 2))
+    windows = window_partition(x, (3, 2))
     assert windows.shape == (2, 8, 6, 3)
-    np.testing.assert_array_equal(unpartition(windows, (6, 8), (3, 2)), x)
-    np.testing.assert_array_equal(unpartition(np.stack([windows, -windows]), (6, 8), (3, 2)), np.stack([x, -x]))
+    np.testing.assert_array_equal(window_reverse(windows, (6, 8), (3, 2)), x)
+    np.testing.assert_array_equal(window_reverse(np.stack([windows, -windows]), (6, 8), (3, 2)), np.stack([x, -x]))
 
 
 def test_mask_of_a_small_grid():
     """4 x 4, windows of 2, shift 1: after the roll the last row and column hold what was first."""
-    no, m = 0.0, MASKED
+    no, m = 0.0, MASK_VALUE
     columns_apart = [[no, m, no, m], [m, no, m, no], [no, m, no, m], [m, no, m, no]]
     rows_apart = [[no, no, m, m], [no, no, m, m], [m, m, no, no], [m, m, no, no]]
     all_apart = [[no, m, m, m], [m, no, m, m], [m, m, no, m], [m, m, m, no]]
@@ -133,7 +140,7 @@ def test_mask_of_a_small_grid():
     ],
 )
 def test_window_and_shift_of_a_grid(grid, shifted, expected):
-    assert window_of(grid, 7, shifted) == expected
+    assert effective_window(grid, 7, shifted) == expected
 
 
 def test_relative_position_index():

@@ -39,7 +39,7 @@ class Run:
     def __init__(self, learning_rate: float = 1e-2, **options):
         self.tasks = micro.tasks_of(ARCHITECTURE)
         self.graph, self.trainable, self.frozen, self.stats = parameters.split(
-            micro.fresh(ARCHITECTURE), model_factory.method_of(ARCHITECTURE).trainable
+            micro.fresh(ARCHITECTURE), model_factory.method_of(ARCHITECTURE).is_trainable
         )
         self.optimizer = make_optimizer(RECIPE | options, optax.constant_schedule(learning_rate), frozenset(self.trainable))
         weights = {name: task.weight for name, task in self.tasks.items()}
@@ -131,7 +131,7 @@ class Plane(nnx.Module):
         self.channels = nnx.Dict({name: nnx.Param(jnp.arange(1.0, 1.0 + count)) for name, count in channels.items()})
         self.seen = nnx.BatchStat(jnp.zeros(()))
 
-    def on_features(self, images, train, rngs, parts):
+    def coarse_logits(self, images, train, rngs, parts):
         self.seen[...] += jnp.max(images)
         return {name: jnp.mean(images, -1, keepdims=True) + weight[...] for name, weight in self.channels.items()}
 

@@ -1,16 +1,48 @@
-"""The MLP of a block with task-specific branches, without the hidden maps of its tasks."""
+"""The MLP of a block with task-specific branches, without the hidden activations of its tasks.
+
+A fast path: `models.layers.MLP` with the same layers computes the same, and `fused=False` runs that. See docs/performance.md.
+"""
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
-from mtlora_jax.models.functional import _gelu_slope, gelu, precise
+from mtlora_jax.methods.mtlora.layers import TaskBranchLinear
+from mtlora_jax.models.functional import gelu, gelu_slope, to_float32
+from mtlora_jax.models.layers import MLP
+from mtlora_jax.models.task_features import TaskFeatures
 
-# Elements of hidden maps that `hidden_low_rank` makes at a time: what stays in the cache of a CPU, and what fills a GPU or TPU.
+# Elements of hidden maps that `fused_gelu_lora` makes at a time: what stays in the cache of a CPU, and what fills a GPU or TPU.
 BAND = {"cpu": 2**20, "gpu": 2**26}
 
 
+class FusedMLP(MLP):
+    """fc2(gelu(fc1(x))) of two layers with task-specific branches.
+
+    The hidden activations of tasks are never held: they are recomputed from the frozen output of fc1 and from x_t A_t.
+
+    Attributes:
+      fused: False runs layer by layer.
+    """
+
+    def __init__(self, base: MLP):
+        self.fc1, self.fc2 = base.fc1, base.fc2
+        self.fused = True
+
+    def __call__(self, x: TaskFeatures, rngs: nnx.Rngs | None = None) -> TaskFeatures:
+        if not self.fused:
+            return super().__call__(x, rngs)
+        fc1, fc2 = self.fc1, self.fc2
+        assert isinstance(fc1, TaskBranchLinear)
+        assert isinstance(fc2, TaskBranchLinear)
+        shared, base, low = fc1.pre_b(x, rngs)
+        factors = fc1.stacked_factors()[1], fc2.stacked_factors()[0]
+        low = fused_gelu_lora(base, low, *(factor.astype(base.dtype) for factor in factors))
+        return fc2.apply_b(*fc2.pre_b(TaskFeatures(gelu(shared)), rngs, low))
+
+
 @jax.custom_vjp
-def hidden_low_rank(base: jax.Array, low: jax.Array, b: jax.Array, a: jax.Array) -> jax.Array:
+def fused_gelu_lora(base: jax.Array, low: jax.Array, b: jax.Array, a: jax.Array) -> jax.Array:
     """gelu(base + low_t B_t) A_t of every task: what the task-specific branch of fc2 makes of the hidden maps that fc1 gives it.
 
     Those maps are T times the largest activation of a block and exist only to be multiplied by a thin matrix, so they are made and used
@@ -26,7 +58,7 @@ def hidden_low_rank(base: jax.Array, low: jax.Array, b: jax.Array, a: jax.Array)
 
     def band(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
         base, low = inputs
-        return gelu(precise(base) + precise(low @ b)).astype(base.dtype) @ a
+        return gelu(to_float32(base) + to_float32(low @ b)).astype(base.dtype) @ a
 
     count = _bands(base, len(low))
     bands = jax.vmap(_cut, (0, None), 1)(low, count)
@@ -35,7 +67,7 @@ def hidden_low_rank(base: jax.Array, low: jax.Array, b: jax.Array, a: jax.Array)
 
 
 def _hidden_low_rank_forward(base: jax.Array, low: jax.Array, b: jax.Array, a: jax.Array):
-    return hidden_low_rank(base, low, b, a), (base, low, b, a)
+    return fused_gelu_lora(base, low, b, a), (base, low, b, a)
 
 
 def _hidden_low_rank_backward(kept: tuple[jax.Array, ...], g: jax.Array):
@@ -46,10 +78,10 @@ def _hidden_low_rank_backward(kept: tuple[jax.Array, ...], g: jax.Array):
     def band(sums: tuple[jax.Array, jax.Array], inputs: tuple[jax.Array, jax.Array, jax.Array]):
         base, low, g = inputs
         hidden = _hidden(base, low, up)
-        slope = (precise((g @ down.T).reshape(hidden.shape)) * _gelu_slope(hidden)).astype(base.dtype)
+        slope = (to_float32((g @ down.T).reshape(hidden.shape)) * gelu_slope(hidden)).astype(base.dtype)
         dup = jnp.matmul(low.T, _flat(slope), preferred_element_type=jnp.float32)
         ddown = jnp.matmul(_flat(gelu(hidden).astype(base.dtype)).T, g, preferred_element_type=jnp.float32)
-        return (sums[0] + dup, sums[1] + ddown), (jnp.sum(precise(slope), 1).astype(base.dtype), _flat(slope) @ up.T)
+        return (sums[0] + dup, sums[1] + ddown), (jnp.sum(to_float32(slope), 1).astype(base.dtype), _flat(slope) @ up.T)
 
     count = _bands(base, tasks)
     zeros = jnp.zeros(up.shape, jnp.float32), jnp.zeros(down.shape, jnp.float32)
@@ -59,12 +91,12 @@ def _hidden_low_rank_backward(kept: tuple[jax.Array, ...], g: jax.Array):
     return _whole(dbase, base), _apart(_whole(dlow, base), tasks), db, da
 
 
-hidden_low_rank.defvjp(_hidden_low_rank_forward, _hidden_low_rank_backward)
+fused_gelu_lora.defvjp(_hidden_low_rank_forward, _hidden_low_rank_backward)
 
 
 def _hidden(base: jax.Array, low: jax.Array, up: jax.Array) -> jax.Array:
     """base + low_t B_t: (N, I), (N, T R), (T R, T I) -> (N, T, I) float32."""
-    return precise(base)[:, None] + precise(low @ up).reshape(base.shape[0], -1, base.shape[-1])
+    return to_float32(base)[:, None] + to_float32(low @ up).reshape(base.shape[0], -1, base.shape[-1])
 
 
 def _flat(x: jax.Array) -> jax.Array:

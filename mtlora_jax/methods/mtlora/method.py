@@ -7,12 +7,15 @@ from typing import Any, ClassVar
 from flax import nnx
 
 from mtlora_jax.errors import UserError
-from mtlora_jax.methods.mtlora.layers import LoRALinear, TaskLoRALinear
+from mtlora_jax.methods.base import Method
+from mtlora_jax.methods.mtlora import merge
+from mtlora_jax.methods.mtlora.fused_mlp import FusedMLP
+from mtlora_jax.methods.mtlora.layers import DeferredLinear, LoRALinear, SharedInputLinear, TaskLoRALinear
 from mtlora_jax.methods.param_groups import groups_of
 from mtlora_jax.models.multitask import MultiTaskModel
 from mtlora_jax.schema import Check, either, list_of, mapping, number, text, whole
 
-LOCATIONS = {"qkv": ("attn", "qkv"), "proj": ("attn", "proj"), "fc1": ("mlp", "fc1"), "fc2": ("mlp", "fc2")}
+LOCATIONS = ("qkv", "proj", "fc1", "fc2")  # of a block, in its order; see `Backbone.LINEAR_LAYERS`
 FREEZABLE = ("ta_lora", "patch_embed", "norms", "position_tables")
 TS_BASES = ("shared", "task")
 MERGING = ("train", "freeze", "lora")
@@ -52,7 +55,7 @@ def of_each_task(check: Check) -> Check:
 
 
 @dataclasses.dataclass(frozen=True)
-class MTLoRA:
+class MTLoRA(Method):
     """Options of the method.
 
     Attributes:
@@ -67,6 +70,10 @@ class MTLoRA:
         tasks share stays as it was: a further task is trained beside those that a model has.
     """
 
+    TITLE: ClassVar = "MTLoRA"
+    MERGEABLE: ClassVar = True
+    PER_TASK_OPTIONS: ClassVar = ("task_rank", "task_scale")
+    TRAINING_OPTIONS: ClassVar = ("dropout", "freeze")
     OPTIONS: ClassVar = {
         "rank": of_each_stage(whole(0, 4096)),
         "task_rank": of_each_task(whole(0, 4096)),
@@ -84,14 +91,14 @@ class MTLoRA:
     scale: float | Sequence[float] = 4.0
     task_scale: float | Sequence[float] | Mapping[str, Any] = 4.0
     dropout: float | Sequence[float] = 0.05
-    locations: Sequence[str] = tuple(LOCATIONS)
+    locations: Sequence[str] = LOCATIONS
     ts_base: str = "shared"
     merging: str = "train"
     freeze: Sequence[str] = ()
 
     def __post_init__(self):
         for name, values, allowed in (
-            ("locations", self.locations, tuple(LOCATIONS)),
+            ("locations", self.locations, LOCATIONS),
             ("freeze", self.freeze, FREEZABLE),
             ("ts_base", (self.ts_base,), TS_BASES),
             ("merging", (self.merging,), MERGING),
@@ -101,42 +108,68 @@ class MTLoRA:
                 raise UserError(f"method.{name} = {wrong[0]!r} is not one of {', '.join(allowed)}")
 
     def adapt(self, model: MultiTaskModel) -> None:
-        """Puts low-rank layers in the place of the backbone's linear layers. Raises UserError for ranks that do not fit."""
-        layers = model.backbone.layers
-        stages = len(layers)
-        ranks, scales = per_stage(self.rank, stages, "rank"), per_stage(self.scale, stages, "scale")
-        dropouts = per_stage(self.dropout, stages, "dropout")
-        task_ranks = per_task(self.task_rank, model.tasks, stages, "task_rank")
-        task_scales = per_task(self.task_scale, model.tasks, stages, "task_scale")
+        """Puts low-rank layers in the place of the backbone's linear layers.
+
+        Raises UserError for ranks that do not fit, and for a backbone whose blocks lack one of `LOCATIONS`.
+        """
+        missing = [location for location in LOCATIONS if location not in model.backbone.LINEAR_LAYERS]
+        if missing:
+            raise UserError(f"method mtlora: the blocks of {type(model.backbone).__name__} have no layer {', '.join(missing)}")
+        stages = model.backbone.stages
+        count = len(stages)
+        ranks, scales = per_stage(self.rank, count, "rank"), per_stage(self.scale, count, "scale")
+        dropouts = per_stage(self.dropout, count, "dropout")
+        task_ranks = per_task(self.task_rank, model.tasks, count, "task_rank")
+        task_scales = per_task(self.task_scale, model.tasks, count, "task_scale")
         if not all(0.0 <= rate < 1.0 for rate in dropouts):
             raise UserError(f"method.dropout = {self.dropout} must be at least 0 and below 1")
         flat = [r for stage in task_ranks for r in stage.values()]
-        specific = any(flat)
-        if not all(isinstance(r, int) and r >= 1 for r in [*ranks, *(flat if specific else ())]):
+        has_task_branches = any(flat)
+        if not all(isinstance(r, int) and r >= 1 for r in [*ranks, *(flat if has_task_branches else ())]):
             raise UserError(
                 "method ranks must be at least 1 in every stage (or task_rank 0 for all), and whole numbers: "
                 f"rank {ranks}, task_rank {self.task_rank!r}"
             )
 
-        for i, stage in enumerate(layers):
+        model.backbone.carry_tasks = False  # section 3.2: the next stage starts from the shared features
+        for i, stage in enumerate(stages):
             shared: dict[str, Any] = {"rank": ranks[i], "scale": scales[i], "dropout": dropouts[i]}
+            branches: dict[str, Any] = {"task_rank": task_ranks[i], "task_scale": task_scales[i], "ts_base": self.ts_base}
             for block in stage.blocks:
-                task_stream = specific and block is stage.blocks[-1]
-                for location in self.locations:
-                    part, name = LOCATIONS[location]
-                    owner = getattr(block, part)
-                    base = getattr(owner, name)
-                    if task_stream and location != "qkv":
-                        adapted = TaskLoRALinear(base, task_rank=task_ranks[i], task_scale=task_scales[i], ts_base=self.ts_base, **shared)
-                    else:
-                        adapted = LoRALinear(base, **shared)
-                    setattr(owner, name, adapted)
-            if self.merging == "lora" and stage.downsample is not None:
-                stage.downsample.reduction = LoRALinear(stage.downsample.reduction, **shared)
+                with_tasks = has_task_branches and block is stage.blocks[-1]
+                self.adapt_block(model.backbone.block_layers(block), shared, branches if with_tasks else None)
+                if with_tasks and self.ts_base == "shared" and {"fc1", "fc2"} <= set(self.locations):
+                    block.mlp = FusedMLP(block.mlp)
+            if stage.downsample is not None:
+                reduction = stage.downsample.reduction
+                if self.merging == "lora":
+                    stage.downsample.reduction = LoRALinear(reduction, **shared)
+                elif has_task_branches:
+                    stage.downsample.reduction = DeferredLinear(reduction)
 
-    def trainable(self, path: str, variable: nnx.Variable) -> bool:
+    def adapt_block(self, places: Mapping[str, Sequence[Any]], shared: Mapping[str, Any], branches: Mapping[str, Any] | None) -> None:
+        """Adapts the linear layers of one block; `branches` are the options of its task-specific branches, if it has any."""
+        for location, found in places.items():
+            for owner, name in found:
+                base = getattr(owner, name)
+                own = branches if location != "qkv" else None  # attention itself is shared
+                if location in self.locations:
+                    setattr(owner, name, LoRALinear(base, **shared) if own is None else TaskLoRALinear(base, **shared, **own))
+                elif own is not None and self.ts_base == "shared":
+                    setattr(owner, name, SharedInputLinear(base))
+
+    def is_trainable(self, path: str, variable: nnx.Variable) -> bool:
         """Low-rank factors, decoders and, unless frozen, patch embedding, norms, position tables and merging."""
         trained = {"ts_lora", "decoders", *FREEZABLE} - set(self.freeze)
         if self.merging == "train":
             trained.add("merging")
-        return not trained.isdisjoint(groups_of(path, variable))
+        return not trained.isdisjoint(groups_of(variable))
+
+    def merge(self, model: MultiTaskModel) -> None:
+        merge.merge(model)
+
+    @classmethod
+    def inference_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Merging computes the same trained and frozen."""
+        kept = super().inference_options(options)
+        return kept | ({"merging": "train"} if kept.get("merging") == "freeze" else {})

@@ -1,5 +1,6 @@
-"""Encoders. A backbone maps images (B, H, W, 3) to four `Streams` of features, fine to coarse."""
+"""Encoders, by the name that a config gives them."""
 
+from mtlora_jax.models.backbones.base import Backbone
 from mtlora_jax.models.backbones.swin import Swin
 
-BACKBONES = {"swin": Swin}
+BACKBONES: dict[str, type[Backbone]] = {"swin": Swin}

@@ -9,16 +9,16 @@ import numpy as np
 
 Array = TypeVar("Array", jax.Array, np.ndarray)
 
-MASKED = -100.0  # what Swin adds to the logits of token pairs that are not neighbours before the cyclic shift
+MASK_VALUE = -100.0  # what Swin adds to the logits of token pairs that are not neighbours before the cyclic shift
 
 
-def window_of(grid: tuple[int, int], window_size: int, shifted: bool) -> tuple[tuple[int, int], int]:
+def effective_window(grid: tuple[int, int], window_size: int, shifted: bool) -> tuple[tuple[int, int], int]:
     """Window (h, w) and shift for a grid (H, W): no larger than the grid, and unshifted where a side fits one window."""
     window = (min(window_size, grid[0]), min(window_size, grid[1]))
     return window, window_size // 2 if shifted and all(side > window_size for side in grid) else 0
 
 
-def partition(x: Array, window: tuple[int, int]) -> Array:
+def window_partition(x: Array, window: tuple[int, int]) -> Array:
     """(B, H, W, C) -> (B, M, N, C): M windows in reading order, N tokens of a window in reading order."""
     b, height, width, c = x.shape
     h, w = window
@@ -26,8 +26,8 @@ def partition(x: Array, window: tuple[int, int]) -> Array:
     return x.swapaxes(2, 3).reshape(b, -1, h * w, c)
 
 
-def unpartition(x: jax.Array, grid: tuple[int, int], window: tuple[int, int]) -> jax.Array:
-    """(..., M, N, C) -> (..., H, W, C), the inverse of `partition`."""
+def window_reverse(x: jax.Array, grid: tuple[int, int], window: tuple[int, int]) -> jax.Array:
+    """(..., M, N, C) -> (..., H, W, C), the inverse of `window_partition`."""
     (height, width), (h, w) = grid, window
     x = x.reshape(*x.shape[:-3], height // h, width // w, h, w, x.shape[-1])
     return x.swapaxes(-4, -3).reshape(*x.shape[:-5], height, width, x.shape[-1])
@@ -59,8 +59,8 @@ def _mask(xp: Any, grid: tuple[int, int], window: tuple[int, int], shift: int) -
         return (position >= length - size).astype(np.int32) + (position >= length - shift)
 
     region = 3 * band(grid[0], window[0])[:, None] + band(grid[1], window[1])
-    tokens = partition(region[None, :, :, None], window)[0, :, :, 0]
-    return xp.where(tokens[:, :, None] == tokens[:, None, :], np.float32(0), np.float32(MASKED))
+    tokens = window_partition(region[None, :, :, None], window)[0, :, :, 0]
+    return xp.where(tokens[:, :, None] == tokens[:, None, :], np.float32(0), np.float32(MASK_VALUE))
 
 
 _known_mask = functools.cache(functools.partial(_mask, np))

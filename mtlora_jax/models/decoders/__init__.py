@@ -9,10 +9,8 @@ from flax import nnx
 from mtlora_jax.models.decoders.aspp import ASPPHead
 from mtlora_jax.models.decoders.hrnet import HRNetHead
 from mtlora_jax.models.decoders.segformer import SegFormerHead
-from mtlora_jax.models.layers import Conv1x1, Linear, folded, product
+from mtlora_jax.models.layers import Conv1x1, map_weights, matmul
 
-Features = Sequence[jax.Array]
-Kernels = Sequence[jax.Array | None]
 HEADS = {"hrnet": HRNetHead, "segformer": SegFormerHead, "aspp": ASPPHead}
 
 
@@ -30,20 +28,21 @@ class Decoder(nnx.Module):
         self.projections = nnx.List([Conv1x1(width, channel, use_bias=False) for width, channel in zip(widths, channels, strict=True)])
         self.head = HEADS[head](channels, outputs, **options)
 
-    def __call__(self, features: Features, train: bool = False, rngs: nnx.Rngs | None = None, before: Kernels = ()) -> jax.Array:
+    def __call__(
+        self, features: Sequence[tuple[jax.Array, jax.Array | None]], train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
         """Features (B, H_i, W_i, C_i) -> logits (B, H_0, W_0, outputs).
 
-        `before` are kernels (C_i, D_i), or None, that act on the features before the projections, which take D_i channels then.
+        With each map comes the matrix (C_i, D_i) that still has to be applied to it (`TaskFeatures.projection`), or None. It is
+        multiplied with the projection first, of D_i channels then: one product with pixels instead of two.
         """
-        kernels = [project.kernel[...] for project in self.projections]
-        for i, first in enumerate(before):
-            if first is not None:
-                kernels[i] = jnp.matmul(first, kernels[i], precision="highest")
-        return self.head([product(x, kernel) for x, kernel in zip(features, kernels, strict=True)], train, rngs)
+        projected = []
+        for project, (x, before) in zip(self.projections, features, strict=True):
+            kernel = project.kernel[...]
+            projected.append(matmul(x, kernel if before is None else jnp.matmul(before, kernel, precision="highest")))
+        return self.head(projected, train, rngs)
 
-    def fold(self, before: Sequence[Linear | None]) -> None:
-        """Merges what merges exactly, in place; each projection takes in the linear layer (without bias) given for its feature map."""
-        for project, layer in zip(self.projections, before, strict=True):
-            if layer is not None:
-                project.kernel = folded(lambda w, first: first @ w, project.kernel, layer.kernel)
-        self.head.fold()
+    def absorb(self, level: int, kernel: nnx.Variable) -> None:
+        """Makes the projection of a feature map, in place, one that first applies a bias-free linear layer with this kernel."""
+        project = self.projections[level]
+        project.kernel = map_weights(lambda w, first: first @ w, project.kernel, kernel)

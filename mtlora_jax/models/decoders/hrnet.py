@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mtlora_jax.models.functional import precise
-from mtlora_jax.models.layers import BatchNorm, Conv1x1, biased, product, resize_bilinear
+from mtlora_jax.models.functional import to_float32
+from mtlora_jax.models.layers import BatchNorm, Conv1x1, add_bias, matmul, resize_bilinear
 from mtlora_jax.schema import list_of, whole
 
 
-def worthwhile(grid: Sequence[int], coarse: Sequence[int]) -> bool:
+def cheaper_on_coarse_grid(grid: Sequence[int], coarse: Sequence[int]) -> bool:
     """Whether a map on the `coarse` grid is better multiplied there. Sides that `jax.export` leaves open say nothing: no."""
     known = all(isinstance(side, int) for side in (*grid, *coarse))
     return known and 16 * coarse[0] * coarse[1] <= grid[0] * grid[1]
@@ -42,19 +42,19 @@ class HRNetHead(nnx.Module):
         """
         grid, coarsest = features[0].shape[1:3], features[-1].shape[1:3]
         fine = [f for f in features if f.shape[1:3] != coarsest]
-        if not self.fused or not worthwhile(grid, coarsest):
-            return self.fuse(self.gathered(features, grid))
+        if not self.fused or not cheaper_on_coarse_grid(grid, coarsest):
+            return self.fuse(self.concat_resized(features, grid))
         kernel, bias = self.fuse.kernel[...], self.fuse.bias
         assert bias is not None
         rest = sum(f.shape[-1] for f in fine)
-        wide = product(self.gathered(features[len(fine) :], coarsest), kernel[rest:])
-        narrow = product(self.gathered(fine, grid), kernel[:rest])
-        return biased(precise(narrow) + resize_bilinear(wide, *grid), bias[...]).astype(wide.dtype)
+        wide = matmul(self.concat_resized(features[len(fine) :], coarsest), kernel[rest:])
+        narrow = matmul(self.concat_resized(fine, grid), kernel[:rest])
+        return add_bias(to_float32(narrow) + resize_bilinear(wide, *grid), bias[...]).astype(wide.dtype)
 
-    def gathered(self, features: Sequence[jax.Array], grid: Sequence[int]) -> jax.Array:
+    def concat_resized(self, features: Sequence[jax.Array], grid: Sequence[int]) -> jax.Array:
         """All maps on one grid, side by side."""
         return jnp.concatenate([resize_bilinear(f, *grid) for f in features], -1)
 
-    def fold(self) -> None:
+    def fold_batch_norm(self) -> None:
         """Folds the norm into the layer before it, in place."""
         self.norm = self.norm.fold_into(self.fuse)

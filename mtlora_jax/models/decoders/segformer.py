@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mtlora_jax.models.layers import BatchNorm, Conv1x1, drop_channels, resize_bilinear
+from mtlora_jax.models.layers import BatchNorm, Conv1x1, dropout2d, resize_bilinear
 from mtlora_jax.schema import flag, list_of, number, whole
 
 
@@ -38,9 +38,9 @@ class SegFormerHead(nnx.Module):
         height, width = features[0].shape[1:3]
         scales = [resize_bilinear(linear(f), height, width) for linear, f in zip(self.linear, features, strict=True)]
         x = jax.nn.relu(self.norm(self.fuse(jnp.concatenate(scales[::-1], -1)), train))
-        return self.classifier(drop_channels(x, self.dropout, rngs))
+        return self.classifier(dropout2d(x, self.dropout, rngs))
 
-    def fold(self) -> None:
+    def fold_batch_norm(self) -> None:
         """Folds the norm into the layer before it, in place, and drops the dead classifier."""
         self.norm = self.norm.fold_into(self.fuse)
         self.conv_seg = None

@@ -1,0 +1,83 @@
+"""The contract of a backbone."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+from flax import nnx
+
+from mtlora_jax.models.task_features import TaskFeatures
+
+
+class Backbone(nnx.Module):
+    """An encoder from images to one `TaskFeatures` per stage, fine to coarse.
+
+    Its constructor takes plain numbers, the options of a config. Its layers are subclasses of `models.layers.Layer`, called by `forward`,
+    so that methods can put others in their place.
+
+    Attributes:
+      OPTIONS: {option: check} of the constructor, by the checks of `mtlora_jax.schema`.
+      VARIANTS: {variant: options}, the sizes that have a name.
+      LINEAR_LAYERS: {location: dotted paths inside a block} of the linear layers that methods adapt: qkv (queries, keys and values),
+        proj (the output of attention), fc1 and fc2 (of `models.layers.MLP`, which is the block's `mlp`).
+      PARAM_GROUPS: {group: pattern that a parameter's path below the backbone matches as a whole}, of groups of `methods.param_groups`.
+      stages: its stages, each with `blocks` and, where a linear layer joins neighbours at its end, `downsample.reduction`.
+      out_channels: channels of each stage's features. strides: their strides in pixels.
+      carry_tasks: whether features of tasks go on into the next stage; otherwise shared ones alone do.
+      remat_stages: set by `model_factory.configure`, as is `remat_blocks` of stages.
+    """
+
+    OPTIONS: ClassVar[Mapping[str, Any]] = {}
+    VARIANTS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    LINEAR_LAYERS: ClassVar[Mapping[str, Sequence[str]]] = {}
+    PARAM_GROUPS: ClassVar[Mapping[str, str]] = {}
+
+    out_channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    carry_tasks: bool
+    remat_stages: bool
+
+    @property
+    def stages(self) -> Sequence[Any]:
+        """The stages, fine to coarse."""
+        raise NotImplementedError
+
+    def block_layers(self, block: nnx.Module) -> dict[str, list[tuple[Any, str]]]:
+        """Returns {location: [(module, attribute that holds the layer)]} of the linear layers of a block."""
+        return {location: [_place(block, path) for path in paths] for location, paths in self.LINEAR_LAYERS.items()}
+
+    @property
+    def smallest_open_side(self) -> int:
+        """Pixels of the smallest image side whose program is that of all larger ones; `jax.export` asks with open sizes."""
+        raise NotImplementedError
+
+    def __call__(self, images: jax.Array, rngs: nnx.Rngs | None = None) -> list[TaskFeatures]:
+        """Normalised images (B, H, W, 3) -> features (..., B, H_i, W_i, C_i) of each stage."""
+        raise NotImplementedError
+
+    @classmethod
+    def title(cls, options: Mapping[str, Any]) -> str:
+        """A name for people, with the variant that these options are: "Swin tiny"."""
+        for name, variant in cls.VARIANTS.items():
+            if all(_listed(options.get(key)) == _listed(value) for key, value in variant.items()):
+                return f"{cls.__name__} {name}"
+        return f"{cls.__name__} of its own size"
+
+    @classmethod
+    def hub_name(cls, file: str, format: str) -> str:
+        """The name on the Hugging Face Hub of the model that a converted checkpoint is; empty where it is not known.
+
+        Args:
+          file: its name. format: as which it was converted, a key of `mtlora_jax.convert.FORMATS`.
+        """
+        return ""
+
+
+def _place(block: nnx.Module, path: str) -> tuple[Any, str]:
+    *parents, name = path.split(".")
+    return functools.reduce(getattr, parents, block), name
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple | list) else value
