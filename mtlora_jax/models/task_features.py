@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,11 +40,10 @@ class TaskFeatures:
 
     def combine(self, fn: Callable[[jax.Array, jax.Array], jax.Array], other: "TaskFeatures") -> "TaskFeatures":
         """Applies `fn` to both, task by task; where one side has no task features, its shared ones stand in for every task."""
-        pair = self.shared, other.shared
-        shared = None if pair[0] is None or pair[1] is None else fn(pair[0], pair[1])
+        shared = None if self.shared is None or other.shared is None else fn(self.shared, other.shared)
         if self.tasks is None and other.tasks is None:
             return TaskFeatures(shared)
-        sides = [side.shared if side.tasks is None else side.tasks for side in (self, other)]
+        sides: list[Any] = [side.shared if side.tasks is None else side.tasks for side in (self, other)]
         axes = [None if side.tasks is None else 0 for side in (self, other)]
         return TaskFeatures(shared, jax.vmap(fn, axes)(*sides))
 

@@ -16,7 +16,7 @@ from mtlora_jax.data.transforms import Augmentation
 from mtlora_jax.errors import UserError
 from mtlora_jax.experiment import build_tasks, dataset_class
 from mtlora_jax.model_io.merging import merged_architecture
-from mtlora_jax.models.backbones.swin import VARIANTS
+from mtlora_jax.models.backbones.swin import Swin
 from mtlora_jax.models.parameters import variables
 
 CHANNELS = {"semseg": 21, "human_parts": 7, "sal": 1, "normals": 3}
@@ -223,14 +223,14 @@ def test_decoders_of_table_5(decoder, decoders, everything):
 def test_variant_as_published(variant, classifier):
     architecture = architecture_of("full_tiny_448.py", f"backbone.variant={variant}")
     model = model_factory.build(architecture | {"tasks": {}, "decoder": None})
-    features = 8 * VARIANTS[variant]["embed_dim"]
+    features = 8 * Swin.VARIANTS[variant]["embed_dim"]
     size = sum(v.size for v in variables(model).values())
-    assert size == classifier - 2 * features - 1000 * (features + 1) == encoder_size(**VARIANTS[variant])
+    assert size == classifier - 2 * features - 1000 * (features + 1) == encoder_size(**Swin.VARIANTS[variant])
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", Swin.VARIANTS)
 def test_ccp(variant):
-    stages = VARIANTS[variant]
+    stages = Swin.VARIANTS[variant]
     widths = [stages["embed_dim"] * 2**i for i in range(4)]
     channels = {task: CHANNELS[task] for task in ("semseg", "human_parts", "sal")}
     decoders = decoders_size(stages["embed_dim"], channels)

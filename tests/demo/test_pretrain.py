@@ -83,7 +83,7 @@ def test_command_writes_a_backbone(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "on_all_cores", lambda function, seeds, title: map(function, seeds))
     monkeypatch.setattr(pretrain, "RENDERED", 72)
     monkeypatch.setattr(pretrain, "SIDE", 64)
-    monkeypatch.setitem(pretrain.VARIANTS, "micro", {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)})
+    monkeypatch.setitem(pretrain.Swin.VARIANTS, "micro", {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)})
     pretrain.main([f"--output={tmp_path / 'swin'}", "--scenes=3", "--steps=2", "--batch_size=2"])
     config = model_folder.read_config(tmp_path / "swin")
     assert config["architecture"]["tasks"] == {}
