@@ -91,9 +91,8 @@ def train_step(
     def loss_fn(trainable: Flat):
         model = parameters.merge(graph, trainable, frozen, state.batch_stats)
         rngs = nnx.Rngs(dropout=key)
-        total, losses = compute_losses(
-            model.coarse_logits(images, train=True, rngs=rngs, parts=encoder_microbatches), batch, tasks, weights
-        )
+        logits = model.coarse_logits(images, train=True, rngs=rngs, parts=encoder_microbatches)
+        total, losses = compute_losses(logits, batch, tasks, weights)
         return total, (losses, parameters.batch_statistics(model))
 
     (total, (losses, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
