@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Sequence
 
 from mtlora_jax import cli
-from mtlora_jax.demo.scenes.parallel import on_all_cores
+from mtlora_jax.demo.scenes.parallel import map_on_all_cores
 from mtlora_jax.errors import UserError
 from mtlora_jax.io.files import check_writable, read_text, user_path
 from tfds_pascal_context import layout
@@ -29,7 +29,7 @@ def write(root: pathlib.Path, counts: dict[str, int], size: tuple[int, int] = (1
     if all(_list_of(root, split).is_file() and read_text(_list_of(root, split)).split() == ids[split] for split in SPLITS):
         return
     wanted = [image_id for split in SPLITS for image_id in ids[split]]
-    for _ in on_all_cores(functools.partial(write_scene, root=root, size=size), wanted, "rendering scenes"):
+    for _ in map_on_all_cores(functools.partial(write_scene, root=root, size=size), wanted, "rendering scenes"):
         pass
     for split in SPLITS:
         layout.write_split(root, split, ids[split])

@@ -1,1 +1,1 @@
-"""The first ten minutes: rendered scenes, and a comparison of two methods on them."""
+"""Demo: renders scenes and compares two methods on them."""

@@ -1,10 +1,10 @@
-"""The first ten minutes: renders a data set, fine-tunes MTLoRA and, for as many steps, the decoders alone; compares numbers and pictures.
+"""Demo: renders a data set, fine-tunes MTLoRA and the decoders alone, and compares scores and predictions.
 
     python -m mtlora_jax.demo --workdir=demo
 
 The scenes are written in the layout of PASCAL_MT and built like it. Both runs start from the same pre-trained Swin
-(mtlora_jax/demo/swin_micro) with the same seed (configs/demo.py). What is finished is kept: the same command given again goes on where
-it was stopped.
+(mtlora_jax/demo/swin_micro), with the same seed and number of steps (configs/demo.py). Finished parts are kept: the
+same command given again continues where it was stopped.
 """
 
 import pathlib
@@ -26,7 +26,7 @@ PANELS = 6
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Data, two trainings, one table, panels and curves."""
+    """Parses the flags and runs the demo below --workdir."""
     parser = cli.Parser("mtlora_jax.demo", __doc__)
     parser.add_argument("--workdir", default="demo", type=user_path, help="folder for data, runs and pictures (default: demo)")
     parser.add_argument("--train", type=int, default=2000, help="scenes to train on (default: 2000)")
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(workdir: pathlib.Path, counts: dict[str, int], epochs: int) -> None:
-    """Makes all that is not there yet: data, two trainings, one table, panels and curves."""
+    """Makes everything that is missing: data, two runs, a table, panels and curves."""
     from mtlora_jax import plot
     from mtlora_jax.console import console
     from mtlora_jax.experiment import open_dataset
@@ -47,8 +47,8 @@ def run(workdir: pathlib.Path, counts: dict[str, int], epochs: int) -> None:
 
     overrides = [f"data.root={workdir / 'data'}"] + ([f"epochs={epochs}"] if epochs else [])
     chosen = {method: configs.load(f"{CONFIG}:{method}", overrides) for method in METHODS}
-    command("rendered", str(workdir / "PASCAL_MT"), *(f"--{split}={count}" for split, count in counts.items()))
-    command("build", f"--manual_dir={workdir / 'PASCAL_MT'}", f"--data_dir={workdir / 'data'}", "--allow_partial")
+    run_command("rendered", str(workdir / "PASCAL_MT"), *(f"--{split}={count}" for split, count in counts.items()))
+    run_command("build", f"--manual_dir={workdir / 'PASCAL_MT'}", f"--data_dir={workdir / 'data'}", "--allow_partial")
     data: Any = chosen["mtlora"].data
     splits = {"train": data.train_split, "val": data.eval_split}
     found = {name: len(open_dataset(chosen["mtlora"], split)) for name, split in splits.items()}
@@ -65,15 +65,15 @@ def run(workdir: pathlib.Path, counts: dict[str, int], epochs: int) -> None:
     console.print(f"pictures of the best models: {workdir / 'panels'}")
 
 
-def command(name: str, *args: str) -> None:
-    """Runs a command of `tfds_pascal_context`, which shows its own progress. What ends it ends this program, with its exit code."""
+def run_command(name: str, *args: str) -> None:
+    """Runs a command of `tfds_pascal_context`; exits with its code if it fails."""
     code = subprocess.run([sys.executable, "-m", f"tfds_pascal_context.{name}", *args]).returncode
     if code:
         raise SystemExit(code if code > 0 else 128 - code)
 
 
 def print_comparison(workdir: pathlib.Path) -> None:
-    """One row per run with its last scores, and one for the model before training, which is the same in both."""
+    """Prints the last scores of each run, and those of the model before training, which is the same in both."""
     from rich.table import Table
 
     from mtlora_jax import model_factory
@@ -89,7 +89,7 @@ def print_comparison(workdir: pathlib.Path) -> None:
         architecture = model_folder.read_config(workdir / method / "best")["architecture"]
         tasks = make_tasks(architecture["tasks"])
         summary = summarise(model_factory.build(architecture), model_factory.method_of(architecture), tuple(architecture["image_size"]))
-        first, *_, last = evaluations(workdir / method)
+        first, *_, last = read_evaluations(workdir / method)
         names = {f"eval/{name}/{task.primary_metric}": task for name, task in tasks.items()}
         if number == 0:
             for name, task in tasks.items():
@@ -99,20 +99,20 @@ def print_comparison(workdir: pathlib.Path) -> None:
     console.print(table)
 
 
-def evaluations(run: pathlib.Path) -> list[Mapping[str, float]]:
-    """The lines of WORKDIR/log.jsonl that hold scores, first to last."""
+def read_evaluations(run: pathlib.Path) -> list[Mapping[str, float]]:
+    """Reads the lines of WORKDIR/log.jsonl with scores, first to last."""
     from mtlora_jax.plot import read_log
 
     return [line for line in read_log(run) if any(key.startswith("eval/") for key in line)]
 
 
 def draw_panels(config: Config, workdir: pathlib.Path) -> None:
-    """WORKDIR/panels/ID.png of the first validation scenes: the labels, then what the best model of each run predicts."""
+    """Draws WORKDIR/panels/ID.png of the first validation scenes: labels, then predictions of each run's best model."""
     import numpy as np
 
     import mtlora_jax
     from mtlora_jax.experiment import open_dataset
-    from mtlora_jax.predict.panels import panel
+    from mtlora_jax.predict.panels import draw_panel
 
     data = open_dataset(config, config.data.eval_split)
     models = {method: mtlora_jax.load(workdir / method / "best") for method in METHODS}
@@ -125,7 +125,7 @@ def draw_panels(config: Config, workdir: pathlib.Path) -> None:
             logits = model(image)
             rows.append({method: image} | {name: task.visualize(np.asarray(logits[name])) for name, task in data.tasks.items()})
         target = workdir / "panels" / f"{example['image_id']}.png"
-        panel(rows, 240, 240).save(target)
+        draw_panel(rows, 240, 240).save(target)
 
 
 if __name__ == "__main__":

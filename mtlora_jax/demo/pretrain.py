@@ -2,9 +2,10 @@
 
     python -m mtlora_jax.demo.pretrain --output=weights/swin_micro
 
-One linear map per stage tells for each cell of its features (8 to 32 pixels) which VOC classes occur there, and for each sixteenth of a
-cell how near it is and whether an outline runs through it. None of the demo's tasks is among these. The weights are written as float16, a
-model folder for `config.init_from`. The one in mtlora_jax/demo/swin_micro was made by this command with its default values.
+One linear map per stage predicts which VOC classes occur in each cell of its features (8 to 32 pixels), and for each
+sixteenth of a cell its nearness and whether it has an outline. None of the demo's tasks is among these. The weights are
+written as float16 in a model folder for `config.init_from`. The one in mtlora_jax/demo/swin_micro was made by this
+command with its default values.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import optax
 from mtlora_jax import cli, model_factory
 from mtlora_jax.console import console
 from mtlora_jax.demo.scenes import render as render_scene
-from mtlora_jax.demo.scenes.parallel import on_all_cores
+from mtlora_jax.demo.scenes.parallel import map_map_on_all_cores
 from mtlora_jax.io import files, locks
 from mtlora_jax.io.files import user_path
 from mtlora_jax.model_io import model_folder
@@ -31,9 +32,9 @@ from mtlora_jax.models.backbones.swin import Swin
 from mtlora_jax.models.inputs import normalise
 
 FIRST_SEED = 1_000_000  # the demo's scenes have smaller seeds
-SIDE = 160
-RENDERED = 192  # crops are cut out of a larger picture
-CELLS = (8, 16, 32, 32)  # pixels of one cell of each stage's features
+IMAGE_SIDE = 160
+RENDERED_SIDE = 192  # pixels of a rendered scene, from which crops are taken
+CELL_SIDES = (8, 16, 32, 32)  # pixels of a cell of each stage's features
 CLASSES = 20  # of VOC, without background
 DETAIL = 4  # a cell is divided into 4x4 for outlines and nearness
 PARTS = DETAIL**2
@@ -54,10 +55,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def pretrain(args: argparse.Namespace) -> None:
-    """Does what the flags say."""
+    """Renders, trains and writes as the flags say."""
     scenes = render(args.scenes)
     held_out = max(args.scenes // 20, 1)
-    architecture, arrays, score = train(scenes.chosen(slice(held_out, None)), scenes.chosen(slice(held_out)), args)
+    architecture, arrays, score = train(scenes.select(slice(held_out, None)), scenes.select(slice(held_out)), args)
     half = {path: array.astype(np.float16) for path, array in arrays.items()}
     about = f"{args.scenes} rendered scenes, {args.steps} steps of {args.batch_size}, seed {args.seed}; classes, outlines, nearness"
     model_folder.save(args.output, architecture, half, {"pretraining": about, "mean_average_precision": round(score, 2)})
@@ -65,40 +66,40 @@ def pretrain(args: argparse.Namespace) -> None:
 
 
 class Scenes(NamedTuple):
-    """N pictures with what is to be learned of them, each (N, H, W), or any selection of them."""
+    """N images with their targets, each (N, H, W), or any selection of them."""
 
     image: np.ndarray  # uint8 (N, H, W, 3)
     classes: np.ndarray  # uint8, of VOC
     outlines: np.ndarray  # uint8, 1 where two things meet
     nearness: np.ndarray  # float16, 1 / (1 + distance in metres), 0 in the sky
 
-    def chosen(self, index) -> "Scenes":
+    def select(self, index) -> "Scenes":
         return Scenes(*(part[index] for part in self))
 
 
 def render(count: int) -> Scenes:
-    """`count` scenes, by all cores."""
-    rendered = on_all_cores(render_one, range(FIRST_SEED, FIRST_SEED + count), "rendering scenes")
+    """Renders `count` scenes on all cores."""
+    rendered = map_map_on_all_cores(render_one, range(FIRST_SEED, FIRST_SEED + count), "rendering scenes")
     return Scenes(*(np.stack(part) for part in zip(*rendered, strict=True)))
 
 
 def render_one(seed: int) -> Scenes:
-    """One scene."""
-    scene = render_scene(seed, (RENDERED, RENDERED))
+    """Renders one scene with its targets."""
+    scene = render_scene(seed, (RENDERED_SIDE, RENDERED_SIDE))
     outlines = cv2.morphologyEx(scene.instance.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)) > 0
     nearness = np.where(scene.depth > 0, 1 / (1 + scene.depth), 0)
     return Scenes(scene.image, scene.semseg, outlines.astype(np.uint8), nearness.astype(np.float16))
 
 
 def crop(scene: Scenes, rng: np.random.Generator) -> Scenes:
-    """A random square of one scene, perhaps mirrored, brighter or darker, at SIDE pixels."""
-    side = rng.integers(RENDERED * 5 // 8, RENDERED + 1)
-    top, left = rng.integers(RENDERED - side + 1, size=2)
+    """Crops a random square of one scene, flipped and recoloured at random, at IMAGE_SIDE pixels."""
+    side = rng.integers(RENDERED_SIDE * 5 // 8, RENDERED_SIDE + 1)
+    top, left = rng.integers(RENDERED_SIDE - side + 1, size=2)
     window = (slice(top, top + side), slice(left, left + side))
     mirror = slice(None, None, -1 if rng.random() < 0.5 else 1)
 
     def resized(part: np.ndarray, interpolation: int) -> np.ndarray:
-        return cv2.resize(part[window], (SIDE, SIDE), interpolation=interpolation)[:, mirror]
+        return cv2.resize(part[window], (IMAGE_SIDE, IMAGE_SIDE), interpolation=interpolation)[:, mirror]
 
     gain = rng.uniform(0.8, 1.2, 3) * rng.uniform(0.8, 1.2)
     image = np.clip(resized(scene.image, cv2.INTER_LINEAR) * gain, 0, 255).astype(np.uint8)
@@ -107,43 +108,49 @@ def crop(scene: Scenes, rng: np.random.Generator) -> Scenes:
 
 
 def batches(scenes: Scenes, size: int, rng: np.random.Generator) -> Iterator[Scenes]:
-    """Endless batches of `size` crops; every epoch has its own order and crops."""
+    """Yields endless batches of `size` crops; every epoch has its own order and crops."""
     while True:
         order = rng.permutation(len(scenes.image))
         for start in range(0, len(order) - size + 1, size):
-            crops = [crop(scenes.chosen(i), rng) for i in order[start : start + size]]
+            crops = [crop(scenes.select(i), rng) for i in order[start : start + size]]
             yield Scenes(*(np.stack(part) for part in zip(*crops, strict=True)))
 
 
-def cells_of(pixels: jax.Array | np.ndarray, side: int) -> jax.Array:
-    """(B, H, W) -> (B, H / side, W / side, side * side), the pixels of each cell."""
+def split_into_cells(pixels: jax.Array | np.ndarray, side: int) -> jax.Array:
+    """Splits (B, H, W) into cells (B, H / side, W / side, side * side)."""
     count, height, width = pixels.shape
     cells = jnp.reshape(pixels, (count, height // side, side, width // side, side))
     return jnp.moveaxis(cells, 3, 2).reshape(count, height // side, width // side, side * side)
 
 
-def tags(classes: jax.Array | np.ndarray, side: int) -> jax.Array:
-    """Which classes fill at least a tenth of each cell: (B, H, W) -> bool (B, H / side, W / side, CLASSES)."""
-    cells = cells_of(classes, side)
+def tag_cells(classes: jax.Array | np.ndarray, side: int) -> jax.Array:
+    """Finds the classes that fill at least a tenth of each cell.
+
+    (B, H, W) -> bool (B, H / side, W / side, CLASSES).
+    """
+    cells = split_into_cells(classes, side)
     return jnp.stack([jnp.mean(cells == 1 + c, -1) for c in range(CLASSES)], -1) >= 0.1
 
 
-def surprise(prediction: jax.Array, batch: Scenes, side: int) -> jax.Array:
-    """Loss of one stage. prediction (B, SIDE / side, SIDE / side, CLASSES + 2 * PARTS): tags, outlines, nearness."""
+def stage_loss(prediction: jax.Array, batch: Scenes, side: int) -> jax.Array:
+    """Computes the loss of one stage, a float32 scalar.
+
+    prediction (B, IMAGE_SIDE / side, IMAGE_SIDE / side, CLASSES + 2 * PARTS): class tags, outlines, nearness.
+    """
     parts = side // DETAIL
-    outlines = cells_of(jnp.max(cells_of(batch.outlines, parts), -1), DETAIL)
-    nearness = cells_of(jnp.mean(cells_of(batch.nearness, parts), -1), DETAIL)
+    outlines = split_into_cells(jnp.max(split_into_cells(batch.outlines, parts), -1), DETAIL)
+    nearness = split_into_cells(jnp.mean(split_into_cells(batch.nearness, parts), -1), DETAIL)
     entropy = optax.sigmoid_binary_cross_entropy
-    tagging = jnp.mean(entropy(prediction[..., :CLASSES], tags(batch.classes, side)))
+    tagging = jnp.mean(entropy(prediction[..., :CLASSES], tag_cells(batch.classes, side)))
     tracing = jnp.mean(entropy(prediction[..., CLASSES:-PARTS], outlines))
     ranging = jnp.mean(jnp.abs(prediction[..., -PARTS:] - nearness))
-    return 10 * tagging + tracing + 5 * ranging  # about equal once the shares of the classes are known
+    return 10 * tagging + tracing + 5 * ranging  # about equal once class frequencies are learned
 
 
 def train(scenes: Scenes, held_out: Scenes, args) -> tuple[dict, dict[str, np.ndarray], float]:
     """Returns (architecture, {path: array} of the backbone, mean average precision in percent on held-out scenes)."""
     backbone = {"name": "swin", **Swin.VARIANTS["micro"], "window_size": 5, "drop_path_rate": 0.0}
-    architecture = {"backbone": backbone, "tasks": {}, "decoder": None, "method": {"name": "full"}, "image_size": [SIDE, SIDE]}
+    architecture = {"backbone": backbone, "tasks": {}, "decoder": None, "method": {"name": "full"}, "image_size": [IMAGE_SIDE, IMAGE_SIDE]}
     model = model_factory.build(architecture)
     parameters.initialise(model, args.seed)
     graph, weights, _, _ = parameters.split(model, lambda path, variable: True)
@@ -155,14 +162,14 @@ def train(scenes: Scenes, held_out: Scenes, args) -> tuple[dict, dict[str, np.nd
 
     def predictions(weights, images):
         features = parameters.merge(graph, weights["backbone"]).backbone(normalise(images))
-        # The norm is for the linear maps only; the backbone has none at its end.
+        # Normalised for the linear maps only; the backbone has no norm at its end.
         return [jax.nn.standardize(f.shared) @ head["kernel"] + head["bias"] for f, head in zip(features, weights["heads"], strict=True)]
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def update(weights, opt_state, batch):
         def loss_fn(weights):
-            stages = zip(predictions(weights, batch.image), CELLS, strict=True)
-            return sum(surprise(prediction, batch, side) for prediction, side in stages)
+            stages = zip(predictions(weights, batch.image), CELL_SIDES, strict=True)
+            return sum(stage_loss(prediction, batch, side) for prediction, side in stages)
 
         loss, gradients = jax.value_and_grad(loss_fn)(weights)
         updates, opt_state = optimizer.update(gradients, opt_state, weights)
@@ -179,20 +186,20 @@ def train(scenes: Scenes, held_out: Scenes, args) -> tuple[dict, dict[str, np.nd
             console.print(f"step {step}/{args.steps} loss {np.mean(jax.device_get(losses)):.4f} ETA {left / 60:.0f} min")
             losses = []
     predict = jax.jit(lambda weights, images: predictions(weights, images)[-1][..., :CLASSES])
-    score = precision(functools.partial(predict, weights), held_out, args.batch_size)
+    score = mean_average_precision(functools.partial(predict, weights), held_out, args.batch_size)
     console.print(f"mean average precision of classes on {len(held_out.image)} scenes held out: {score:.1f} %")
     return architecture, {path: np.asarray(array) for path, array in weights["backbone"].items()}, score
 
 
-def precision(predict: Callable[[np.ndarray], jax.Array], scenes: Scenes, batch_size: int) -> float:
-    """Average precision of each class over the cells of the last stage, its mean in percent over the classes that occur.
+def mean_average_precision(predict: Callable[[np.ndarray], jax.Array], scenes: Scenes, batch_size: int) -> float:
+    """Computes the mean average precision in percent over the classes that occur, for cells of the last stage.
 
-    predict: images (B, H, W, 3) -> logits of tags (B, h, w, CLASSES).
+    predict: images (B, H, W, 3) -> logits of class tags (B, h, w, CLASSES).
     """
     source = batches(scenes, min(batch_size, len(scenes.image)), np.random.default_rng(0))
     taken = [next(source) for _ in range(-(-len(scenes.image) // batch_size))]
     scores = np.concatenate([np.asarray(predict(batch.image)).reshape(-1, CLASSES) for batch in taken])
-    truth = np.concatenate([np.asarray(tags(batch.classes, CELLS[-1])).reshape(-1, CLASSES) for batch in taken])
+    truth = np.concatenate([np.asarray(tag_cells(batch.classes, CELL_SIDES[-1])).reshape(-1, CLASSES) for batch in taken])
     found = np.take_along_axis(truth, np.argsort(-scores, axis=0), 0)
     hits = np.cumsum(found, 0)
     occurs = hits[-1] > 0

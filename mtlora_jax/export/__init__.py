@@ -1,4 +1,4 @@
-"""A model as a file that runs without this package: StableHLO by `jax.export`, with its weights beside it."""
+"""Exports a model as StableHLO by `jax.export`, with its weights beside it, to run without this package."""
 
 import importlib.metadata
 import json
@@ -25,10 +25,10 @@ Forward = Callable[[parameters.Flat, jax.Array], dict[str, jax.Array]]
 Size = tuple[int, int]
 
 
-def forward(model: Model) -> Forward:
-    """The forward pass as a pure function of {path: weight} and images, uint8 RGB or normalised floats, (B, H, W, 3).
+def make_forward(model: Model) -> Forward:
+    """Makes the forward pass a pure function of {path: weight} and images (B, H, W, 3).
 
-    Raises UserError for a bare backbone.
+    Images are uint8 RGB or normalised floats. Raises UserError for a bare backbone.
     """
     if not model.tasks:
         raise UserError("the model folder holds a bare backbone without tasks: there are no logits to export; fine-tune it first")
@@ -41,8 +41,8 @@ def forward(model: Model) -> Forward:
     return run
 
 
-def images_spec(model: Model, size: Size | None, inputs: str) -> jax.ShapeDtypeStruct:
-    """What goes in: (B, H, W, 3) with B unknown, and H and W too where `size` is None."""
+def make_images_spec(model: Model, size: Size | None, inputs: str) -> jax.ShapeDtypeStruct:
+    """Returns the shape and dtype of the input: (B, H, W, 3) with unknown B, and unknown H and W if `size` is None."""
     least = model.module.backbone.smallest_open_side
     sides = ("H", "W") if size is None else size
     constraints = () if size else (f"H >= {least}", f"W >= {least}")
@@ -50,29 +50,29 @@ def images_spec(model: Model, size: Size | None, inputs: str) -> jax.ShapeDtypeS
     return jax.ShapeDtypeStruct(shape, INPUTS[inputs])
 
 
-def stablehlo(model: Model, platforms: Sequence[str], size: Size | None = None, inputs: str = "uint8") -> jax_export.Exported:
-    """Lowers a model for several platforms at once, none of which has to be there.
+def export_stablehlo(model: Model, platforms: Sequence[str], size: Size | None = None, inputs: str = "uint8") -> jax_export.Exported:
+    """Lowers a model for several platforms, none of which has to be present.
 
     Args:
       model: with tasks.
       platforms: of `PLATFORMS`.
-      size: (height, width) of the images; None for any from `Backbone.smallest_open_side` on.
-      inputs: "uint8" for RGB images as they are, "float32" for images normalised by the ImageNet mean and standard deviation.
+      size: (height, width) of the images; None for any that is at least `Backbone.smallest_open_side`.
+      inputs: "uint8" for RGB images, "float32" for images normalised by the ImageNet mean and standard deviation.
 
     Returns:
-      A function of ({path: weight}, images) that gives {task: logits (B, H, W, C) float32}.
+      A function of ({path: weight}, images) that returns {task: logits (B, H, W, C) float32}.
 
     Raises:
       UserError: for a bare backbone.
-      jax.errors.InconclusiveDimensionOperation: if the model has to know the size of its images.
+      jax.errors.InconclusiveDimensionOperation: if the model needs to know the size of its images.
     """
-    run = forward(model)  # first, for what it refuses
+    run = make_forward(model)  # first, since it checks the model
     weights = {path: jax.ShapeDtypeStruct(v.shape, v.dtype) for path, v in parameters.variables(model.module).items()}
-    return jax_export.export(jax.jit(run), platforms=platforms)(weights, images_spec(model, size, inputs))
+    return jax_export.export(jax.jit(run), platforms=platforms)(weights, make_images_spec(model, size, inputs))
 
 
-def metadata(model: Model, size: Size | None, inputs: str) -> dict[str, Any]:
-    """What a program that uses the artifact has to know, whatever its format; JSON-able."""
+def make_metadata(model: Model, size: Size | None, inputs: str) -> dict[str, Any]:
+    """Returns what a program that uses the artifact needs to know, for any format; can be written as JSON."""
     least = model.module.backbone.smallest_open_side
     classes = model.config.get("classes") or {}
     return {
@@ -97,8 +97,8 @@ def _task(outputs: int, classes: Sequence[str] | None) -> dict[str, Any]:
     return {"outputs": outputs} | ({"classes": list(classes)} if classes else {})
 
 
-def describe(exported: jax_export.Exported) -> dict[str, Any]:
-    """The part of the metadata that is about the StableHLO program."""
+def describe_program(exported: jax_export.Exported) -> dict[str, Any]:
+    """Returns the part of the metadata about the StableHLO program."""
     (weights, _), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
     names = [*sorted(weights), "images"]  # in the order in which JAX flattens them
     return {
@@ -111,6 +111,6 @@ def describe(exported: jax_export.Exported) -> dict[str, Any]:
     }
 
 
-def as_text(entries: Mapping[str, Any]) -> str:
-    """JSON for files."""
+def format_json(entries: Mapping[str, Any]) -> str:
+    """Formats JSON for files."""
     return json.dumps(entries, indent=2) + "\n"

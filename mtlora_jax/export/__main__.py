@@ -5,11 +5,12 @@
 
 writes OUTPUT/
 
-    model.jax_export      StableHLO (jax.export) for any batch, and for images of any size where the model allows it
-    weights.safetensors   the weights, which the program takes as its first argument
-    load.py               a few lines that run it; they need jax, numpy and flatbuffers, nothing else
-    metadata.json         tasks, classes, what goes in and comes out, versions
-    model.onnx            with --format=onnx or stablehlo,onnx: any batch, images of one size, weights included; checked with onnxruntime
+    model.jax_export      StableHLO (jax.export) for any batch, and for images of any size if the model allows it
+    weights.safetensors   the weights, the first argument of the program
+    load.py               runs it in a few lines; needs only jax, numpy and flatbuffers
+    metadata.json         tasks, classes, inputs and outputs, versions
+    model.onnx            with --format=onnx or stablehlo,onnx: any batch, images of one size, weights included;
+                          checked with onnxruntime
 
 ONNX needs more libraries: see docs/export.md.
 """
@@ -33,12 +34,12 @@ from mtlora_jax.model_io.model_folder import Model
 from mtlora_jax.models import parameters
 
 FORMATS = ("stablehlo", "onnx")
-SIDES = (32, 8192)  # least and most pixels of an image's side
-OURS = {export.PROGRAM, export.WEIGHTS, export.METADATA, export.LOADER, onnx.FILE, "__pycache__"}
+SIDES = (32, 8192)  # smallest and largest image side, in pixels
+EXPORTED_FILES = {export.PROGRAM, export.WEIGHTS, export.METADATA, export.LOADER, onnx.FILE, "__pycache__"}
 
 
-def chosen(flag: str, text: str, allowed: Sequence[str]) -> list[str]:
-    """The words of a flag, separated by commas, without repetitions. Raises UserError for another word, or none."""
+def parse_words(flag: str, text: str, allowed: Sequence[str]) -> list[str]:
+    """Parses the comma-separated words of a flag, without repetitions. Raises UserError for a word that is not allowed."""
     words = list(dict.fromkeys(text.split(",")))
     for word in words:
         if word not in allowed:
@@ -46,8 +47,8 @@ def chosen(flag: str, text: str, allowed: Sequence[str]) -> list[str]:
     return words
 
 
-def size_of(text: str) -> export.Size | None:
-    """(height, width) of "HxW", None of "". Raises UserError for anything else, and for sides outside `SIDES`."""
+def parse_size(text: str) -> export.Size | None:
+    """Parses "HxW" to (height, width), and "" to None. Raises UserError for other text, and sides outside `SIDES`."""
     if not text:
         return None
     match = re.fullmatch(r"(\d+)x(\d+)", text)
@@ -57,24 +58,28 @@ def size_of(text: str) -> export.Size | None:
 
 
 def check_output(folder: pathlib.Path) -> None:
-    """Raises UserError if writing `folder` would destroy something that was not exported."""
+    """Raises UserError if writing `folder` would destroy anything but an earlier export."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output={folder} is a file; expected the name of a folder")
-    foreign = sorted(path.name for path in folder.iterdir() if path.name not in OURS) if folder.exists() else []
+    foreign = sorted(path.name for path in folder.iterdir() if path.name not in EXPORTED_FILES) if folder.exists() else []
     if foreign:
         raise UserError(f"--output={folder} holds {parameters.named(foreign)}, which were not exported: choose another folder")
 
 
 def write_stablehlo(model: Model, platforms: Sequence[str], size: export.Size | None, inputs: str, folder: pathlib.Path) -> dict:
-    """Writes program, weights and loader; returns the metadata. Where a model has to know its images' size it gets its own, and says so."""
+    """Writes program, weights and loader; returns the metadata.
+
+    A model that needs to know the size of its images is exported for its own size, and the report says so.
+    """
     start = time.monotonic()
     try:
-        exported = export.stablehlo(model, platforms, size, inputs)
+        exported = export.export_stablehlo(model, platforms, size, inputs)
     except jax.errors.InconclusiveDimensionOperation as error:
         size = model.image_size
         reason = str(error).splitlines()[0]
-        console.print(f"this model has to know the size of its images: exported for {size[0]}x{size[1]} alone ({reason})", markup=False)
-        exported = export.stablehlo(model, platforms, size, inputs)
+        only = f"exported for {size[0]}x{size[1]} alone ({reason})"
+        console.print(f"this model has to know the size of its images: {only}", markup=False)
+        exported = export.export_stablehlo(model, platforms, size, inputs)
     program = exported.serialize()
     files.write_bytes(folder / export.PROGRAM, program)
     weights.write(folder / export.WEIGHTS, {path: array.astype("<f4") for path, array in parameters.arrays(model.module).items()})
@@ -82,7 +87,7 @@ def write_stablehlo(model: Model, platforms: Sequence[str], size: export.Size | 
     sides = "of any size" if size is None else f"of {size[0]}x{size[1]}"
     console.print(f"{export.PROGRAM}: {len(program) / 1e6:.2f} MB for {', '.join(platforms)}, {inputs} images {sides}")
     console.print(f"{export.WEIGHTS}: {(folder / export.WEIGHTS).stat().st_size / 1e6:.1f} MB, {time.monotonic() - start:.0f} s")
-    return export.metadata(model, size, inputs) | {"stablehlo": export.describe(exported)}
+    return export.make_metadata(model, size, inputs) | {"stablehlo": export.describe_program(exported)}
 
 
 def write_onnx(model: Model, size: export.Size, inputs: str, folder: pathlib.Path) -> dict:
@@ -93,11 +98,11 @@ def write_onnx(model: Model, size: export.Size, inputs: str, folder: pathlib.Pat
         f"{onnx.FILE}: {(folder / onnx.FILE).stat().st_size / 1e6:.1f} MB, {inputs} images of {size[0]}x{size[1]}, logits of onnxruntime "
         f"within {about['difference']:.1e} of the largest, {time.monotonic() - start:.0f} s"
     )
-    return export.metadata(model, size, inputs) | {"onnx": about}
+    return export.make_metadata(model, size, inputs) | {"onnx": about}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses the flags, exports and writes, whole or not at all."""
+    """Parses the flags, exports, and writes the folder atomically."""
     parser = cli.Parser("mtlora_jax.export", __doc__)
     parser.add_argument("--model", required=True, type=user_path, help="model folder, merged or not; or an adapter folder, with --base")
     parser.add_argument("--base", type=user_path, help="the model folder with the frozen weights of an adapter")
@@ -110,16 +115,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--merge", action="store_true", help="fold the low-rank branches into the weights first")
     args = parser.parse(argv)
-    formats = chosen("--format", args.format, FORMATS)
-    platforms = chosen("--platforms", args.platforms, export.PLATFORMS)
-    size = size_of(args.size)
+    formats = parse_words("--format", args.format, FORMATS)
+    platforms = parse_words("--platforms", args.platforms, export.PLATFORMS)
+    size = parse_size(args.size)
     check_output(args.output)
     files.check_writable(args.output)
     if "onnx" in formats:
-        onnx.libraries()
+        onnx.import_libraries()
     with locks.hold_lock_beside(args.output):
         model = mtlora_jax.load(args.model, args.base)
-        export.forward(model)  # refuses what cannot be exported
+        export.make_forward(model)  # raises if it cannot be exported
         if args.merge:
             model = mtlora_jax.merge(model)
         with files.atomic_folder(args.output) as folder:
@@ -128,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 about |= write_onnx(model, size or model.image_size, args.inputs, folder)
             if "stablehlo" in formats:
                 about |= write_stablehlo(model, platforms, size, args.inputs, folder)
-            files.write_text(folder / export.METADATA, export.as_text(about))
+            files.write_text(folder / export.METADATA, export.format_json(about))
     console.print(f"written {args.output}")
 
 

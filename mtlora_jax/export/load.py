@@ -1,4 +1,4 @@
-"""Runs the exported model beside this file. Needs jax and numpy (and flatbuffers, with which jax.export reads its files).
+"""Runs the exported model beside this file. Needs jax, numpy and flatbuffers (which jax.export uses).
 
 python load.py images.npy logits.npz      # uint8 RGB (B, H, W, 3) -> {task: float32 (B, H, W, C)}
 """
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def load(folder=pathlib.Path(__file__).parent):
-    """The model: images -> {task: logits}; compiled once per shape of the images. See metadata.json for what goes in and comes out."""
+    """Loads the model: images -> {task: logits}, compiled once per image shape. metadata.json describes both."""
     file = (folder / "weights.safetensors").read_bytes()
     start = 8 + int.from_bytes(file[:8], "little")
     entries = {name: entry for name, entry in json.loads(file[8:start]).items() if name != "__metadata__"}
@@ -24,7 +24,7 @@ def load(folder=pathlib.Path(__file__).parent):
     smallest = json.loads((folder / "metadata.json").read_text())["input"].get("smallest", (0, 0))
 
     def model(images):
-        if np.any(np.less(images.shape[1:3], smallest)):  # which JAX would not say
+        if np.any(np.less(images.shape[1:3], smallest)):  # not checked by JAX
             raise ValueError(f"images {images.shape} are too small: expected (B, H, W, 3) with H, W of at least {smallest}")
         return run(weights, images)
 

@@ -1,4 +1,4 @@
-"""ONNX, by jax2onnx: the program that JAX traces, operation by operation, with the weights in it."""
+"""Exports to ONNX by jax2onnx: the traced program, operation by operation, with its weights."""
 
 import contextlib
 import importlib.metadata
@@ -13,26 +13,27 @@ from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
 from mtlora_jax.errors import UserError
-from mtlora_jax.export import Size, forward, images_spec
+from mtlora_jax.export import Size, make_forward, make_images_spec
 from mtlora_jax.model_io.model_folder import Model
 from mtlora_jax.models import parameters
 
 FILE = "model.onnx"
 INSTALL = "pip install 'mtlora_jax[onnx]' && pip install --no-deps jax2onnx==0.17.1"
-CALLS = ("jit", "pjit", "checkpoint", "remat2", "closed_call", "custom_jvp_call", "custom_vjp_call")  # operations that run a program
-INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # the names of it among their parameters
+# Primitives that run an inner program, and the names of that program among their parameters.
+CALLS = ("jit", "pjit", "checkpoint", "remat2", "closed_call", "custom_jvp_call", "custom_vjp_call")
+INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 TOLERANCE = 1e-4  # of the largest logit, between onnxruntime and JAX; float32 gives 1e-6 to 1e-5
 
 
-def libraries() -> tuple[Any, Any, Any]:
-    """(jax2onnx, onnx, onnxruntime). Raises UserError where they are not installed."""
+def import_libraries() -> tuple[Any, Any, Any]:
+    """Imports (jax2onnx, onnx, onnxruntime). Raises UserError if one is not installed."""
     try:
         import jax2onnx
         import onnx
         import onnxruntime
     except ImportError as error:
         raise UserError(f"--format=onnx needs {error.name}, which is not installed: {INSTALL}") from error
-    for name in ("jax2onnx", "onnx_ir"):  # they warn of inner values without a type, one by one
+    for name in ("jax2onnx", "onnx_ir"):  # they warn about every inner value without a type
         logging.getLogger(name).setLevel(logging.ERROR)
     return jax2onnx, onnx, onnxruntime
 
@@ -43,23 +44,23 @@ def convert(model: Model, size: Size, inputs: str, path: pathlib.Path) -> dict[s
     Args:
       model: with tasks.
       size: (height, width).
-      inputs: see `mtlora_jax.export.stablehlo`.
+      inputs: see `mtlora_jax.export.export_stablehlo`.
       path: of the file; its input is `images`, its outputs have the names of the tasks.
 
     Returns:
-      The part of the metadata that is about it.
+      The part of the metadata about it.
 
     Raises:
-      UserError: if libraries are not there, or logits of onnxruntime are not those of the model.
+      UserError: if a library is missing, or onnxruntime's logits differ from the model's.
     """
-    jax2onnx, onnx, _ = libraries()
-    run = forward(model)
+    jax2onnx, onnx, _ = import_libraries()
+    run = make_forward(model)
     weights = {path: variable.get_value() for path, variable in parameters.variables(model.module).items()}
-    images = images_spec(model, size, inputs)
-    # Traced before jax2onnx comes into play: where it traces by itself it replaces jax.image.resize, and by one that must know the batch.
+    images = make_images_spec(model, size, inputs)
+    # Traced here because jax2onnx, when it traces, replaces jax.image.resize by a version that needs a fixed batch.
     program = jax.make_jaxpr(lambda images: [run(weights, images)[task] for task in model.tasks])(images)
-    proto = jax2onnx.to_onnx(jaxpr_as_fun(folded(program)), [images], input_names=["images"], output_names=list(model.tasks))
-    del proto.graph.value_info[:]  # shapes inside the graph, of which some are wrong; who needs them works them out
+    proto = jax2onnx.to_onnx(jaxpr_as_fun(fold_constants(program)), [images], input_names=["images"], output_names=list(model.tasks))
+    del proto.graph.value_info[:]  # inferred shapes inside the graph, some of which are wrong
     onnx.save(proto, path)
     return {
         "file": FILE,
@@ -67,15 +68,15 @@ def convert(model: Model, size: Size, inputs: str, path: pathlib.Path) -> dict[s
         "shape": ["B", *size, 3],
         "outputs": list(model.tasks),
         "made_with": {name: importlib.metadata.version(name) for name in ("jax2onnx", "onnx")},
-        "difference": checked(model, size, inputs, path),
+        "difference": check_logits(model, size, inputs, path),
     }
 
 
-def folded(program: ClosedJaxpr) -> ClosedJaxpr:
-    """The same program with inner programs written out, and without the operations that depend on no input: their results are constants.
+def fold_constants(program: ClosedJaxpr) -> ClosedJaxpr:
+    """Inlines inner programs, and replaces operations that depend on no input by constants.
 
-    In a Swin Transformer more than half of the operations are such, among them the masks of the windows and the weights of
-    interpolations. jax2onnx looks through the whole graph for each operation: its time grows with the square of their number.
+    In a Swin Transformer these are more than half of all operations, such as window masks and interpolation weights.
+    The time of jax2onnx grows with the square of their number, since it searches the whole graph for each.
     """
 
     def run(program: ClosedJaxpr, inputs: Sequence[Any]) -> list[Any]:
@@ -99,12 +100,12 @@ def folded(program: ClosedJaxpr) -> ClosedJaxpr:
     return jax.make_jaxpr(lambda *inputs: run(program, inputs))(*inputs)
 
 
-def checked(model: Model, size: Size, inputs: str, path: pathlib.Path) -> float:
-    """The largest difference to the model's logits on two random images, relative to the largest logit of the task.
+def check_logits(model: Model, size: Size, inputs: str, path: pathlib.Path) -> float:
+    """Compares logits on two random images; returns the largest difference relative to the task's largest logit.
 
-    Raises UserError if it is more than float32 explains.
+    Raises UserError if it exceeds `TOLERANCE`.
     """
-    _, _, onnxruntime = libraries()
+    _, _, onnxruntime = import_libraries()
     images = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
     if inputs == "float32":
         images = (images / np.float32(64) - 2).astype(np.float32)
@@ -113,5 +114,6 @@ def checked(model: Model, size: Size, inputs: str, path: pathlib.Path) -> float:
     wanted = {task: np.asarray(logits) for task, logits in model(images, fit="none").items()}
     difference = max(float(np.max(np.abs(found[task] - wanted[task])) / np.max(np.abs(wanted[task]))) for task in model.tasks)
     if not difference <= TOLERANCE:
-        raise UserError(f"the ONNX model is not this model: onnxruntime's logits differ by {difference:.1e} of the largest; use stablehlo")
+        differ = f"onnxruntime's logits differ by {difference:.1e} of the largest"
+        raise UserError(f"the ONNX model is not this model: {differ}; use stablehlo")
     return difference

@@ -1,1 +1,1 @@
-"""The command that shows what a model sees in images."""
+"""Predicts images with a model and visualizes the results."""

@@ -1,19 +1,19 @@
-"""Shows what a model predicts for photographs: a page to look at, pictures, and arrays.
+"""Predicts photographs with a model and writes a page, images and arrays.
 
     python -m mtlora_jax.predict --model=runs/r64/best --images=photos/ --output=predictions/
     python -m mtlora_jax.predict --model=runs/ccp/best --images=data/ccp/images --output=predictions/ --labels=data/ccp --only=0003,0006
 
-writes, for each ID (a file name without its ending; a very long one is shortened),
+writes, for each ID (the file name without its suffix, shortened if very long),
 
     index.html            a page with everything, to open in a browser
     TASK/ID.png           the prediction at the photograph's size; classes as a palette image whose values are class indices
     overlay/ID.png        each task blended over the photograph, with its legend
     panels/ID.png         the photograph and all tasks in a row, and the labels below
     legends/TASK.png      all colours of a task
-    raw/ID.npz            with --save-raw: TASK/NAME, what mtlora_jax.postprocess gives, at the model's size
+    raw/ID.npz            with --save-raw: TASK/NAME, what mtlora_jax.postprocess returns, at the model's size
 
-Photographs are turned as EXIF says, unless --labels names a folder data set: labels belong to pixels as they are stored. What cannot
-be read is told in one line and left out.
+Photographs are rotated as EXIF says, unless --labels names a folder data set, whose labels belong to the stored pixels.
+A file that cannot be read is reported in one line and left out.
 """
 
 import argparse
@@ -36,11 +36,11 @@ from mtlora_jax.io.files import user_path
 from mtlora_jax.io.output_folder import OutputFolder, shorten_name
 from mtlora_jax.predict import images
 from mtlora_jax.predict.gallery import Gallery
-from mtlora_jax.predict.panels import View, as_image, draw_legend, overlay, panel_of
+from mtlora_jax.predict.panels import View, draw_legend, draw_overlay, draw_view_panel, to_image
 from mtlora_jax.tasks import Task, make_tasks
 from mtlora_jax.tasks.postprocess import postprocess, predicts_class
 
-LEGENDS = "legends"  # folder that tells outputs of this command; it comes first
+LEGENDS = "legends"  # folder that marks the outputs of this command; it is written first
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -48,23 +48,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser("mtlora_jax.predict", __doc__)
     parser.add_argument("--model", required=True, type=user_path, help="model folder, merged or not; or an adapter folder, with --base")
     parser.add_argument("--base", type=user_path, help="the model folder with the frozen weights of an adapter")
-    parser.add_argument("--images", required=True, type=user_path, help="a JPEG, PNG or WebP image, or a folder of such")
-    parser.add_argument("--output", required=True, type=user_path, help="folder for what is made; files of the same names are replaced")
+    parser.add_argument("--images", required=True, type=user_path, help="a JPEG, PNG or WebP image, or a folder of them")
+    parser.add_argument("--output", required=True, type=user_path, help="folder to write; files of the same names are replaced")
     parser.add_argument("--labels", type=user_path, help="root of a folder data set with labels of these images, to compare with")
     parser.add_argument("--only", default="", help="ids to predict, separated by commas (default: all)")
     parser.add_argument("--save-raw", action="store_true", help="also write the arrays")
     args = parser.parse(argv)
 
-    files = images.find(args.images, [name for name in args.only.split(",") if name])
+    files = images.find_images(args.images, [name for name in args.only.split(",") if name])
     outputs = OutputFolder(args.output)
     with locks.hold_lock(args.output):
         predict(args, files, outputs)
 
 
 def predict(args: argparse.Namespace, files: Mapping[str, pathlib.Path], outputs: OutputFolder) -> None:
-    """Predicts `files`, {id: file}."""
+    """Predicts the images `files`, {id: file}."""
     model = mtlora_jax.load(args.model, args.base)
-    tasks = tasks_of(model)
+    tasks = build_tasks(model)
     check_output(args.output, tasks)
     labels = images.Labels(args.labels, tasks) if args.labels else None
     predictor = Predictor(model, tasks, labels, outputs, args.save_raw)
@@ -74,8 +74,8 @@ def predict(args: argparse.Namespace, files: Mapping[str, pathlib.Path], outputs
     predictor.predict(files, Gallery(title, subtitle, list(tasks), len(files), labelled=labels is not None))
 
 
-def tasks_of(model: Any) -> dict[str, Task]:
-    """The tasks of a model, with the names of its classes where it tells them. Raises UserError for a bare backbone."""
+def build_tasks(model: Any) -> dict[str, Task]:
+    """Builds the tasks of a model, with its class names if it has them. Raises UserError for a bare backbone."""
     if not model.tasks:
         raise UserError("the model folder holds a bare backbone without tasks: there is nothing to predict; fine-tune it first")
     classes = dict(model.config.get("classes") or {})
@@ -87,14 +87,14 @@ def tasks_of(model: Any) -> dict[str, Task]:
 
 
 def check_output(folder: pathlib.Path, tasks: Mapping[str, Task]) -> None:
-    """Raises UserError where predictions would replace what does not come from here, such as the labels of a data set."""
+    """Raises UserError if predictions would replace other files, such as the labels of a data set."""
     taken = [name for name in tasks if (folder / name).exists()]
     if taken and not (folder / LEGENDS).exists():
         raise UserError(f"{folder} holds {', '.join(taken)} from elsewhere, which predictions would replace; choose another --output")
 
 
 class Predictor:
-    """Predicts photograph after photograph. The model sees all of them at its own size, so that it is compiled once."""
+    """Predicts one photograph after another, resized to the model's size, so that it is compiled once."""
 
     def __init__(self, model: Any, tasks: Mapping[str, Task], labels: images.Labels | None, outputs: OutputFolder, save_raw: bool):
         self._model = model
@@ -104,12 +104,12 @@ class Predictor:
         self._save_raw = save_raw
 
     def predict(self, files: Mapping[str, pathlib.Path], gallery: Gallery) -> None:
-        """Writes everything for all `files`, {id: file}, and the page at last. Raises UserError if none of them can be read."""
+        """Writes the outputs of all `files`, {id: file}, then the page. Raises UserError if no file can be read."""
         done, started, reason = 0, time.monotonic(), ""
         with progress_bar() as bar:
             for name, file in bar.track(files.items(), description="predicting"):
                 try:
-                    photograph = images.read(file, upright=self._labels is None)
+                    photograph = images.read_image(file, upright=self._labels is None)
                 except UserError as error:
                     reason = str(error)
                     if len(files) > 1:
@@ -132,17 +132,17 @@ class Predictor:
             self._outputs.write_image(f"{LEGENDS}/{name}.png", draw_legend(task.legend()))
 
     def _one(self, name: str, file: pathlib.Path, photograph: np.ndarray) -> dict[str, View]:
-        """Writes everything of one photograph; {task: what is shown}."""
+        """Writes the outputs of one photograph; returns {task: view}."""
         height, width = self._model.architecture["image_size"]
         small = cv2.resize(photograph, (width, height), interpolation=cv2.INTER_CUBIC)
         logits = {task: np.asarray(values, np.float32) for task, values in self._model(small, fit="none").items()}
         views = {}
         for task_name, task in self._tasks.items():
-            values = enlarged(task, logits[task_name], photograph.shape[:2])
-            views[task_name] = View.of(task, values, self._label(task_name, file, photograph.shape[:2]))
-            self._outputs.write_image(f"{task_name}/{name}.png", as_image(task, values, views[task_name]))
-        self._outputs.write_image(f"overlay/{name}.png", overlay(photograph, views))
-        self._outputs.write_image(f"panels/{name}.png", panel_of(photograph, views))
+            values = enlarge(task, logits[task_name], photograph.shape[:2])
+            views[task_name] = View.create(task, values, self._label(task_name, file, photograph.shape[:2]))
+            self._outputs.write_image(f"{task_name}/{name}.png", to_image(task, values, views[task_name]))
+        self._outputs.write_image(f"overlay/{name}.png", draw_overlay(photograph, views))
+        self._outputs.write_image(f"panels/{name}.png", draw_view_panel(photograph, views))
         if self._save_raw:
             raw = {f"{task}/{key}": array for task in self._tasks for key, array in postprocess(self._tasks[task], logits[task]).items()}
             self._outputs.write_arrays(f"raw/{name}.npz", raw)
@@ -156,10 +156,11 @@ class Predictor:
             return None
 
 
-def enlarged(task: Task, logits: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """What `task.picture` takes, at `size` = (H, W): logits (H, W, C) interpolated bilinearly, as an evaluation at the original size does.
+def enlarge(task: Task, logits: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Resizes logits (h, w, C) bilinearly to `size` = (H, W), like an evaluation at native resolution.
 
-    For tasks with classes the most likely ones, (H, W) uint8, found channel by channel: all logits of a large photograph take gigabytes.
+    Class tasks give the most likely classes, (H, W) uint8, found channel by channel, since all logits of a large
+    photograph take gigabytes.
     """
     height, width = size
     channels = (cv2.resize(np.ascontiguousarray(channel), (width, height)) for channel in np.moveaxis(logits, -1, 0))
@@ -180,7 +181,7 @@ class Rate(progress.ProgressColumn):
 
 
 def progress_bar() -> progress.Progress:
-    """Counts images, with their rate and the time left."""
+    """Makes a progress bar with image count, rate and time left."""
     text, bar, count = progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn()
     return progress.Progress(text, bar, count, Rate(), progress.TimeRemainingColumn(), progress.TextColumn("left"), console=console)
 

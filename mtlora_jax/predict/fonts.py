@@ -1,4 +1,4 @@
-"""Words in pictures, in any script for which the machine has a font."""
+"""Chooses fonts to draw text in any script for which the machine has one."""
 
 import functools
 from typing import Any
@@ -7,8 +7,8 @@ import PIL.ImageFont
 
 Font = PIL.ImageFont.ImageFont | PIL.ImageFont.FreeTypeFont
 
-# Pillow brings a font of its own, which has ASCII alone; it looks for these where the system keeps its fonts. Common ones with
-# many scripts, on Linux, macOS and Windows.
+# Pillow's own font has ASCII only. It looks for these in the system's font folders: common ones with many scripts, on
+# Linux, macOS and Windows.
 FONTS = (
     *("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "DroidSansFallbackFull.ttf"),
     *("Arial Unicode.ttf", "arial.ttf", "msyh.ttc", "malgun.ttf", "msgothic.ttc"),
@@ -16,19 +16,19 @@ FONTS = (
 
 
 @functools.cache
-def lettered(text: str, size: int) -> tuple[str, Font]:
-    """What is to be drawn for `text`, and with which font of `size` pixels.
+def choose_font(text: str, size: int) -> tuple[str, Font]:
+    """Chooses the font of `size` pixels that lacks the fewest letters of `text`; returns text to draw and font.
 
-    The first font is taken that has all letters. Where none has, it is the one that lacks fewest, and those are written as \\uXXXX.
+    Missing letters are written as \\uXXXX.
     """
-    font = min(fonts(size), key=lambda font: len(lacking(text, font)))
-    missing = lacking(text, font)
+    font = min(installed_fonts(size), key=lambda font: len(missing_letters(text, font)))
+    missing = missing_letters(text, font)
     return "".join(letter.encode("ascii", "backslashreplace").decode() if letter in missing else letter for letter in text), font
 
 
 @functools.cache
-def fonts(size: int) -> tuple[Font, ...]:
-    """Pillow's own, then those of `FONTS` that are installed."""
+def installed_fonts(size: int) -> tuple[Font, ...]:
+    """Loads Pillow's own font, then those of `FONTS` that are installed."""
     found: list[Font] = [PIL.ImageFont.load_default(size)]
     for name in FONTS:
         try:
@@ -38,12 +38,12 @@ def fonts(size: int) -> tuple[Font, ...]:
     return tuple(found)
 
 
-def lacking(text: str, font: Font) -> set[str]:
-    """The letters that the font draws as it draws U+FFFF, which is no character: as a box."""
-    return {letter for letter in text if not letter.isspace() and drawn(letter, font) == drawn("\uffff", font)}
+def missing_letters(text: str, font: Font) -> set[str]:
+    """Returns the letters that the font draws as a box, as it draws U+FFFF, which is not a character."""
+    return {letter for letter in text if not letter.isspace() and draw_letter(letter, font) == draw_letter("\uffff", font)}
 
 
-def drawn(letter: str, font: Font) -> tuple[Any, bytes]:
-    """Size and pixels of a letter."""
-    mask: Any = font.getmask(letter)  # an image of Pillow's innermost kind, for which it has no types
+def draw_letter(letter: str, font: Font) -> tuple[Any, bytes]:
+    """Returns size and pixels of a letter."""
+    mask: Any = font.getmask(letter)  # Pillow's internal image, which is not typed
     return mask.size, bytes(mask)

@@ -1,4 +1,4 @@
-"""The page on which people compare photographs, predictions and labels: one file that opens from disk and needs nothing else."""
+"""Makes the page that compares photographs, predictions and labels, as one self-contained HTML file."""
 
 import base64
 import io
@@ -11,36 +11,37 @@ import jinja2
 import numpy as np
 import PIL.Image
 
-from mtlora_jax.predict.panels import FLAT, TALLEST, View, reduced
+from mtlora_jax.predict.panels import MAX_ASPECT, MAX_FLAT_COLOURS, View, resize_image
 
-LARGEST, SMALLEST = 640, 240  # pixels, of the longer side of a picture in the page
-PIXELS = 4e8  # of all pictures together: some 30 MB
+MAX_SIDE, MIN_SIDE = 640, 240  # pixels, of the longer side of an image in the page
+MAX_PIXELS = 4e8  # of all images together: about 30 MB
 QUALITY = 80
 
 
 class Gallery:
-    """Collects pictures, reduced and encoded, and makes a page of them.
+    """Collects images, reduced and encoded, and renders a page.
 
     Args:
       title: of the page.
-      subtitle: what the model is.
+      subtitle: describes the model.
       tasks: names.
-      photographs: how many there will be at most; the more, the smaller are their pictures.
+      photographs: the largest number there may be; with more, images are smaller.
       labelled: whether there are labels to show.
     """
 
     def __init__(self, title: str, subtitle: str, tasks: Sequence[str], photographs: int, labelled: bool):
         self._head = {"title": title, "subtitle": subtitle, "tasks": list(tasks), "labelled": labelled}
-        self._side = side_for(photographs * (1 + len(tasks) * (1 + labelled)))
+        self._side = choose_side(photographs * (1 + len(tasks) * (1 + labelled)))
         self._examples: list[dict[str, Any]] = []
 
     def add(self, name: str, photograph: np.ndarray, views: Mapping[str, View], files: Mapping[str, str]) -> None:
-        """Adds what the model says of a photograph, RGB uint8 (H, W, 3).
+        """Adds a photograph, RGB uint8 (H, W, 3), with its predictions.
 
         Args:
           name: of the photograph.
-          views: {task: its pictures}.
-          files: {task: path of the prediction at full size, from the page's folder}.
+          photograph: RGB uint8 (H, W, 3).
+          views: {task: its images}.
+          files: {task: path of the prediction at full size, relative to the page}.
         """
         pictures = {"photograph": self._encoded(photograph)}
         for task, view in views.items():
@@ -52,18 +53,18 @@ class Gallery:
             {
                 "name": task,
                 "label": view.label is not None,
-                "swatches": {text: css(colour) for text, colour in view.legend_of_both.swatches.items()},
-                "bar": ", ".join(css(colour) for colour in view.legend_of_both.bar),
-                "ends": view.legend_of_both.ends,
+                "swatches": {text: css(colour) for text, colour in view.shared_legend.swatches.items()},
+                "bar": ", ".join(css(colour) for colour in view.shared_legend.bar),
+                "ends": view.shared_legend.ends,
                 "file": urllib.parse.quote(os.fsencode(files[task])),
             }
             for task, view in views.items()
         ]
-        frame = max(width, round(height / TALLEST))  # as wide as the room that the picture gets, if that had its height
+        frame = max(width, round(height / MAX_ASPECT))  # width of the image's frame, at the image's height
         self._examples.append({"name": name, "height": height, "width": width, "frame": frame, "tasks": tasks, "pictures": pictures})
 
     def page(self) -> str:
-        """The page as HTML. All it shows lies in it; the links to the predictions at full size work where it lies beside them."""
+        """Renders the page as self-contained HTML. Links to full-size predictions work if they are beside it."""
         size = sum(len(picture) for example in self._examples for picture in example["pictures"].values())
         environment = jinja2.Environment(
             loader=jinja2.PackageLoader("mtlora_jax.predict"),
@@ -74,23 +75,23 @@ class Gallery:
         )
         template = environment.get_template("gallery.html")
         page = template.render(**self._head, examples=self._examples, megabytes=size / 1e6, side=self._side)
-        return page.encode("utf-8", "backslashreplace").decode()  # names may hold bytes that are no text
+        return page.encode("utf-8", "backslashreplace").decode()  # names may hold bytes that are not text
 
     def _encoded(self, picture: np.ndarray) -> str:
-        """A data URI of the picture, no larger than pictures of this page may be."""
+        """Encodes an image as a data URI, reduced to the size of images on this page."""
         image = PIL.Image.fromarray(picture)
         scale = min(1.0, self._side / max(image.size))
         width, height = (max(1, round(scale * length)) for length in image.size)
         buffer = io.BytesIO()
-        reduced(image, width, height).save(buffer, "WEBP", lossless=image.getcolors(FLAT) is not None, quality=QUALITY)
+        resize_image(image, width, height).save(buffer, "WEBP", lossless=image.getcolors(MAX_FLAT_COLOURS) is not None, quality=QUALITY)
         return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def side_for(pictures: int) -> int:
-    """Length, in pixels, of the longer side of each of so many pictures."""
-    return int(np.clip(np.sqrt(PIXELS / max(pictures, 1)), SMALLEST, LARGEST))
+def choose_side(pictures: int) -> int:
+    """Chooses the longer side, in pixels, of each of so many images."""
+    return int(np.clip(np.sqrt(MAX_PIXELS / max(pictures, 1)), MIN_SIDE, MAX_SIDE))
 
 
 def css(colour: Sequence[int]) -> str:
-    """A colour as style sheets write it."""
+    """Formats an RGB colour for CSS."""
     return "#{:02x}{:02x}{:02x}".format(*colour)

@@ -1,4 +1,4 @@
-"""Photographs as people take them, found in a folder, read upright and in 8 bits per channel; and their labels."""
+"""Finds photographs in a folder, reads them upright as 8-bit RGB, and reads their labels."""
 
 import collections
 import pathlib
@@ -19,14 +19,14 @@ from mtlora_jax.model_io import class_names
 from mtlora_jax.tasks import Task
 
 ORIENTATION = PIL.ExifTags.Base.Orientation
-GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes of 16 bits; what has colour and 16 bits it reads with 8
+GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N")  # Pillow's 16-bit modes; it reads 16-bit colour with 8 bits
 
 
-def find(path: pathlib.Path, only: Sequence[str] = ()) -> dict[str, pathlib.Path]:
-    """{id: file} of an image, or of the images of a folder (not of those below it), sorted by name.
+def find_images(path: pathlib.Path, only: Sequence[str] = ()) -> dict[str, pathlib.Path]:
+    """Returns {id: file} of an image, or of the images directly in a folder, sorted by name.
 
-    The id is the name without its ending, or with it where two files would have the same. `only` chooses ids. Raises UserError where
-    nothing is found.
+    The id is the name without its suffix, or with it if two files would share an id. `only` selects ids. Raises
+    UserError if nothing is found.
     """
     try:
         candidates = sorted(path.iterdir()) if path.is_dir() else [path]
@@ -46,18 +46,21 @@ def find(path: pathlib.Path, only: Sequence[str] = ()) -> dict[str, pathlib.Path
     return {name: named[name] for name in ([written[normalize_name(name)] for name in only] or named)}
 
 
-def read(path: pathlib.Path, upright: bool = True) -> np.ndarray:
-    """uint8 RGB (H, W, 3) of a photograph in any pixel format of JPEG, PNG and WebP.
+def read_image(path: pathlib.Path, upright: bool = True) -> np.ndarray:
+    """Reads a JPEG, PNG or WebP photograph of any pixel format as uint8 RGB (H, W, 3).
 
-    16 bits are reduced to 8, what is transparent lies on white. RGB images come out as the data sets read them. Raises UserError for what
-    cannot be read.
+    16 bits are reduced to 8, and transparent pixels are put on white. RGB images are read as the data sets read them.
 
     Args:
-      upright: turns and mirrors as EXIF says the photograph is to be shown; if False it stays as it is stored, as labels are.
+      path: of the file.
+      upright: apply the EXIF orientation; if False, the image stays as stored, like labels.
+
+    Raises:
+      UserError: if it cannot be read.
     """
-    data, origin = read_file(path)
-    with image_files.open_image(data, origin, "a photograph") as image:
-        pixels = decode_image(data, origin) if image.mode == "RGB" and not image.has_transparency_data else _rgb(image)
+    data, source = read_file(path)
+    with image_files.open_image(data, source, "a photograph") as image:
+        pixels = decode_image(data, source) if image.mode == "RGB" and not image.has_transparency_data else _rgb(image)
         orientation = image.getexif().get(ORIENTATION, 1)
     if not upright:
         return pixels
@@ -79,7 +82,7 @@ def _rgb(image: PIL.Image.Image) -> np.ndarray:
 class Labels:
     """The labels of a folder data set, for those of `tasks` that it has.
 
-    Raises UserError where it has none of them, or classes that are not those of the model.
+    Raises UserError if it has none of them, or if its classes differ from the model's.
     """
 
     def __init__(self, root: pathlib.Path, tasks: Mapping[str, Task]):
@@ -92,9 +95,9 @@ class Labels:
             class_names.check(class_names.of(tasks), labelled, "the model", f"see {root / 'classes.json'}")
 
     def read(self, task: str, image: pathlib.Path, size: tuple[int, ...]) -> np.ndarray | None:
-        """The label of an image file of `size` = (H, W), as the task decodes it; None where the data set lacks the task.
+        """Reads the label of an image file of `size` = (H, W); returns None if the data set lacks the task.
 
-        Raises UserError if there is no such label, or it is bad.
+        Raises UserError if the label is missing or bad.
         """
         if task not in self._files:
             return None

@@ -28,7 +28,7 @@ SIZE = (72, 96)
 def one_process():
     """Starting workers takes longer than what these tests give them to do."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "on_all_cores", lambda function, items, title: map(function, items))
+        patch.setattr(demo, "map_on_all_cores", lambda function, items, title: map(function, items))
         yield
 
 
@@ -68,7 +68,7 @@ def test_scenes_of_the_splits_and_of_pre_training_differ():
 
 def test_scenes_rendered_by_workers_are_those_rendered_here():
     seeds = [3, 4]
-    pictures = parallel.on_all_cores(functools.partial(rendered, size=(32, 40)), seeds, "")
+    pictures = parallel.map_on_all_cores(functools.partial(rendered, size=(32, 40)), seeds, "")
     for seed, picture in zip(seeds, pictures, strict=True):
         np.testing.assert_array_equal(picture, rendered(seed, (32, 40)))
 
@@ -79,7 +79,7 @@ def rendered(seed, size):
 
 def test_a_worker_that_dies_is_one_line():
     with pytest.raises(UserError, match=r"^drawing: a worker process died"):
-        list(parallel.on_all_cores(die, [1, 2], "drawing"))
+        list(parallel.map_on_all_cores(die, [1, 2], "drawing"))
 
 
 def die(_):

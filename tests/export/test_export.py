@@ -182,7 +182,7 @@ def test_decoders_only(tmp_path):
 
 def test_a_model_that_has_to_know_the_size(small, tmp_path, monkeypatch, capsys):
     """Small images change the windows, so an export that promised them could not be traced."""
-    monkeypatch.setattr(export, "smallest_side", lambda backbone: 1)
+    monkeypatch.setattr(export, "min_image_side", lambda backbone: 1)
     main([f"--model={small}", f"--output={tmp_path / 'out'}"])
     assert "has to know the size of its images: exported for 32x32 alone" in " ".join(capsys.readouterr().out.split())
     assert_same(load(tmp_path / "out")(photographs(1)), mtlora_jax.load(small), photographs(1))
@@ -194,7 +194,7 @@ def test_smallest_side(window, depths, side):
     """The coarsest map has a pixel for 32 of the image (8 with two stages) and must be larger than the window."""
     options = {**ARCHITECTURE["backbone"], "depths": depths, "num_heads": [1] * len(depths), "window_size": window}
     bare = {**ARCHITECTURE, "backbone": options, "tasks": {}, "decoder": None, "method": {"name": "full"}}
-    assert export.smallest_side(model_factory.build(bare).backbone) == side
+    assert export.min_image_side(model_factory.build(bare).backbone) == side
 
 
 @pytest.mark.parametrize(
@@ -276,11 +276,11 @@ def test_what_depends_on_constants_alone_is_computed_ahead():
         return jax.nn.relu(jax.checkpoint(lambda x: 2 * x)(x) - table[1])
 
     shape = jax.ShapeDtypeStruct(jax_export.symbolic_shape("B, 3"), np.float32)
-    folded = onnx.folded(jax.make_jaxpr(run)(shape))
+    folded = onnx.fold_constants(jax.make_jaxpr(run)(shape))
     assert [equation.primitive.name for equation in folded.eqns] == ["mul", "sub", "max"]
     assert folded.in_avals[0].shape == shape.shape
     x = np.float32([[1, 2, 3], [0, 1, 2]])
-    (found,) = jaxpr_as_fun(onnx.folded(jax.make_jaxpr(run)(x)))(x)
+    (found,) = jaxpr_as_fun(onnx.fold_constants(jax.make_jaxpr(run)(x)))(x)
     np.testing.assert_array_equal(found, run(x))
 
 

@@ -17,22 +17,22 @@ def installed(monkeypatch):
 
     def install(*names):
         monkeypatch.setattr(fonts, "FONTS", names)
-        fonts.fonts.cache_clear()
-        fonts.lettered.cache_clear()
+        fonts.installed_fonts.cache_clear()
+        fonts.choose_font.cache_clear()
 
     yield install
     monkeypatch.undo()
-    fonts.fonts.cache_clear()
-    fonts.lettered.cache_clear()
+    fonts.installed_fonts.cache_clear()
+    fonts.choose_font.cache_clear()
 
 
 def test_the_first_font_that_has_all_letters(installed):
     installed("nowhere.ttf", DEJAVU)
-    assert [fonts.lettered(text, 13)[0] for text in ("road", "Straße", "дорога")] == ["road", "Straße", "дорога"]
-    own = fonts.fonts(13)[0]
-    assert fonts.lettered("road", 13)[1] is own
-    assert fonts.lettered("Straße", 13)[1].getname() == ("DejaVu Sans", "Book")
-    assert fonts.lettered("дорога", 15)[1].size == 15
+    assert [fonts.choose_font(text, 13)[0] for text in ("road", "Straße", "дорога")] == ["road", "Straße", "дорога"]
+    own = fonts.installed_fonts(13)[0]
+    assert fonts.choose_font("road", 13)[1] is own
+    assert fonts.choose_font("Straße", 13)[1].getname() == ("DejaVu Sans", "Book")
+    assert fonts.choose_font("дорога", 15)[1].size == 15
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_the_first_font_that_has_all_letters(installed):
 )
 def test_letters_that_no_font_has_are_written_as_numbers(installed, names, text, shown):
     installed(*names)
-    assert fonts.lettered(text, 13)[0] == shown
+    assert fonts.choose_font(text, 13)[0] == shown
 
 
 def test_legends_leave_room_for_every_script(installed):
@@ -57,6 +57,6 @@ def test_pictures_are_smoothed_unless_their_colours_mean_something():
     stripes = np.zeros((8, 8, 3), np.uint8)
     stripes[:, ::2] = 200
     photograph = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-    assert set(np.unique(panels.reduced(PIL.Image.fromarray(stripes), 4, 4))) <= {0, 200}
+    assert set(np.unique(panels.resize_image(PIL.Image.fromarray(stripes), 4, 4))) <= {0, 200}
     mean = photograph.reshape(4, 4, 4, 4, 3).mean((1, 3))
-    np.testing.assert_allclose(np.asarray(panels.reduced(PIL.Image.fromarray(photograph), 4, 4)), mean, atol=1)
+    np.testing.assert_allclose(np.asarray(panels.resize_image(PIL.Image.fromarray(photograph), 4, 4)), mean, atol=1)

@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from mtlora_jax.predict.gallery import LARGEST, PIXELS, SMALLEST, Gallery, side_for
+from mtlora_jax.predict.gallery import MAX_PIXELS, MAX_SIDE, MIN_SIDE, Gallery, choose_side
 from mtlora_jax.predict.panels import View
 from mtlora_jax.tasks import make_tasks
 
@@ -37,7 +37,7 @@ def example(number, size=(60, 90)):
     classes[: size[0] // 2] = 2
     values = {"semseg": classes, "human_parts": classes, "sal": rng.random((*size, 1)), "depth": rng.uniform(0, 10, size)}
     labels = {} if NAMES[number] == BARE else {"semseg": np.where(classes == 2, 255, classes), "sal": classes // 2}
-    return photograph, {name: View.of(task, values[name], labels.get(name)) for name, task in TASKS.items()}
+    return photograph, {name: View.create(task, values[name], labels.get(name)) for name, task in TASKS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -158,16 +158,16 @@ def test_legends(read):
 def test_large_photographs_are_reduced():
     gallery = Gallery("t", "s", ["sal"], 1, labelled=False)
     photograph = np.zeros((300, 1500, 3), np.uint8)
-    gallery.add("a", photograph, {"sal": View.of(TASKS["sal"], np.zeros((300, 1500, 1)))}, {"sal": "sal/a.png"})
+    gallery.add("a", photograph, {"sal": View.create(TASKS["sal"], np.zeros((300, 1500, 1)))}, {"sal": "sal/a.png"})
     pictures = Reader(gallery.page()).pictures[0]
     sizes = {PIL.Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).size for uri in pictures.values()}
     assert sizes == {(640, 128)}
 
 
 def test_many_pictures_are_small():
-    assert side_for(1) == side_for(100) == LARGEST
-    assert 9 * 500 * side_for(9 * 500) ** 2 <= PIXELS
-    assert side_for(10**6) == SMALLEST
+    assert choose_side(1) == choose_side(100) == MAX_SIDE
+    assert 9 * 500 * choose_side(9 * 500) ** 2 <= MAX_PIXELS
+    assert choose_side(10**6) == MIN_SIDE
 
 
 # Comes first in the page: what goes wrong from then on, missing pictures included.

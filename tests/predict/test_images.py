@@ -34,14 +34,14 @@ def test_colours(tmp_path, mode, suffix, tolerance):
     image.save(path, **{"webp": {"lossless": True}, "jpg": {"quality": 100}}.get(suffix, {}))
     with PIL.Image.open(path) as stored:
         assert stored.mode == mode
-    close(images.read(path), halves(), tolerance)
+    close(images.read_image(path), halves(), tolerance)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA"])
 def test_grey(tmp_path, mode):
     path = tmp_path / "image.png"
     PIL.Image.fromarray(halves((0, 0, 0), WHITE)).convert(mode).save(path)
-    close(images.read(path), halves((0, 0, 0), WHITE))
+    close(images.read_image(path), halves((0, 0, 0), WHITE))
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -52,23 +52,23 @@ def test_sixteen_bits(tmp_path, channels):
     if channels == 4:
         values[..., 3] = 0xFFFF
     assert cv2.imwrite(str(tmp_path / "image.png"), values)
-    close(images.read(tmp_path / "image.png"), halves((64, 64, 64), WHITE))
+    close(images.read_image(tmp_path / "image.png"), halves((64, 64, 64), WHITE))
 
 
 def test_what_is_transparent_lies_on_white(tmp_path):
     image = PIL.Image.fromarray(halves((*RED, 255), (*BLUE, 0)), "RGBA")
     image.save(tmp_path / "alpha.png")
-    close(images.read(tmp_path / "alpha.png"), halves(RED, WHITE))
+    close(images.read_image(tmp_path / "alpha.png"), halves(RED, WHITE))
     palette = PIL.Image.fromarray(halves()).convert("P", palette=PIL.Image.Palette.ADAPTIVE, colors=2)
     palette.save(tmp_path / "palette.png", transparency=int(np.asarray(palette)[0, 11]))
-    close(images.read(tmp_path / "palette.png"), halves(RED, WHITE))
+    close(images.read_image(tmp_path / "palette.png"), halves(RED, WHITE))
 
 
 def test_photographs_are_read_as_data_sets_read_them(tmp_path):
     """Decoders of JPEG differ in their last bits."""
     noise = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
     PIL.Image.fromarray(noise).save(tmp_path / "a.jpg")
-    np.testing.assert_array_equal(images.read(tmp_path / "a.jpg"), decode_image(*read_file(tmp_path / "a.jpg")))
+    np.testing.assert_array_equal(images.read_image(tmp_path / "a.jpg"), decode_image(*read_file(tmp_path / "a.jpg")))
 
 
 # Where the stored first row and first column are to be seen, as the EXIF standard words it.
@@ -95,12 +95,12 @@ def test_orientation(tmp_path, orientation, row, column, suffix):
     exif[images.ORIENTATION] = orientation
     path = tmp_path / f"a.{suffix}"
     PIL.Image.fromarray(stored).save(path, exif=exif, **({"quality": 100} if suffix != "png" else {}))
-    seen = images.read(path)
+    seen = images.read_image(path)
     assert seen.shape[:2] == ((16, 24) if row in ("top", "bottom") else (24, 16))
     edge = {"top": np.s_[0], "bottom": np.s_[-1], "left": np.s_[:, 0], "right": np.s_[:, -1]}
     assert np.median(seen[edge[row]][..., 1]) > 150
     assert np.median(seen[edge[column]][..., 0]) > 150
-    assert images.read(path, upright=False).shape == stored.shape
+    assert images.read_image(path, upright=False).shape == stored.shape
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_damaged(tmp_path, damage, told):
     PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)).save(path)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError, match=told):
-        images.read(path)
+        images.read_image(path)
 
 
 @pytest.fixture
@@ -128,25 +128,25 @@ def folder(tmp_path):
 
 
 def test_find(folder):
-    found = images.find(folder)
+    found = images.find_images(folder)
     assert {name: file.name for name, file in found.items()} == {"a.png": "a.png", "a.webp": "a.webp", "b": "b.JPG", "c": "c.jpeg"}
-    assert list(images.find(folder, ["c", "b"])) == ["c", "b"]
-    assert list(images.find(folder / "b.JPG")) == ["b"]
+    assert list(images.find_images(folder, ["c", "b"])) == ["c", "b"]
+    assert list(images.find_images(folder / "b.JPG")) == ["b"]
 
 
 def test_find_nothing(folder, monkeypatch):
     with pytest.raises(UserError, match=r"no image nobody; it has a\.png, a\.webp, b, c$"):
-        images.find(folder, ["nobody", "b"])
+        images.find_images(folder, ["nobody", "b"])
     with pytest.raises(UserError, match="nowhere: no such file or folder"):
-        images.find(folder / "nowhere")
+        images.find_images(folder / "nowhere")
     with pytest.raises(UserError, match="no image; their names end in .jpg, .jpeg, .png, .webp"):
-        images.find(folder / "notes.txt")
+        images.find_images(folder / "notes.txt")
     with pytest.raises(UserError, match="no image"):
-        images.find(folder / "album.jpg")
+        images.find_images(folder / "album.jpg")
 
     def refuse(path):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("pathlib.Path.iterdir", refuse)
     with pytest.raises(UserError, match=r"cannot be read \(Permission denied\)"):
-        images.find(folder)
+        images.find_images(folder)

@@ -146,11 +146,11 @@ def test_an_overlay_shows_the_photograph_where_there_is_background():
     task = make_tasks(["semseg"], {"semseg": CLASSES})["semseg"]
     values = np.zeros((10, 10), np.uint8)
     values[5:] = 1
-    view = panels.View.of(task, values)
+    view = panels.View.create(task, values)
     blended = panels.blend(photograph, view)
     assert np.all(blended[:5] == 100)
     np.testing.assert_allclose(blended[5], np.tile(0.4 * 100 + 0.6 * class_palette()[1], (10, 1)), atol=1)
-    assert panels.overlay(photograph, {"semseg": view}).width == panels.TILE
+    assert panels.draw_overlay(photograph, {"semseg": view}).width == panels.TILE
 
 
 def test_legends_name_what_occurs():
@@ -242,9 +242,9 @@ def test_pictures_of_any_shape_take_little_room(model, tmp_path, height, width):
     for kind, room in (("panels", panels.PANEL), ("overlay", panels.TILE)):
         with PIL.Image.open(tmp_path / "out" / kind / "a.png") as image:
             assert image.width <= 6 * (room + panels.GAP)
-            assert image.height <= 2 * (panels.TALLEST * room + 200)
+            assert image.height <= 2 * (panels.MAX_ASPECT * room + 200)
     frame, high = re.findall(r"--ratio: (\d+) / (\d+)", (tmp_path / "out" / "index.html").read_text(encoding="utf-8"))[0]
-    assert int(high) <= 1.5 + panels.TALLEST * int(frame)
+    assert int(high) <= 1.5 + panels.MAX_ASPECT * int(frame)
     assert read(tmp_path / "out" / "semseg" / "a.png")[1].shape == (height, width)
 
 
@@ -351,7 +351,7 @@ def test_sizes_change_as_in_an_evaluation(task):
     """As the evaluation at the original size does it on the device."""
     logits = np.random.default_rng(0).normal(size=(8, 12, 3)).astype(np.float32)
     expected = np.asarray(jax.jit(resize_into, static_argnums=2)(logits, np.array([37, 50], np.int32), (37, 50)))
-    found = predict.enlarged(make_tasks([task], {"semseg": CLASSES})[task], logits, (37, 50))
+    found = predict.enlarge(make_tasks([task], {"semseg": CLASSES})[task], logits, (37, 50))
     if task == "normals":
         np.testing.assert_allclose(found, expected, atol=2e-5)
         return

@@ -9,9 +9,10 @@ from mtlora_jax.demo.scenes.solids import turn
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Camera:
-    """At `position` (3,), looking along -z of its own frame; `rotation` (3, 3) takes that frame (x right, y up) to the world.
+    """A camera at `position` (3,), looking along -z of its own frame (x right, y up).
 
-    `focal` is in pixels; pixel (row, column) has its centre at (u, v) = (column + 0.5, row + 0.5).
+    `rotation` (3, 3) maps that frame to the world. `focal` is in pixels. The centre of pixel (row, column) is at
+    (u, v) = (column + 0.5, row + 0.5).
     """
 
     position: np.ndarray
@@ -20,18 +21,18 @@ class Camera:
     size: tuple[int, int]  # (H, W)
 
     def rays(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """Directions (3, N) in the world, one unit long along the optical axis: the distance of a hit is its depth."""
+        """Returns ray directions (3, N) in the world, of length 1 along the optical axis, so that distance is depth."""
         height, width = self.size
         return self.rotation @ np.stack([(u - width / 2) / self.focal, (height / 2 - v) / self.focal, np.full(u.shape, -1.0)])
 
     def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(u, v, depth) of points (3, N) in the world."""
+        """Projects points (3, N) in the world to (u, v, depth)."""
         x, y, z = self.rotation.T @ (points - self.position[:, None])
         height, width = self.size
         return width / 2 - self.focal * x / z, height / 2 + self.focal * y / z, -z
 
     def window(self, corners: np.ndarray | None) -> tuple[float, float, float, float]:
-        """(left, right, top, bottom) in pixels around the hull of `corners`; the whole plane where that reaches behind the camera."""
+        """Returns (left, right, top, bottom) in pixels around `corners`; the whole plane if one is behind the camera."""
         if corners is not None:
             u, v, depth = self.project(corners)
             if depth.min() > 0.05:
@@ -40,6 +41,6 @@ class Camera:
 
 
 def look_at(target: np.ndarray, distance: float, yaw: float, pitch: float, roll: float, focal: float, size: tuple[int, int]) -> Camera:
-    """A camera `distance` metres from `target`, turned by `yaw` about the vertical and looking down by `pitch` radians."""
+    """Places a camera `distance` metres from `target`, rotated by `yaw` and looking down by `pitch` radians."""
     rotation = turn(yaw, -pitch) @ turn(roll=roll)
     return Camera(np.asarray(target, float) + distance * rotation[:, 2], rotation, focal, size)

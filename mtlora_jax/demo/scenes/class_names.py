@@ -1,4 +1,4 @@
-"""Numbers of the classes that scenes are made of."""
+"""Class indices of the objects in scenes."""
 
 from mtlora_jax.tasks.semseg import VOC_CLASSES
 

@@ -12,7 +12,7 @@ from mtlora_jax.demo.scenes.lighting import Light
 from mtlora_jax.demo.scenes.palette import Rng
 from mtlora_jax.demo.scenes.solids import Thing
 from mtlora_jax.demo.scenes.textures import Material, hsv
-from mtlora_jax.demo.scenes.time_of_day import DAY, Hour
+from mtlora_jax.demo.scenes.time_of_day import DAY, TimeOfDay
 
 MAKERS: dict[str, Callable[[Rng], Thing]] = {
     "aeroplane": vehicles.aeroplane,
@@ -59,7 +59,7 @@ class View:
         return across * self.right + deep * self.away
 
 
-def compose(rng: Rng, size: tuple[int, int], hour: Hour = DAY) -> tuple[list[Thing], Camera, Light]:
+def compose(rng: Rng, size: tuple[int, int], time_of_day: TimeOfDay = DAY) -> tuple[list[Thing], Camera, Light]:
     """The backdrop and at least one thing, a camera for pictures of `size` = (H, W), and the light. The camera is on the first thing."""
     star = _star(rng)
     inside = star in INDOORS and (star not in OUTDOORS or rng.random() < 0.6)
@@ -83,7 +83,7 @@ def compose(rng: Rng, size: tuple[int, int], hour: Hour = DAY) -> tuple[list[Thi
         back=low[2] - margin[2],
     )
     backdrop = room(rng, bounds) if inside else outdoors(rng, bounds)
-    return [backdrop, *things], camera, _light(rng, view, inside, hour)
+    return [backdrop, *things], camera, _light(rng, view, inside, time_of_day)
 
 
 def _star(rng: Rng) -> str:
@@ -150,8 +150,8 @@ def _free_spot(rng: Rng, thing: Thing, others: list[Thing], view: View) -> np.nd
     return None
 
 
-def _light(rng: Rng, view: View, inside: bool, hour: Hour) -> Light:
-    side, rise = rng.uniform(-1.2, 1.2), hour.rise * rng.uniform(0.55, 1.15)
+def _light(rng: Rng, view: View, inside: bool, time_of_day: TimeOfDay) -> Light:
+    side, rise = rng.uniform(-1.2, 1.2), time_of_day.rise * rng.uniform(0.55, 1.15)
     level = -np.cos(side) * view.away + np.sin(side) * view.right
     direction = np.cos(rise) * level + np.array([0, np.sin(rise), 0])
     warmth = rng.uniform(-0.12, 0.28)
@@ -159,11 +159,11 @@ def _light(rng: Rng, view: View, inside: bool, hour: Hour) -> Light:
     strength, around = (rng.uniform(0.5, 0.85), rng.uniform(0.5, 0.75)) if inside else (rng.uniform(0.7, 1.3), rng.uniform(0.4, 0.6))
     cool = np.array([1 - 0.4 * warmth, 1.0, 1 + 0.4 * warmth])
     sky = Material(
-        hsv(rng.uniform(*hour.hues), rng.uniform(0.3, 0.75), rng.uniform(0.75, 1.0)),
-        hour.clouds,
+        hsv(rng.uniform(*time_of_day.hues), rng.uniform(0.3, 0.75), rng.uniform(0.75, 1.0)),
+        time_of_day.clouds,
         "clouds",
         np.diag([2.2, 3.5, 2.2]),
         rng.uniform(0, 40, 3),
     )
-    above, below = around * cool * hour.around, 0.55 * around * tint * hour.around
-    return Light(direction, strength * tint * hour.lamp, above, below, rng.uniform(0.004, 0.02), sky, hour)
+    above, below = around * cool * time_of_day.around, 0.55 * around * tint * time_of_day.around
+    return Light(direction, strength * tint * time_of_day.lamp, above, below, rng.uniform(0.004, 0.02), sky, time_of_day)

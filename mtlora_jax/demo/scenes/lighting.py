@@ -8,7 +8,7 @@ import numpy as np
 from mtlora_jax.demo.scenes.camera import Camera
 from mtlora_jax.demo.scenes.raycast import Stage, Surfaces, cast, surfaces
 from mtlora_jax.demo.scenes.textures import Material
-from mtlora_jax.demo.scenes.time_of_day import DAY, Hour
+from mtlora_jax.demo.scenes.time_of_day import DAY, TimeOfDay
 
 COARSE = 4  # pixels between the points of the backdrop where its ambient occlusion is worked out
 
@@ -23,7 +23,7 @@ class Light:
     below: np.ndarray  # what the floor throws back
     softness: float  # of shadows, as a share of the picture's height
     sky: Material  # of the rays that meet nothing
-    hour: Hour = DAY
+    time_of_day: TimeOfDay = DAY
 
 
 def shade(light: Light, surface: Surfaces, rays: np.ndarray, direct: np.ndarray, ambient: np.ndarray) -> np.ndarray:
@@ -48,7 +48,7 @@ def _sky(light: Light, rays: np.ndarray) -> np.ndarray:
     plane = np.stack([unit[0], 2.5 * height, unit[2]])
     paint = light.sky.albedo(plane, np.zeros(height.size))
     haze = 0.75 * np.exp(-8 * height)
-    return paint + haze * (light.hour.haze[:, None] - paint)
+    return paint + haze * (light.time_of_day.haze[:, None] - paint)
 
 
 def soften(direct: np.ndarray, instance: np.ndarray, count: int, sigma: float) -> np.ndarray:
@@ -85,11 +85,11 @@ def backdrop_occlusion(stage: Stage, camera: Camera) -> np.ndarray:
     return cv2.resize(share.reshape(rows, columns).astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def develop(colour: np.ndarray, hour: Hour, rng: np.random.Generator) -> np.ndarray:
+def develop(colour: np.ndarray, time_of_day: TimeOfDay, rng: np.random.Generator) -> np.ndarray:
     """uint8 of linear RGB (H, W, 3): a soft shoulder, a slight vignette, gamma, and the grain of a sensor."""
     height, width = colour.shape[:2]
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
-    exposed = 1 - np.exp(-hour.exposure * np.maximum(colour, 0) * (1 - 0.12 * (x * x + y * y))[..., None])
-    grey, coloured = hour.grain
+    exposed = 1 - np.exp(-time_of_day.exposure * np.maximum(colour, 0) * (1 - 0.12 * (x * x + y * y))[..., None])
+    grey, coloured = time_of_day.grain
     grain = rng.normal(0, grey, (height, width, 1)) + rng.normal(0, coloured, (height, width, 3))
     return np.clip(np.rint(255 * exposed ** (1 / 2.2) + grain), 0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Work on many scenes at once."""
+"""Processes many scenes in parallel."""
 
 import multiprocessing
 import os
@@ -12,17 +12,17 @@ from rich.progress import track
 from mtlora_jax.errors import UserError
 
 
-def on_all_cores(function: Callable[[Any], Any], items: Sequence[Any], title: str) -> Iterator[Any]:
-    """function(item) for each item, in order, by one process per core, with a progress bar. `function` must be importable.
+def map_on_all_cores(function: Callable[[Any], Any], items: Sequence[Any], title: str) -> Iterator[Any]:
+    """Yields function(item) for each item in order, using one process per core and a progress bar.
 
-    Raises what the function raises, and UserError if a process dies.
+    `function` must be importable. Raises what it raises, and UserError if a process dies.
     """
-    # Read when a process loads its linear algebra: threads for 3x3 matrices only get in each other's way.
+    # Read when a process loads its linear algebra, where threads for 3x3 matrices only slow each other down.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     pool = ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))
     try:
         yield from track(pool.map(function, items, chunksize=4), title, len(items))
     except BrokenProcessPool as error:
-        raise UserError(f"{title}: a worker process died, perhaps killed for want of memory; start again") from error
+        raise UserError(f"{title}: a worker process died, perhaps killed because memory ran out; start again") from error
     finally:
         pool.shutdown(cancel_futures=True)

@@ -11,7 +11,7 @@ from mtlora_jax.demo.scenes.compose import compose
 from mtlora_jax.demo.scenes.lighting import Light, backdrop_occlusion, develop, shade, soften
 from mtlora_jax.demo.scenes.raycast import Hits, Stage, Surfaces, cast, lit, surfaces
 from mtlora_jax.demo.scenes.solids import Thing
-from mtlora_jax.demo.scenes.time_of_day import DAY, Hour
+from mtlora_jax.demo.scenes.time_of_day import DAY, TimeOfDay
 
 VOID = 255
 SUBPIXELS = ((-0.125, -0.375), (0.375, -0.125), (0.125, 0.375), (-0.375, 0.125))  # a turned grid: smooth along level and upright edges
@@ -32,10 +32,10 @@ class Scene:
     depth: np.ndarray  # (H, W) float32, metres along the optical axis; 0 for the sky
 
 
-def render(seed: int, size: tuple[int, int] = (240, 320), hour: Hour = DAY) -> Scene:
+def render(seed: int, size: tuple[int, int] = (240, 320), time_of_day: TimeOfDay = DAY) -> Scene:
     """The scene of a seed (a natural number) at `size` = (H, W) pixels: always the same for the same three."""
     rng = np.random.default_rng(seed)
-    things, camera, light = compose(rng, size, hour)
+    things, camera, light = compose(rng, size, time_of_day)
     return photograph(things, camera, light, rng)
 
 
@@ -60,7 +60,7 @@ def photograph(things: list[Thing], camera: Camera, light: Light, rng: np.random
     normals[:, unseen] = np.array([[0.0], [0.0], [1.0]])
     categories = np.array([VOC.get(thing.category, 0) for thing in things], np.uint8)
     return Scene(
-        image=develop(colour, light.hour, rng),
+        image=develop(colour, light.time_of_day, rng),
         instance=instance,
         semseg=np.where(_borders(instance), VOID, categories[instance]).astype(np.uint8),
         context=_context(stage)[owner],

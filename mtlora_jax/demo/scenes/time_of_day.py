@@ -1,4 +1,4 @@
-"""When a scene is photographed: by day, as those of pre-training, or in the evening, as those of the demo, which the Swin never saw."""
+"""Time of day of a scene: day for pre-training, evening for the demo, which the Swin never saw."""
 
 import dataclasses
 
@@ -6,20 +6,20 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Hour:
-    """How light and camera differ from those of a clear day. Colours are linear RGB (3,)."""
+class TimeOfDay:
+    """Differences of light and camera from a clear day. Colours are linear RGB (3,)."""
 
-    rise: float  # the angle of sun or lamp over the horizon is multiplied by this
-    lamp: np.ndarray  # the colour of sun or lamp is multiplied by this
-    around: np.ndarray  # and that of the light from everywhere by this
-    hues: tuple[float, float]  # of the sky, in turns
+    rise: float  # factor of the angle of sun or lamp above the horizon
+    lamp: np.ndarray  # factor of the colour of sun or lamp
+    around: np.ndarray  # factor of the ambient colour
+    hues: tuple[float, float]  # range of the sky's hue, in turns
     clouds: tuple[float, float, float]
-    haze: np.ndarray  # over the horizon
+    haze: np.ndarray  # colour at the horizon
     exposure: float
-    grain: tuple[float, float]  # of the sensor, in grey and in each colour: standard deviations in steps of 1/255
+    grain: tuple[float, float]  # sensor noise, in grey and per colour: standard deviations in units of 1/255
 
 
-DAY = Hour(
+DAY = TimeOfDay(
     rise=1.0,
     lamp=np.ones(3),
     around=np.ones(3),
@@ -29,7 +29,7 @@ DAY = Hour(
     exposure=1.6,
     grain=(1.6, 0.8),
 )
-EVENING = Hour(
+EVENING = TimeOfDay(
     rise=0.45,
     lamp=np.array([1.05, 0.5, 0.2]),
     around=np.array([0.26, 0.28, 0.5]),
