@@ -163,7 +163,7 @@ def refused(arguments, message, capsys):
 
 
 CONFIGS = {
-    r"the image size \"big\" in config\.json is none; give it with --image_size": {"image_size": "big"},
+    r"the image size \"big\" in config\.json is not valid; give it with --image_size": {"image_size": "big"},
     r"the image size \[3, true, true\]": {"pretrained_cfg": {"input_size": [3, True, True]}},
     r"the image size -4 ": {"image_size": -4},
     r"image_size = \[8, 8\] must be": {"image_size": 8},
