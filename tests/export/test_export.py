@@ -253,7 +253,7 @@ def test_an_earlier_export_is_replaced_whole_or_not_at_all(small, tmp_path, monk
     (out / "model.onnx").write_text("old")
     argv = [f"--model={small}", f"--output={out}", "--size=32x32", "--platforms=cpu"]
     with monkeypatch.context() as patch:
-        patch.setattr(export, "describe", lambda exported: 1 / 0)
+        patch.setattr(export, "describe_program", lambda exported: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             main(argv)
     assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["out", "out/model.onnx"]
