@@ -48,7 +48,7 @@ def test_other_formats_are_refused_and_start_nothing(tmp_path, ghostscript, cont
     (tmp_path / f"a{suffix}").write_bytes(data)
     PIL.Image.init()  # as any program may have done that imports Pillow's plugins
     readers = {
-        "photograph": lambda: images.read(tmp_path / f"a{suffix}"),
+        "photograph": lambda: images.read_image(tmp_path / f"a{suffix}"),
         "image": lambda: decode_image(data, f"a{suffix}"),
         **{name: lambda task=task: task().decode(data, f"a{suffix}") for name, task in TASKS.items()},
     }

@@ -111,7 +111,7 @@ def photos(folder: pathlib.Path) -> Kind:
         with PIL.Image.open(io.BytesIO(data)) as opened:
             assert found == (opened.height, opened.width)
 
-    ways = [Way(lambda path: decode_image(path.read_bytes(), str(path)), as_header), Way(images.read, as_header)]
+    ways = [Way(lambda path: decode_image(path.read_bytes(), str(path)), as_header), Way(images.read_image, as_header)]
     return Kind(genuine, mutations.of_bytes, [*ways, Way(files.check_jpeg, size)], predict_image)
 
 

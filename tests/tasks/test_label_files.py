@@ -90,7 +90,7 @@ def test_bad_depth_files(tmp_path):
         np.save(tmp_path / f"{stem}.npy", array)
         with pytest.raises(UserError, match=rf"{stem}.npy: {message}"):
             decode("depth", tmp_path / f"{stem}.npy")
-    with pytest.raises(UserError, match="eight.png: is an image of mode L; expected .* grey PNG of 16 bits"):
+    with pytest.raises(UserError, match="eight.png: is an image of mode L; expected .* grey 16-bit PNG"):
         decode("depth", save(tmp_path / "eight.png", np.zeros((2, 2), np.uint8)))
 
 
