@@ -24,6 +24,7 @@ from mtlora_jax.export.load import load
 from mtlora_jax.io import weights
 from mtlora_jax.model_io import model_folder
 from mtlora_jax.models import parameters
+from mtlora_jax.models.backbones.swin import Swin
 
 ARCHITECTURE = micro.architecture()
 SMALL = micro.architecture(stages=1, tasks=("semseg", "normals"))  # compiles in half the time
@@ -182,7 +183,7 @@ def test_decoders_only(tmp_path):
 
 def test_a_model_that_has_to_know_the_size(small, tmp_path, monkeypatch, capsys):
     """Small images change the windows, so an export that promised them could not be traced."""
-    monkeypatch.setattr(export, "min_image_side", lambda backbone: 1)
+    monkeypatch.setattr(Swin, "smallest_open_side", 1)
     main([f"--model={small}", f"--output={tmp_path / 'out'}"])
     assert "has to know the size of its images: exported for 32x32 alone" in " ".join(capsys.readouterr().out.split())
     assert_same(load(tmp_path / "out")(photographs(1)), mtlora_jax.load(small), photographs(1))
@@ -190,11 +191,11 @@ def test_a_model_that_has_to_know_the_size(small, tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize(("window", "depths", "side"), [(7, [2, 2, 6, 2], 225), (12, [2, 2, 18, 2], 385), (4, [2, 1], 33)])
-def test_smallest_side(window, depths, side):
+def test_smallest_open_side(window, depths, side):
     """The coarsest map has a pixel for 32 of the image (8 with two stages) and must be larger than the window."""
     options = {**ARCHITECTURE["backbone"], "depths": depths, "num_heads": [1] * len(depths), "window_size": window}
     bare = {**ARCHITECTURE, "backbone": options, "tasks": {}, "decoder": None, "method": {"name": "full"}}
-    assert export.min_image_side(model_factory.build(bare).backbone) == side
+    assert model_factory.build(bare).backbone.smallest_open_side == side
 
 
 @pytest.mark.parametrize(
