@@ -23,7 +23,7 @@ import optax
 from mtlora_jax import cli, model_factory
 from mtlora_jax.console import console
 from mtlora_jax.demo.scenes import render as render_scene
-from mtlora_jax.demo.scenes.parallel import map_map_on_all_cores
+from mtlora_jax.demo.scenes.parallel import map_on_all_cores
 from mtlora_jax.io import files, locks
 from mtlora_jax.io.files import user_path
 from mtlora_jax.model_io import model_folder
@@ -79,7 +79,7 @@ class Scenes(NamedTuple):
 
 def render(count: int) -> Scenes:
     """Renders `count` scenes on all cores."""
-    rendered = map_map_on_all_cores(render_one, range(FIRST_SEED, FIRST_SEED + count), "rendering scenes")
+    rendered = map_on_all_cores(render_one, range(FIRST_SEED, FIRST_SEED + count), "rendering scenes")
     return Scenes(*(np.stack(part) for part in zip(*rendered, strict=True)))
 
 
