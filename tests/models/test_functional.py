@@ -87,6 +87,19 @@ def test_hidden_maps_of_tasks_do_not_mix():
         assert not np.any(gradient[2])
 
 
+def test_float64_is_not_summed_in_float32(monkeypatch):
+    """`benchmarks/peer.py` compares gradients in float64, and GPUs have no product of float64 that gives float32."""
+    monkeypatch.setitem(fused_mlp.BAND, jax.default_backend(), 1)  # in many bands, so that there is something to sum
+    with jax.enable_x64(True):
+        fn, plain, inputs = CASES["hidden_low_rank"]
+        wide = [jnp.asarray(x, jnp.float64) for x in inputs]
+        value, pull = jax.vjp(fn, *wide)
+        expected, plain_pull = jax.vjp(plain, *wide)
+        for gradient, wanted in zip(pull(jnp.ones_like(value)), plain_pull(jnp.ones_like(expected)), strict=True):
+            assert gradient.dtype == jnp.float64
+            np.testing.assert_allclose(gradient, wanted, atol=1e-13 * np.abs(wanted).max())
+
+
 def test_statistics_of_the_batch():
     x = 3 + 2 * normal(4, 5, 6, 7)
     _, mean, var = functional.batch_norm(x, jnp.ones(7), jnp.zeros(7), 1e-5)

@@ -74,17 +74,18 @@ def _hidden_low_rank_backward(kept: tuple[jax.Array, ...], g: jax.Array):
     base, low, b, a = kept
     tasks = len(low)
     up, down = _block_diagonal(b), _block_diagonal(a)
+    wide = jnp.promote_types(base.dtype, jnp.float32)  # not float32: GPUs have no product of float64 that sums in less
 
     def band(sums: tuple[jax.Array, jax.Array], inputs: tuple[jax.Array, jax.Array, jax.Array]):
         base, low, g = inputs
         hidden = _hidden(base, low, up)
         slope = (to_float32((g @ down.T).reshape(hidden.shape)) * gelu_slope(hidden)).astype(base.dtype)
-        dup = jnp.matmul(low.T, _flat(slope), preferred_element_type=jnp.float32)
-        ddown = jnp.matmul(_flat(gelu(hidden).astype(base.dtype)).T, g, preferred_element_type=jnp.float32)
+        dup = jnp.matmul(low.T, _flat(slope), preferred_element_type=wide)
+        ddown = jnp.matmul(_flat(gelu(hidden).astype(base.dtype)).T, g, preferred_element_type=wide)
         return (sums[0] + dup, sums[1] + ddown), (jnp.sum(to_float32(slope), 1).astype(base.dtype), _flat(slope) @ up.T)
 
     count = _bands(base, tasks)
-    zeros = jnp.zeros(up.shape, jnp.float32), jnp.zeros(down.shape, jnp.float32)
+    zeros = jnp.zeros(up.shape, wide), jnp.zeros(down.shape, wide)
     inputs = (_cut(base, count), _cut(_side_by_side(low), count), _cut(_side_by_side(g), count))
     (dup, ddown), (dbase, dlow) = jax.lax.scan(band, zeros, inputs)
     db, da = _blocks(dup, tasks).astype(b.dtype), _blocks(ddown, tasks).astype(a.dtype)
@@ -95,7 +96,7 @@ fused_gelu_lora.defvjp(_hidden_low_rank_forward, _hidden_low_rank_backward)
 
 
 def _hidden(base: jax.Array, low: jax.Array, up: jax.Array) -> jax.Array:
-    """base + low_t B_t: (N, I), (N, T R), (T R, T I) -> (N, T, I) float32."""
+    """base + low_t B_t: (N, I), (N, T R), (T R, T I) -> (N, T, I), float32 at least."""
     return to_float32(base)[:, None] + to_float32(low @ up).reshape(base.shape[0], -1, base.shape[-1])
 
 
