@@ -62,6 +62,7 @@ tests() {
 
 train() {
     benchmark --what=train "${bfloat16[@]}"
+    benchmark --what=train "${bfloat16[@]}" --config.fused=False
     benchmark --what=train
     benchmark --what=train "${bfloat16[@]}" --config.tasks=semseg
 }
@@ -72,11 +73,13 @@ infer() {
     benchmark --what=infer --merged
 }
 
+# In training ours is the program that `train` has compiled: it comes from the cache.
 peers() {
-    peer --what=train --precision=bfloat16
-    peer --what=infer --merged --precision=bfloat16
-    peer --what=train --precision=bfloat16 --compiled
-    peer --what=infer --merged --precision=bfloat16 --compiled
+    local both=(--precision=bfloat16 --config.frozen_dtype=bfloat16)
+    peer --what=train "${both[@]}"
+    peer --what=infer --merged "${both[@]}"
+    peer --what=train "${both[@]}" --compiled
+    peer --what=infer --merged "${both[@]}" --compiled
 }
 
 # A data set of rendered scenes, unless there is one.
