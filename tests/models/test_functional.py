@@ -91,7 +91,7 @@ def test_float64_is_not_summed_in_float32(monkeypatch):
     """`benchmarks/peer.py` compares gradients in float64, and GPUs have no product of float64 that gives float32."""
     monkeypatch.setitem(fused_mlp.BAND, jax.default_backend(), 1)  # in many bands, so that there is something to sum
     with jax.enable_x64(True):
-        fn, plain, inputs = CASES["hidden_low_rank"]
+        fn, plain, inputs = CASES["fused_gelu_lora"]
         wide = [jnp.asarray(x, jnp.float64) for x in inputs]
         value, pull = jax.vjp(fn, *wide)
         expected, plain_pull = jax.vjp(plain, *wide)
