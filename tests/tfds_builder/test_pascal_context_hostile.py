@@ -49,8 +49,8 @@ def everything(folder):
 PLACES = {
     "a file": lambda folder: (folder / "file", r"file is a file\)"),
     "below a file": lambda folder: (folder / "file" / "below", r"file is a file\)"),
-    "a dangling link": lambda folder: (folder / "link", "which is not there"),
-    "below a dangling link": lambda folder: (folder / "link" / "below", "which is not there"),
+    "a dangling link": lambda folder: (folder / "link", "which does not exist"),
+    "below a dangling link": lambda folder: (folder / "link" / "below", "which does not exist"),
     "nowhere to write": lambda folder: ("/proc/data", r"/proc/data.* cannot be written"),
     "a device": lambda folder: ("/dev/null", "/dev/null is a file"),
     "a long name": lambda folder: (folder / ("a" * 300), "File name too long"),
