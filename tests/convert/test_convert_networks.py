@@ -26,6 +26,7 @@ from mtlora_jax.io import locks
 from mtlora_jax.model_factory import build
 from mtlora_jax.model_io import model_folder
 from mtlora_jax.models.parameters import assign
+from mtlora_jax.models.task_features import TaskFeatures
 
 ARRAYS = weights(BARE)
 HEADS = {"decode_head.conv_seg.weight": np.ones((3, 4)), "decode_head.conv_seg.bias": np.ones(3), "auxiliary_head.counter": np.int64(3)}
@@ -50,7 +51,9 @@ def test_merging_of_openmmlab_computes_the_same(tmp_path):
     expected = (normed @ merging["reduction.weight"].T).reshape(2, 3, 2, 16).numpy()
     module = build(BARE)
     assign(module, convert(saved(tmp_path, state)).arrays, "test")
-    np.testing.assert_allclose(module.backbone.layers[0].downsample(images), expected, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(
+        module.backbone.layers[0].downsample(TaskFeatures(images)).shared, expected, atol=1e-4 * np.abs(expected).max()
+    )
 
 
 def test_segmentation_and_detection_networks(tmp_path, capsys):
