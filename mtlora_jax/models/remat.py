@@ -51,10 +51,15 @@ def in_microbatches(forward: Forward, module: nnx.Module, images: jax.Array, rng
     return jax.tree.map(_joined, outputs)
 
 
-def _joined(maps: jax.Array) -> jax.Array:
-    """(P, ..., B / P, H, W, C) -> (..., B, H, W, C), the images in their order before they were cut."""
-    whole = jnp.moveaxis(maps, 0, -4)
-    return whole.reshape(*maps.shape[1:-4], -1, *maps.shape[-3:])
+def _joined(parts: jax.Array) -> jax.Array:
+    """(P, ..., B / P, H, W, C) -> (..., B, H, W, C), the images in their order before they were cut.
+
+    A matrix (P, C, D) is no map of images, such as `TaskFeatures.projection`: it is the same for every part.
+    """
+    if parts.ndim < 5:
+        return parts[0]
+    whole = jnp.moveaxis(parts, 0, -4)
+    return whole.reshape(*parts.shape[1:-4], -1, *parts.shape[-3:])
 
 
 def _pure(forward: Forward, graph: nnx.GraphDef) -> Callable[[nnx.State, nnx.State, Any], tuple[Any, nnx.State]]:

@@ -199,8 +199,8 @@ def test_gpu_script_goes_past_failures(tmp_path):
     assert files["summary.txt"].endswith("\n0 failed\n")
     done = gpu(tmp_path, *parts, python="/bin/false")
     assert done.returncode == 1
-    assert done.stdout.count("FAILED (1)") == 8
-    assert done.stdout.endswith("8 failed\n")
+    assert done.stdout.count("FAILED (1)") == 9
+    assert done.stdout.endswith("9 failed\n")
 
 
 def test_gpu_script_refuses(tmp_path):

@@ -126,8 +126,8 @@ def trained(tasks, devices=1):
     state = create_state(trainable, stats, optimizer)
     batch = micro.random_batch(8)
     batch = {name: batch[name] for name in ("image", *tasks)}
-    batch = sharding.put(batch, mesh)
-    state, frozen = (jax.device_put(tree, sharding.replicated(mesh)) for tree in (state, frozen))
+    batch = sharding.shard_batch(batch, mesh)
+    state, frozen = (jax.device_put(tree, sharding.replicated_sharding(mesh)) for tree in (state, frozen))
     losses = []
     for _ in range(STEPS):
         state, metrics = update(state, frozen, batch, jax.random.key(0))
