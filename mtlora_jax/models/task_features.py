@@ -29,14 +29,14 @@ class TaskFeatures:
         return TaskFeatures(None if self.shared is None else fn(self.shared), None if self.tasks is None else jax.vmap(fn)(self.tasks))
 
     def map_random(self, fn: Callable[[jax.Array, nnx.Rngs | None], jax.Array], rngs: nnx.Rngs | None) -> "TaskFeatures":
-        """As `map`, for an `fn` that draws random numbers: the shared features and each task draw their own."""
+        """As `map`, for an `fn` that draws random numbers: the shared features and each task draw their own.
+
+        With `rngs`, `fn` gets the features of all tasks as one array, and must take any number of leading axes.
+        """
         if rngs is None:
             return self.map(lambda x: fn(x, None))
         shared = None if self.shared is None else fn(self.shared, rngs)
-        if self.tasks is None:
-            return TaskFeatures(shared)
-        keys = jax.random.split(rngs.dropout(), len(self.tasks))
-        return TaskFeatures(shared, jax.vmap(lambda x, key: fn(x, nnx.Rngs(dropout=key)))(self.tasks, keys))
+        return TaskFeatures(shared, None if self.tasks is None else fn(self.tasks, rngs))
 
     def combine(self, fn: Callable[[jax.Array, jax.Array], jax.Array], other: "TaskFeatures") -> "TaskFeatures":
         """Applies `fn` to both, task by task; where one side has no task features, its shared ones stand in for every task."""

@@ -11,14 +11,15 @@ QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "TF_CPP_MIN_LOG_LEVE
 SIZE = {"image_size": (160, 160)}  # images of which go through shared memory
 ENDED = """
 import os, signal
-from mtlora_jax import cli, evaluate, main
+from mtlora_jax import cli, main
+from mtlora_jax.eval import evaluator
 
 if __name__ == "__main__":
 
-    def receive(totals, statistics, add=evaluate.add):
+    def receive(totals, statistics, add=evaluator.add):
         os.kill(os.getpid(), signal.SIGTERM)
 
-    evaluate.add = receive
+    evaluator.add = receive
     cli.run(main.main, main.leave)
 """
 
