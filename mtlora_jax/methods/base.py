@@ -57,7 +57,7 @@ class Method:
 
         Works on an abstract model too, and then only changes its structure. Raises UserError where the method cannot be merged exactly.
         """
-        raise UserError(f"models of the method {self.TITLE or type(self).__name__} cannot be merged: their tasks share no encoder")
+        raise UserError(f"models of the method {self.TITLE or type(self).__name__} cannot be merged exactly")
 
     @classmethod
     def inference_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:

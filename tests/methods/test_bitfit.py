@@ -1,10 +1,6 @@
 """BitFit per task: counts, what it computes, that tasks do not meet, and the same numbers on any number of devices."""
 
 import functools
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +10,8 @@ import optax
 import pytest
 from flax import nnx
 from jax.sharding import AxisType
-from paths import ROOT, SUPPORT
+from jobs import call_with_devices
+from paths import ROOT
 
 from mtlora_jax import config as configs
 from mtlora_jax import model_factory
@@ -147,7 +144,7 @@ def test_joint_training_is_as_many_trainings_alone():
 
 def test_is_not_merged():
     architecture = micro.architecture("bitfit")
-    with pytest.raises(UserError, match="models of the method BitFit cannot be merged: their tasks share no encoder"):
+    with pytest.raises(UserError, match="models of the method BitFit cannot be merged exactly"):
         model_factory.method_of(architecture).merge(model_factory.build(architecture))
 
 
@@ -158,16 +155,7 @@ def write_losses():
 
 
 def test_any_number_of_devices_gives_the_same_loss():
-    """In a process of its own, for the number of devices is settled when JAX starts."""
-    here = pathlib.Path(__file__).parent
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "PYTHONPATH": os.pathsep.join([str(here), str(SUPPORT), str(ROOT)]),
-    }
-    program = "import test_bitfit; test_bitfit.write_losses()"
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    one, *others = (np.array(line.split(), float) for line in done.stdout.splitlines())
+    told = call_with_devices(8, __file__, "write_losses")
+    one, *others = (np.array(line.split(), float) for line in told.splitlines())
     for losses in others:
         np.testing.assert_allclose(losses, one, rtol=2e-5)

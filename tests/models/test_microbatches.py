@@ -1,10 +1,6 @@
 """A batch that passes in parts gives the update of the whole batch."""
 
 import functools
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from paths import ROOT, SUPPORT
+from jobs import call_with_devices
 
 from mtlora_jax import model_factory
 from mtlora_jax.defaults import default
@@ -102,16 +98,8 @@ def test_each_part_has_draws_of_its_own():
     assert not {image.tobytes() for image in kept} & {image.tobytes() for image in again}
 
 
-def test_no_image_changes_its_device(tmp_path):
-    """In a process of its own, for the number of devices is settled when JAX starts."""
-    here = pathlib.Path(__file__).parent
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "PYTHONPATH": os.pathsep.join([str(here), str(SUPPORT), str(ROOT)]),
-    }
-    program = "import test_microbatches; test_microbatches.print_program()"
-    told = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True).stdout
+def test_no_image_changes_its_device():
+    told = call_with_devices(4, __file__, "print_program")
     assert "while" in told
     for name in ("all-gather", "all-to-all", "collective-permute", "all-reduce"):
         assert name not in told

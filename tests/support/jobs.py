@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-from paths import ROOT
+from paths import ROOT, SUPPORT
 
 
 def free_port() -> int:
@@ -22,6 +22,23 @@ def environment(devices: int) -> dict[str, str]:
     """Of a process with so many devices; the compiler is asked to try less hard."""
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def call_with_devices(devices: int, file: str, function: str, *arguments: str) -> str:
+    """What `function(*arguments)` of a test file prints where there are so many devices.
+
+    In a process of its own, for the number of devices is settled when JAX starts.
+    """
+    path = pathlib.Path(file)
+    more = {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": os.pathsep.join(map(str, (path.parent, SUPPORT, ROOT))),
+    }
+    program = f"import sys, {path.stem}; {path.stem}.{function}(*sys.argv[1:])"
+    done = subprocess.run([sys.executable, "-c", program, *arguments], env=os.environ | more, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 class Job:

@@ -1,10 +1,7 @@
 """The training step and the optimizer: what moves, what does not, and that devices change nothing."""
 
 import functools
-import os
 import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +11,7 @@ import optax
 import pytest
 from flax import nnx
 from jax.sharding import AxisType
-from paths import ROOT, SUPPORT
+from jobs import call_with_devices
 
 from mtlora_jax import model_factory
 from mtlora_jax.analysis.param_counts import group_of_each
@@ -297,15 +294,7 @@ def test_warm_up_must_leave_steps_to_train(warmup_epochs):
 
 
 def test_four_devices_compute_what_one_does(tmp_path):
-    """In a process of its own, for the number of devices is settled when JAX starts."""
-    here = pathlib.Path(__file__).parent
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "PYTHONPATH": os.pathsep.join([str(here), str(SUPPORT), str(ROOT)]),
-    }
-    program = "import sys, test_step; test_step.write_results(sys.argv[1])"
-    subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=environment, check=True)
+    call_with_devices(4, __file__, "write_results", str(tmp_path))
     one, four = (dict(np.load(tmp_path / f"{size}.npz")) for size in (1, 4))
     assert one.keys() == four.keys()
     assert sum(name.startswith("trainable/") for name in one) == len(Run().trainable)

@@ -10,7 +10,7 @@ from mtlora_jax.methods.mtlora.layers import (
     PerTaskLinear,
     SharedInputLinear,
     TaskLoRALinear,
-)  # fmt: skip
+)
 from mtlora_jax.models.layers import Linear
 from mtlora_jax.models.multitask import MultiTaskModel
 

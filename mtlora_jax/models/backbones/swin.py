@@ -17,7 +17,7 @@ from mtlora_jax.models.backbones.swin_windows import (
     relative_position_index,
     window_partition,
     window_reverse,
-)  # fmt: skip
+)
 from mtlora_jax.models.functional import to_float32
 from mtlora_jax.models.layers import MLP, SWIN_INIT, Conv, Layer, LayerNorm, Linear, abstract_param, drop_path, pad_to_multiple
 from mtlora_jax.models.remat import no_remat, remat
