@@ -52,13 +52,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         import torch  # noqa: F401
     except ImportError:
-        raise UserError("benchmarks/peer.py needs PyTorch, install it with: pip install 'mtlora_jax[convert]'") from None
+        raise UserError(
+            "benchmarks/peer.py needs PyTorch, install it with: pip install 'mtlora_jax[convert]'"
+        ) from None
     from torch_peer.sides import compared_sides
 
     differences, ours, peer = compared_sides(args)
     if not args.json:
         console.print("differences: " + ", ".join(f"{name} {value:.1e}" for name, value in differences.items()))
-    measured = settings(args) | {"differences": differences} | alternated(ours, peer, args.rounds, args.steps, args.batch_size)
+    measured = (
+        settings(args) | {"differences": differences} | alternated(ours, peer, args.rounds, args.steps, args.batch_size)
+    )
     if args.json:
         print(json.dumps(measured))
     else:
@@ -73,12 +77,18 @@ def flags(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, help="images in a batch (default: the config's)")
     parser.add_argument("--steps", type=int, default=6, help="of each side in a round (default 6)")
     parser.add_argument("--rounds", type=int, default=3, help="default 3")
-    parser.add_argument("--precision", default="float32", help=f"of products, one of {', '.join(PRECISIONS)} (default float32)")
     parser.add_argument(
-        "--tf32", action="store_true", help="float32 products of both may use TF32 (with bfloat16 what is left of them does)"
+        "--precision", default="float32", help=f"of products, one of {', '.join(PRECISIONS)} (default float32)"
+    )
+    parser.add_argument(
+        "--tf32",
+        action="store_true",
+        help="float32 products of both may use TF32 (with bfloat16 what is left of them does)",
     )
     parser.add_argument("--compiled", action="store_true", help="the peer through torch.compile")
-    parser.add_argument("--merged", action="store_true", help="infer: ours with the low-rank branches folded into the weights")
+    parser.add_argument(
+        "--merged", action="store_true", help="infer: ours with the low-rank branches folded into the weights"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of something for people")
     args = parser.parse(argv)
     for name, value, allowed in (("what", args.what, WORK), ("precision", args.precision, PRECISIONS)):
@@ -118,7 +128,12 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def tell(measured: dict[str, Any]) -> None:
     """Prints the measurement as a table and a line."""
-    table = Table("", "ours", "PyTorch", title=f"{measured['what']}, {measured['rounds']} rounds of {measured['steps']} steps each")
+    table = Table(
+        "",
+        "ours",
+        "PyTorch",
+        title=f"{measured['what']}, {measured['rounds']} rounds of {measured['steps']} steps each",
+    )
     sides = [measured["ours"], measured["peer"]]
     rows: dict[str, Callable[[dict[str, Any]], str]] = {
         "step": lambda side: f"{duration(side['seconds'])}, spread {percent(side['spread'])}",
@@ -133,7 +148,9 @@ def tell(measured: dict[str, Any]) -> None:
     console.print(table)
     size = "x".join(map(str, measured["image_size"]))
     how = f"{measured['precision']}, float32 products {measured['float32_products']}, merged {measured['merged']}"
-    console.print(f"batch {measured['batch_size']} x {size}, {', '.join(measured['tasks'])}; {how}, peer compiled {measured['compiled']}")
+    console.print(
+        f"batch {measured['batch_size']} x {size}, {', '.join(measured['tasks'])}; {how}, peer compiled {measured['compiled']}"
+    )
     console.print(
         f"ours is {measured['ratio']:.2f} times as fast ({measured['ratio_lowest']:.2f} to {measured['ratio_highest']:.2f} by rounds)"
         + (f" with {measured['memory_ratio']:.2f} of the memory" if measured["memory_ratio"] else "")

@@ -76,12 +76,22 @@ def side(config: Any) -> int | None:
 
 
 AXES = {
-    "tasks": Axis((1, 2, 3, 4), lambda config: len(config.tasks), lambda config, n: [f"--config.tasks={','.join(config.tasks[:n])}"]),
+    "tasks": Axis(
+        (1, 2, 3, 4),
+        lambda config: len(config.tasks),
+        lambda config, n: [f"--config.tasks={','.join(config.tasks[:n])}"],
+    ),
     "rank": Axis((16, 64), rank, lambda config, value: [f"--config.method.rank={value}"]),
-    "batch": Axis((1, 2, 4, 8, 16, 32, 64, 128), lambda config: config.batch_size, lambda config, n: [f"--config.batch_size={n}"]),
+    "batch": Axis(
+        (1, 2, 4, 8, 16, 32, 64, 128), lambda config: config.batch_size, lambda config, n: [f"--config.batch_size={n}"]
+    ),
     "side": Axis((224, 448, 896), side, lambda config, value: [f"--config.image_size={value},{value}"]),
-    "precision": Axis(PRECISIONS, lambda config: config.compute_dtype, lambda config, name: [f"--config.compute_dtype={name}"]),
-    "merged": Axis(("no", "yes"), lambda config: "no", lambda config, word: ["--merged"] if word == "yes" else [], ("infer",)),
+    "precision": Axis(
+        PRECISIONS, lambda config: config.compute_dtype, lambda config, name: [f"--config.compute_dtype={name}"]
+    ),
+    "merged": Axis(
+        ("no", "yes"), lambda config: "no", lambda config, word: ["--merged"] if word == "yes" else [], ("infer",)
+    ),
 }
 
 
@@ -115,11 +125,15 @@ def sweep(args: argparse.Namespace, given: Sequence[str], centre: Setting) -> No
         timer.count_step()
         timer.steps_per_second()
         words = " ".join(f"{value}" for value in setting.values() if value is not None)
-        console.print(f"{number}/{len(left)} {words}: {told(entry)}; {timer.format_remaining(len(left) - number, 0)} left")
+        console.print(
+            f"{number}/{len(left)} {words}: {told(entry)}; {timer.format_remaining(len(left) - number, 0)} left"
+        )
     draw(results, output / "sweep.png")
     failed = [entry["failed"] for entry in results["settings"] if entry.get("failed", OUT_OF_MEMORY) != OUT_OF_MEMORY]
     if failed:
-        raise UserError(f"{len(failed)} settings failed, the first with: {failed[0]}; the same command tries them again")
+        raise UserError(
+            f"{len(failed)} settings failed, the first with: {failed[0]}; the same command tries them again"
+        )
     console.print(f"{output / 'sweep.md'} {output / 'sweep.png'}")
 
 
@@ -164,7 +178,9 @@ def values_of(name: str, text: str | None, config: Any) -> list[Value]:
     if centre is None:
         raise UserError(f"the config has no single {name} that could be changed: leave it out of --axes")
     if text is None:
-        return sorted({value for value in (*axis.values, centre) if name != "tasks" or int(value) <= most}, key=place(axis))
+        return sorted(
+            {value for value in (*axis.values, centre) if name != "tasks" or int(value) <= most}, key=place(axis)
+        )
     values = set()
     for word in text.split(","):
         if isinstance(centre, int):
@@ -192,13 +208,20 @@ def settings(args: argparse.Namespace, centre: Setting) -> list[Setting]:
         found.append({"what": what, **centre})
         for name in args.axes:
             if what in AXES[name].work:
-                found += [{"what": what, **centre, name: value} for value in getattr(args, name) if value != centre[name]]
+                found += [
+                    {"what": what, **centre, name: value} for value in getattr(args, name) if value != centre[name]
+                ]
     return found
 
 
 def command(args: argparse.Namespace, given: Sequence[str], setting: Setting, centre: Setting) -> list[str]:
     """Arguments of the interpreter that measure a setting."""
-    changed = [flag for name, axis in AXES.items() if setting[name] != centre[name] for flag in axis.flags(args.config, setting[name])]
+    changed = [
+        flag
+        for name, axis in AXES.items()
+        if setting[name] != centre[name]
+        for flag in axis.flags(args.config, setting[name])
+    ]
     return [*MODULE, *given, *changed, f"--what={setting['what']}", f"--steps={args.steps}", "--json"]
 
 
@@ -232,7 +255,9 @@ def read(path: pathlib.Path, given: Sequence[str], centre: Setting) -> dict[str,
     if not isinstance(there, dict) or not fresh.keys() <= there.keys():
         raise UserError(f"{path} is not what a sweep writes: choose another --output")
     if (there["flags"], there["centre"]) != (fresh["flags"], centre):
-        raise UserError(f"{path} is about {' '.join(there['flags'])} as it was, not {' '.join(given)}: choose another --output")
+        raise UserError(
+            f"{path} is about {' '.join(there['flags'])} as it was, not {' '.join(given)}: choose another --output"
+        )
     return there
 
 

@@ -27,7 +27,9 @@ def draw(results: Results, path: pathlib.Path) -> None:
     if not axes or not works:
         return
     with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(2, len(axes), figsize=(2.9 * len(axes) + 0.4, 6), layout="constrained", squeeze=False)
+        figure, panels = plt.subplots(
+            2, len(axes), figsize=(2.9 * len(axes) + 0.4, 6), layout="constrained", squeeze=False
+        )
         for line, name in zip(panels, ("time", "memory"), strict=True):
             for ax, axis in zip(line, axes, strict=True):
                 panel(ax, results, works, axis, name)
@@ -47,7 +49,9 @@ def draw(results: Results, path: pathlib.Path) -> None:
 def headline(results: Results, works: Sequence[str]) -> str:
     """The centre and what it takes."""
     centres = {what: centre_of(results, what) or {} for what in works}
-    takes = "; ".join(f"{what} {duration(own['seconds'])}, {gigabytes(memory_of(own))}" for what, own in centres.items())  # pyright: ignore
+    takes = "; ".join(
+        f"{what} {duration(own['seconds'])}, {gigabytes(memory_of(own))}" for what, own in centres.items()
+    )  # pyright: ignore
     return f"Around {told_centre(results)}\n{centres[works[0]]['device']}; one step and its peak of memory: {takes}"
 
 
@@ -81,11 +85,20 @@ def curve(ax: Any, results: Results, what: str, axis: str, name: str, centre: fl
     del count
     rows, colour = rows_of(results, what, axis), COLOURS[what]
     found = known(rows, name)
-    ax.plot([value for value, _ in found], [amount / centre for _, amount in found], color=colour, marker="o", markersize=4.5, zorder=3)
+    ax.plot(
+        [value for value, _ in found],
+        [amount / centre for _, amount in found],
+        color=colour,
+        marker="o",
+        markersize=4.5,
+        zorder=3,
+    )
     if name == "time":
         macs = known(rows, "multiply-accumulates")
         own = (centre_of(results, what) or {})["gmacs_step"]
-        ax.plot([value for value, _ in macs], [amount / own for _, amount in macs], color=colour, linestyle=":", zorder=2)
+        ax.plot(
+            [value for value, _ in macs], [amount / own for _, amount in macs], color=colour, linestyle=":", zorder=2
+        )
     top = max(amount / centre for _, amount in found)
     for value in (value for value, entry in rows if "failed" in entry):
         ax.plot([value], [top], color=colour, marker="x", markersize=7)

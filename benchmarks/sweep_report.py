@@ -53,7 +53,11 @@ def told_centre(results: Results) -> str:
 def known(rows: Sequence[Row], name: str) -> list[tuple[Any, float]]:
     """(value, quantity) of the settings that were measured."""
     read = QUANTITIES[name][0]
-    return [(value, amount) for value, entry in rows if "measured" in entry and (amount := read(entry["measured"])) is not None]
+    return [
+        (value, amount)
+        for value, entry in rows
+        if "measured" in entry and (amount := read(entry["measured"])) is not None
+    ]
 
 
 def cost(axis: str, rows: Sequence[Row], name: str) -> tuple[str, str]:
@@ -90,11 +94,23 @@ def tables(results: Results) -> str:
     for what, centre in ((what, found) for what in WORK if (found := centre_of(results, what))):
         for name, (read, tell) in QUANTITIES.items():
             costs = [cost(axis, rows_of(results, what, axis), name) for axis in axes]
-            lines.append(row(what, name, tell(read(centre)), *(f"{share} ({amount})" if amount else share for share, amount in costs)))
+            lines.append(
+                row(
+                    what,
+                    name,
+                    tell(read(centre)),
+                    *(f"{share} ({amount})" if amount else share for share, amount in costs),
+                )
+            )
     for what in WORK:
         for axis in axes:
             if len(rows := rows_of(results, what, axis)) > 1:
-                lines += ["", f"## {what}: {axis}", "", *axis_table(axis, rows, centre_of(results, what) or {}, results["centre"][axis])]
+                lines += [
+                    "",
+                    f"## {what}: {axis}",
+                    "",
+                    *axis_table(axis, rows, centre_of(results, what) or {}, results["centre"][axis]),
+                ]
     return "\n".join(lines) + "\n"
 
 
@@ -109,9 +125,19 @@ def axis_table(axis: str, rows: Sequence[Row], centre: Mapping[str, Any], bold: 
             continue
         measured = entry["measured"]
         cells = [
-            cell for read, tell in QUANTITIES.values() for cell in (tell(read(measured)), ratio(read(measured), centre and read(centre)))
+            cell
+            for read, tell in QUANTITIES.values()
+            for cell in (tell(read(measured)), ratio(read(measured), centre and read(centre)))
         ]
-        lines.append(row(head, *cells, f"{measured['images_per_second']:.4g}", percent(measured["spread"]), percent(measured["mfu"])))
+        lines.append(
+            row(
+                head,
+                *cells,
+                f"{measured['images_per_second']:.4g}",
+                percent(measured["spread"]),
+                percent(measured["mfu"]),
+            )
+        )
     return lines
 
 

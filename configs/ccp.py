@@ -53,5 +53,7 @@ def checked(argument: str) -> tuple[str, int, str]:
     parts = argument.split(",")
     if len(parts) != 3 or not parts[1].isdigit() or parts[2] not in METHODS:
         methods = ", ".join(METHODS)
-        raise UserError(f"configs/ccp.py:{argument}: the argument is VARIANT,SIZE,METHOD, METHOD one of {methods}; such as base,224,mtlora")
+        raise UserError(
+            f"configs/ccp.py:{argument}: the argument is VARIANT,SIZE,METHOD, METHOD one of {methods}; such as base,224,mtlora"
+        )
     return parts[0], int(parts[1]), parts[2]

@@ -24,7 +24,9 @@ RANKS = ("16", "32", "64")
 def get_config(rank: str) -> ConfigDict:
     """rank: one of 16, 32, 64."""
     if rank not in RANKS:
-        raise UserError(f"configs/mtlora_ta_only_tiny_448.py:{rank}: the argument is the rank, one of {', '.join(RANKS)}")
+        raise UserError(
+            f"configs/mtlora_ta_only_tiny_448.py:{rank}: the argument is the rank, one of {', '.join(RANKS)}"
+        )
     config = default("mtlora")
     config.method.rank = int(rank)
     config.method.task_rank = 0

@@ -26,7 +26,9 @@ from mtlora_jax.errors import UserError
 def get_config(task: str) -> ConfigDict:
     """task: one of semseg, human_parts, sal, normals."""
     if task not in PAPER_SINGLE_TASK:
-        raise UserError(f"configs/single_task_tiny_448.py:{task}: the argument is the task, one of {', '.join(PAPER_SINGLE_TASK)}")
+        raise UserError(
+            f"configs/single_task_tiny_448.py:{task}: the argument is the task, one of {', '.join(PAPER_SINGLE_TASK)}"
+        )
     config = default("single_task")
     config.tasks = (task,)
     return config

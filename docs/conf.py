@@ -48,7 +48,13 @@ author = "The mtlora_jax authors"
 copyright = author
 version = release = importlib.metadata.version(project)
 root_doc = FRONT
-include_patterns = ["*.md", "docs/*.md", "docs/notebooks/*.ipynb", "tfds_pascal_context/README.md", "benchmarks/README.md"]
+include_patterns = [
+    "*.md",
+    "docs/*.md",
+    "docs/notebooks/*.ipynb",
+    "tfds_pascal_context/README.md",
+    "benchmarks/README.md",
+]
 source_suffix = {".md": "markdown", ".ipynb": "markdown"}
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]

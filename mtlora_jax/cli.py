@@ -97,7 +97,10 @@ def _user_message(error: BaseException | None) -> str | None:
 
 
 def _visible(text: str) -> str:
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in " ".join(text.split()))
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in " ".join(text.split())
+    )
 
 
 class Parser(argparse.ArgumentParser):
@@ -112,7 +115,12 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=f"python -m {module}", description=doc, formatter_class=shape, allow_abbrev=False)
         self._takes_config = config
         if config:
-            self.add_argument(configs.FLAG, required=True, metavar="FILE.py[:ARGUMENT]", help="configuration, and what it is asked for")
+            self.add_argument(
+                configs.FLAG,
+                required=True,
+                metavar="FILE.py[:ARGUMENT]",
+                help="configuration, and what it is asked for",
+            )
             self.epilog = f"{configs.FLAG}.KEY=VALUE changes one value of the configuration; give as many as you like."
 
     def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:

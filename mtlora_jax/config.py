@@ -111,7 +111,11 @@ def _set(config: ConfigDict, override: str) -> None:
         return
     if key not in values:
         members = [leaf for leaf in values if leaf.startswith(f"{key}.")]
-        wrong = f"is a group of values; set one of {', '.join(members)}" if members else f"is unknown{did_you_mean(key, values)}"
+        wrong = (
+            f"is a group of values; set one of {', '.join(members)}"
+            if members
+            else f"is unknown{did_you_mean(key, values)}"
+        )
         raise UserError(f"{FLAG}.{key} {wrong}")
     before = values[key]
     if not equals:
@@ -120,7 +124,9 @@ def _set(config: ConfigDict, override: str) -> None:
         config.update_from_flattened_dict({key: _literal(text)})
         return
     if type(before) not in _READERS:
-        raise UserError(f"{FLAG}.{key} is a {type(before).__name__}, which cannot be set on the command line: change the file")
+        raise UserError(
+            f"{FLAG}.{key} is a {type(before).__name__}, which cannot be set on the command line: change the file"
+        )
     read, wanted = _READERS[type(before)]
     try:
         config.update_from_flattened_dict({key: _tuple(text, before) if isinstance(before, tuple) else read(text)})

@@ -40,7 +40,9 @@ def describe_renamed(keys: Iterable[str]) -> str:
 
 def describe_missing(word: str) -> str:
     """Like `describe_renamed`, for the last part of a key, which is all that an AttributeError of a config names."""
-    return describe_renamed(key for old in KEYS for key in (old, old.partition(".")[0]) if key.rpartition(".")[2] == word)
+    return describe_renamed(
+        key for old in KEYS for key in (old, old.partition(".")[0]) if key.rpartition(".")[2] == word
+    )
 
 
 def translate(config: Mapping[str, Any]) -> dict[str, Any]:

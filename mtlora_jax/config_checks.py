@@ -56,7 +56,9 @@ def check(config: Config) -> None:
     name = config.decoder["name"] if config.decoder else ""
     least = getattr(HEADS.get(name), "smallest_batch", 1)
     if config.batch_size < least:
-        raise UserError(f"batch_size = {config.batch_size}: the decoder {name} normalises over the batch and needs at least {least} images")
+        raise UserError(
+            f"batch_size = {config.batch_size}: the decoder {name} normalises over the batch and needs at least {least} images"
+        )
 
 
 def _numbers(value: Any) -> list[float]:

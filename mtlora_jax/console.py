@@ -30,7 +30,9 @@ def print_scores(scores: Mapping[str, float], title: str, notes: Mapping[str, st
     print_columns({"value": scores}, title, notes)
 
 
-def print_columns(columns: Mapping[str, Mapping[str, float]], title: str, notes: Mapping[str, str] | None = None) -> None:
+def print_columns(
+    columns: Mapping[str, Mapping[str, float]], title: str, notes: Mapping[str, str] | None = None
+) -> None:
     """Scores of several evaluations side by side, as `print_scores` prints those of one.
 
     Args:
@@ -45,7 +47,11 @@ def print_columns(columns: Mapping[str, Mapping[str, float]], title: str, notes:
     ])  # fmt: skip
     for kind in dict.fromkeys(_kind(name) for name in names if name not in plain):
         classes = [name for name in names if name not in plain and _kind(name) == kind]
-        print_table(f"{kind} per class", ("class", *columns), [(name.split("/", 2)[2], *_cells(columns, name)) for name in classes])
+        print_table(
+            f"{kind} per class",
+            ("class", *columns),
+            [(name.split("/", 2)[2], *_cells(columns, name)) for name in classes],
+        )
 
 
 def _kind(name: str) -> str:

@@ -80,7 +80,9 @@ def default(method: str = "mtlora") -> Config:
                 "boundaries": False,  # also the boundary F of edges (odsF), at the original size: two seconds per image and worker
                 "boundary_tolerance": 0.0075,  # of the image's diagonal: 0.0075 on PASCAL-Context, 0.011 on NYUD
             },
-            "delta_m_baseline": of_any_type(PAPER_SINGLE_TASK),  # {task: single-task score}; Delta_m is the mean over these tasks
+            "delta_m_baseline": of_any_type(
+                PAPER_SINGLE_TASK
+            ),  # {task: single-task score}; Delta_m is the mean over these tasks
             "delta_m_baseline_runs": (),  # replaces delta_m_baseline: workdirs, or their metrics.json, of single_task runs
             "wandb": {"project": "", "mode": "offline"},  # Weights & Biases; no project: not used; mode may be "online"
         }

@@ -40,7 +40,9 @@ class Experiment:
     trainable: Flat
     frozen: Flat
     batch_stats: Flat
-    record: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # entries of config.json for the card: how the model came about
+    record: Mapping[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # entries of config.json for the card: how the model came about
 
     def save(self, where: pathlib.Path, trainable: Flat, batch_stats: Flat, extra: Mapping[str, Any]) -> None:
         """Writes the model with these trained weights as a model folder that `mtlora_jax.load` opens.
@@ -49,8 +51,13 @@ class Experiment:
         """
         if jax.process_index() == 0:
             # What is bfloat16 on the devices is float32 in files, where every reader takes it.
-            arrays = {p: np.asarray(a, np.float32) for p, a in jax.device_get({**self.frozen, **trainable, **batch_stats}).items()}
-            model_folder.save(where, self.architecture, arrays, {"classes": class_names.of(self.tasks), **self.record, **extra})
+            arrays = {
+                p: np.asarray(a, np.float32)
+                for p, a in jax.device_get({**self.frozen, **trainable, **batch_stats}).items()
+            }
+            model_folder.save(
+                where, self.architecture, arrays, {"classes": class_names.of(self.tasks), **self.record, **extra}
+            )
         sharding.barrier(str(where))
         sharding.assert_equal_across_processes(where.exists(), not_shared(where))
 
@@ -117,7 +124,9 @@ def make_eval_batches(config: Config, data: Dataset) -> Batches:
     )
 
 
-def build_experiment(config: Config, tasks: dict[str, Task], workdir: pathlib.Path, complete: bool = False) -> Experiment:
+def build_experiment(
+    config: Config, tasks: dict[str, Task], workdir: pathlib.Path, complete: bool = False
+) -> Experiment:
     """Builds the config's model, gives it its first weights, and places them on the devices.
 
     Args:
@@ -143,11 +152,17 @@ def check_batch_sizes(config: Config, mesh: Mesh) -> None:
     sharding.check_batch_size(config.eval_batch_size, mesh, "eval_batch_size")
 
 
-def describe_architecture(config: Config, tasks: Mapping[str, Task], workdir: pathlib.Path, complete: bool) -> dict[str, Any]:
+def describe_architecture(
+    config: Config, tasks: Mapping[str, Task], workdir: pathlib.Path, complete: bool
+) -> dict[str, Any]:
     """The architecture of the config's model; to be evaluated alone (`complete`), it may be a merged one. Raises UserError."""
     architecture = model_factory.from_config(config, {name: task.channels for name, task in tasks.items()})
     initial = workdir / "initial"
-    if not sharding.assert_equal_across_processes(initial.exists(), not_shared(initial)) and complete and config.init_from:
+    if (
+        not sharding.assert_equal_across_processes(initial.exists(), not_shared(initial))
+        and complete
+        and config.init_from
+    ):
         architecture |= agreement.run_together(lambda: initial_weights.merged_method(config.init_from))
     return architecture
 
@@ -185,14 +200,22 @@ def place_on_devices(
 
 
 def load_first_weights(
-    model: nnx.Module, config: Config, architecture: Mapping[str, Any], tasks: Mapping[str, Task], workdir: pathlib.Path, complete: bool
+    model: nnx.Module,
+    config: Config,
+    architecture: Mapping[str, Any],
+    tasks: Mapping[str, Task],
+    workdir: pathlib.Path,
+    complete: bool,
 ) -> dict[str, str] | None:
     """Fills a model in place, as `build_with_weights` says, and returns the origin of the weights; None for random ones."""
     initial = workdir / "initial"
     if initial.exists():
         started, values = model_folder.read(initial)
         class_names.check(
-            started.get("classes", {}), tasks, f"the run in {workdir}", "choose another --workdir, or the data it was trained on"
+            started.get("classes", {}),
+            tasks,
+            f"the run in {workdir}",
+            "choose another --workdir, or the data it was trained on",
         )
         initial_weights.refuse_differences(
             started["architecture"], architecture, f"{workdir} holds a run of another model", "choose another --workdir"

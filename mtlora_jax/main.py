@@ -30,13 +30,26 @@ MODES = ("train", "evaluate")
 def flags() -> cli.Parser:
     """What the command takes."""
     parser = cli.Parser("mtlora_jax.main", __doc__, config=True)
-    parser.add_argument("--workdir", required=True, type=user_path, help="folder of the run: checkpoints, logs, best model")
+    parser.add_argument(
+        "--workdir", required=True, type=user_path, help="folder of the run: checkpoints, logs, best model"
+    )
     parser.add_argument("--mode", default="train", choices=MODES, help="train (default), or evaluate what is there")
-    parser.add_argument("--override_config", action="store_true", help="go on with a run although the configuration is another one")
+    parser.add_argument(
+        "--override_config", action="store_true", help="go on with a run although the configuration is another one"
+    )
     parser.add_argument("--profile", action="store_true", help="write a trace of some steps to WORKDIR/trace")
-    parser.add_argument("--compile_cache", metavar="DIR", help="where compiled programs are kept for the next start; empty: nowhere")
-    parser.add_argument("--coordinator_address", metavar="HOST:PORT", help="of several processes: where all can reach the first one")
-    parser.add_argument("--num_processes", type=int, metavar="N", help="how many processes there are; 1: this one, on SLURM and TPUs too")
+    parser.add_argument(
+        "--compile_cache", metavar="DIR", help="where compiled programs are kept for the next start; empty: nowhere"
+    )
+    parser.add_argument(
+        "--coordinator_address", metavar="HOST:PORT", help="of several processes: where all can reach the first one"
+    )
+    parser.add_argument(
+        "--num_processes",
+        type=int,
+        metavar="N",
+        help="how many processes there are; 1: this one, on SLURM and TPUs too",
+    )
     parser.add_argument("--process_id", type=int, metavar="I", help="which of them this is, from 0")
     return parser
 
@@ -72,7 +85,9 @@ def keep_compiled(folder: str | None) -> None:
     if folder == "" or (folder is None and os.environ.get("JAX_COMPILATION_CACHE_DIR")):
         return
     try:
-        path = user_path(folder or pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "mtlora_jax", "compiled"))
+        path = user_path(
+            folder or pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "mtlora_jax", "compiled")
+        )
         files.check_writable(path)
         files.make_folder(path)
     except UserError as error:

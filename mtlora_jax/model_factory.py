@@ -60,7 +60,9 @@ def build(architecture: Architecture) -> MultiTaskModel:
         _, options = choose(HEADS, "decoder", architecture["decoder"], ("self", "outputs"))
         head, channels = architecture["decoder"]["name"], options.pop("channels")
         if len(channels) != len(backbone.out_channels):
-            raise UserError(f"decoder.channels = {list(channels)} must have {len(backbone.out_channels)} entries, one per feature map")
+            raise UserError(
+                f"decoder.channels = {list(channels)} must have {len(backbone.out_channels)} entries, one per feature map"
+            )
         for task, outputs in architecture["tasks"].items():
             decoders[task] = Decoder(head, backbone.out_channels, channels, outputs, **options)
     model = MultiTaskModel(backbone, decoders)
@@ -129,7 +131,9 @@ def plain(options: Any) -> Any:
 def check_image_size(size: Any) -> None:
     """Raises UserError unless `size` is two integers within `SIDES`."""
     if not list_of(whole(*SIDES), 2, 2).holds(size):
-        raise UserError(f"image_size = {shown(size)} must be (height, width), integers from {SIDES[0]} to {SIDES[1]} pixels")
+        raise UserError(
+            f"image_size = {shown(size)} must be (height, width), integers from {SIDES[0]} to {SIDES[1]} pixels"
+        )
 
 
 def check_tasks(tasks: Any) -> None:

@@ -24,7 +24,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Writes one picture: losses above, in total and of each task, and the scores of the tasks below."""
     parser = cli.Parser("mtlora_jax.plot", __doc__)
     parser.add_argument("runs", nargs="+", type=user_path, help="workdirs of runs")
-    parser.add_argument("--output", required=True, type=user_path, help="PNG, PDF or SVG file; an earlier one is replaced")
+    parser.add_argument(
+        "--output", required=True, type=user_path, help="PNG, PDF or SVG file; an earlier one is replaced"
+    )
     args = parser.parse(argv)
     if args.output.suffix not in SUFFIXES or args.output.is_dir():
         raise UserError(f"--output={args.output}: expected a file whose name ends in {', '.join(SUFFIXES)}")
@@ -43,7 +45,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     primary_metrics = {name: kind().primary_metric for name, kind in TASKS.items()}
     scores = {name: primary for name, primary in primary_metrics.items() if f"eval/{name}/{primary}" in keys}
     columns = [("loss", "loss", "", "")]
-    columns += [(f"{name} loss", f"loss/{name}", f"{name} {primary}", f"eval/{name}/{primary}") for name, primary in scores.items()]
+    columns += [
+        (f"{name} loss", f"loss/{name}", f"{name} {primary}", f"eval/{name}/{primary}")
+        for name, primary in scores.items()
+    ]
     figure, axes = plt.subplots(2, len(columns), figsize=(3.6 * len(columns), 5.4), layout="constrained", squeeze=False)
     for column, (loss_title, loss, score_title, score) in enumerate(columns):
         draw(axes[0][column], loss_title, loss, logs, None, "log")

@@ -17,7 +17,9 @@ def find(registry: Mapping[str, Any], part: str, options: Mapping[str, Any]) -> 
     return registry[name]
 
 
-def choose(registry: Mapping[str, Any], part: str, options: Mapping[str, Any], given: tuple[str, ...] = ("self",)) -> tuple[Any, dict]:
+def choose(
+    registry: Mapping[str, Any], part: str, options: Mapping[str, Any], given: tuple[str, ...] = ("self",)
+) -> tuple[Any, dict]:
     """Looks `options["name"]` up and checks the other options against what the entry accepts.
 
     Its constructor has their names. Its `OPTIONS`, {option: check}, says what each may be; what is not there must be plain and bounded.

@@ -74,18 +74,27 @@ def number(least: float = -LARGEST, most: float = LARGEST) -> Check:
     return Check(f"a finite number from {least:g} to {most:g}", fits)
 
 
-def within(least: float = -math.inf, most: float = math.inf, *, above: float = -math.inf, below: float = math.inf) -> Check:
+def within(
+    least: float = -math.inf, most: float = math.inf, *, above: float = -math.inf, below: float = math.inf
+) -> Check:
     """A number in an interval, with or without its ends."""
     ends = {"at least": least, "at most": most, "above": above, "below": below}
     told = " and ".join(f"{words} {end:g}" for words, end in ends.items() if math.isfinite(end))
-    return Check(told, lambda value: isinstance(value, int | float) and least <= value <= most and above < value < below)
+    return Check(
+        told, lambda value: isinstance(value, int | float) and least <= value <= most and above < value < below
+    )
 
 
 def text(longest: int = LONGEST, like: str = "(?s).*", what: str = "text") -> Check:
     """A string that UTF-8 can hold, and that matches the pattern `like` as a whole; in words, `what`."""
 
     def fits(value: Any) -> bool:
-        return isinstance(value, str) and len(value) <= longest and _is_utf8(value, "strict") and bool(re.fullmatch(like, value))
+        return (
+            isinstance(value, str)
+            and len(value) <= longest
+            and _is_utf8(value, "strict")
+            and bool(re.fullmatch(like, value))
+        )
 
     return Check(f"{what} of at most {longest} characters", fits)
 
@@ -112,7 +121,9 @@ def list_of(check: Check, least: int = 0, most: int = LONGEST) -> Check:
     def inside(value: Any) -> Inside:
         return ((str(index), part, check) for index, part in enumerate(value))
 
-    return Check(f"a list of {least if least == most else f'{least} to {most}'} entries, each {check.expected}", fits, inside)
+    return Check(
+        f"a list of {least if least == most else f'{least} to {most}'} entries, each {check.expected}", fits, inside
+    )
 
 
 def mapping(check: Check, name: Check, most: int = LONGEST) -> Check:
@@ -143,21 +154,33 @@ def record(needed: Mapping[str, Check], more: Mapping[str, Check] | None = None)
 
 def either(*checks: Check, expected: str = "") -> Check:
     """What passes one of several checks."""
-    return Check(expected or ", or ".join(check.expected for check in checks), lambda value: any(check.holds(value) for check in checks))
+    return Check(
+        expected or ", or ".join(check.expected for check in checks),
+        lambda value: any(check.holds(value) for check in checks),
+    )
 
 
 def _is_plain(value: Any, deepest: int = DEEPEST) -> bool:
     if isinstance(value, Mapping | list | tuple):
         names, parts = (value, value.values()) if isinstance(value, Mapping) else ((), value)
         few = deepest > 0 and len(value) <= LONGEST
-        return few and all(isinstance(n, str) and _is_utf8(n) for n in names) and all(_is_plain(part, deepest - 1) for part in parts)
+        return (
+            few
+            and all(isinstance(n, str) and _is_utf8(n) for n in names)
+            and all(_is_plain(part, deepest - 1) for part in parts)
+        )
     if isinstance(value, str):
         return len(value) <= LONGEST and _is_utf8(value)
     return value is None or isinstance(value, int | float) and -LARGEST <= value <= LARGEST
 
 
 # A name of a file may hold bytes that are no UTF-8, which Python keeps as lone surrogates.
-file_name = Check("the name of a file", lambda value: isinstance(value, str) and len(value) <= LONGEST and _is_utf8(value))
-plain = Check(f"finite numbers, texts, lists and objects of at most {LONGEST} entries, at most {DEEPEST} inside of each other", _is_plain)
+file_name = Check(
+    "the name of a file", lambda value: isinstance(value, str) and len(value) <= LONGEST and _is_utf8(value)
+)
+plain = Check(
+    f"finite numbers, texts, lists and objects of at most {LONGEST} entries, at most {DEEPEST} inside of each other",
+    _is_plain,
+)
 nothing = Check("null", lambda value: value is None)
 flag = Check("true or false", lambda value: isinstance(value, bool))

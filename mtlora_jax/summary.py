@@ -96,7 +96,9 @@ def size_and_cost(architecture: Mapping[str, Any]) -> dict[str, Any]:
     model = model_factory.build(architecture)
     counts = count_parameters(model, model_factory.method_of(architecture)).values()
     sums = {key: sum(count[key] for count in counts) for key in ("trainable", "total")}
-    cost = {name: macs_of(model, size, fused)[0].products / 1e9 for name, fused in (("gmacs", False), ("gmacs_fused", True))}
+    cost = {
+        name: macs_of(model, size, fused)[0].products / 1e9 for name, fused in (("gmacs", False), ("gmacs_fused", True))
+    }
     if not model_factory.method_class(architecture["method"]).MERGEABLE:
         return {**sums, "total_merged": None, **cost, "gmacs_merged": None}
     merged = model_factory.build(merged_architecture(architecture))
@@ -110,7 +112,8 @@ def tell(summary: Mapping[str, Any]) -> None:
 
     print_parameters(summary)
     modules = [
-        (name, f"{count['total']:,}", f"{count['trainable']:,}", f"{count['gmacs']:.3f}") for name, count in summary["modules"].items()
+        (name, f"{count['total']:,}", f"{count['trainable']:,}", f"{count['gmacs']:.3f}")
+        for name, count in summary["modules"].items()
     ]
     print_table("Parameters and products with them", ("module", "total", "trainable", "GMACs"), modules)
 
@@ -125,12 +128,17 @@ def tell(summary: Mapping[str, Any]) -> None:
     rows = [(what, f"{value:.2f}") for what, value in told.items() if value is not None]
     print_table(f"One image of {size}, {tasks} tasks", ("forward pass", "GMACs"), rows)
     merges = summary["total_merged"] is not None
-    console.print(f"merged: {summary['total_merged']:,} parameters\n" if merges else "models of this method cannot be merged\n")
+    console.print(
+        f"merged: {summary['total_merged']:,} parameters\n" if merges else "models of this method cannot be merged\n"
+    )
 
     keys = ("trainable", "gmacs", *(["gmacs_merged"] if merges else []))
     rows, before = [], dict.fromkeys(keys, 0)
     for task, values in summary["per_task"].items():
-        cells = [[f"{x:,}" if isinstance(x, int) else f"{x:.2f}" for x in (values[key], values[key] - before[key])] for key in keys]
+        cells = [
+            [f"{x:,}" if isinstance(x, int) else f"{x:.2f}" for x in (values[key], values[key] - before[key])]
+            for key in keys
+        ]
         rows.append((task, *(cell for pair in cells for cell in (pair[0], f"+{pair[1]}" if rows else ""))))
         before = values
     headings = ("with", "trainable", "added", "GMACs", "added", *(("merged", "added") if merges else ()))
@@ -150,7 +158,9 @@ def print_paper(as_json: bool) -> None:
         print(json.dumps({"rows": list(entries()), "remarks": REMARKS}))
         return
     headings = ("table", "row", "computed", "printed", "note")
-    print_table("MTLoRA, arXiv 2403.20320: trained parameters; in Table 6 multiply-accumulates", headings, list(compared()))
+    print_table(
+        "MTLoRA, arXiv 2403.20320: trained parameters; in Table 6 multiply-accumulates", headings, list(compared())
+    )
     for remark in REMARKS:
         console.print(remark)
 

@@ -78,12 +78,16 @@ def build(
     data_dir, manual_dir = user_path(data_dir), None if manual_dir is None else user_path(manual_dir)
     builder_cls = builder_class(dataset)
     if str(data_dir) != os.fsencode(data_dir).decode(errors="replace"):
-        raise UserError(f"{data_dir}: has a name that is no UTF-8 text, which the writer of records needs; choose another folder")
+        raise UserError(
+            f"{data_dir}: has a name that is no UTF-8 text, which the writer of records needs; choose another folder"
+        )
     if workers < 0:
         raise UserError(f"workers = {workers}; expected the number of processes, or 0 for one per core")
     config = raw.config_name(builder_cls.RAW, builder_cls.RAW.tasks if tasks is None else tasks)
     logging.set_verbosity(logging.ERROR)  # TFDS warns of every data set that is not there yet
-    builder = builder_cls(data_dir=str(data_dir), config=config, workers=workers, allow_partial=allow_partial, url=url, sha256=sha256)
+    builder = builder_cls(
+        data_dir=str(data_dir), config=config, workers=workers, allow_partial=allow_partial, url=url, sha256=sha256
+    )
     there = builder.is_prepared()
     if not there:
         check_writable(pathlib.Path(builder.data_path))
@@ -91,11 +95,15 @@ def build(
         download_config = tfds.download.DownloadConfig(manual_dir=str(manual_dir) if manual_dir else None)
         with contextlib.redirect_stdout(None):  # TFDS would speak of unknown sizes
             builder.download_and_prepare(
-                download_dir=str(pathlib.Path(data_dir, "downloads")), download_config=download_config, file_format=FORMAT
+                download_dir=str(pathlib.Path(data_dir, "downloads")),
+                download_config=download_config,
+                file_format=FORMAT,
             )
     file_format = builder.info.file_format
     if file_format is None or file_format.value != FORMAT:
-        raise UserError(f"{builder.data_path}: holds files of another format, {file_format}, than {FORMAT}; delete it to build it again")
+        raise UserError(
+            f"{builder.data_path}: holds files of another format, {file_format}, than {FORMAT}; delete it to build it again"
+        )
     examples = {split: info.num_examples for split, info in builder.info.splits.items()}
     if not allow_partial and examples != builder_cls.RAW.counts:
         raise UserError(
@@ -104,7 +112,15 @@ def build(
         )
     path = pathlib.Path(builder.data_path)
     size = sum(file.stat().st_size for file in path.iterdir())
-    return Built(path, examples, size, builder.raw_size, builder.converted, builder.resized, 0 if there else time.perf_counter() - start)
+    return Built(
+        path,
+        examples,
+        size,
+        builder.raw_size,
+        builder.converted,
+        builder.resized,
+        0 if there else time.perf_counter() - start,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -112,10 +128,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser("tfds_pascal_context.build", __doc__)
     parser.add_argument("--dataset", default="pascal_context", help="pascal_context (default) or nyud")
     parser.add_argument("--data_dir", default="data", type=user_path, help="where TFDS keeps data sets (default: data)")
-    parser.add_argument("--manual_dir", type=user_path, help="archive, unpacked folder, or folder that holds either (default: download)")
-    parser.add_argument("--tasks", type=lambda text: text.split(","), help="labels to build, such as semseg,human_parts (default: all)")
+    parser.add_argument(
+        "--manual_dir", type=user_path, help="archive, unpacked folder, or folder that holds either (default: download)"
+    )
+    parser.add_argument(
+        "--tasks", type=lambda text: text.split(","), help="labels to build, such as semseg,human_parts (default: all)"
+    )
     parser.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
-    parser.add_argument("--allow_partial", action="store_true", help="take lists that are not as long as the published ones")
+    parser.add_argument(
+        "--allow_partial", action="store_true", help="take lists that are not as long as the published ones"
+    )
     parser.add_argument("--url", default="", help="download from here instead")
     parser.add_argument("--sha256", default="", help="expected checksum of the archive")
     args = parser.parse(argv)
@@ -124,7 +146,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not built.seconds:
         print("It had been built before; delete it to build it again.")
         return
-    print(f"made from {built.raw_size / 1e6:.1f} MB; {built.converted} images converted in {built.seconds:.1f} s", end="")
+    print(
+        f"made from {built.raw_size / 1e6:.1f} MB; {built.converted} images converted in {built.seconds:.1f} s", end=""
+    )
     print(f", {built.converted / built.seconds:.1f} images/s")
     resized = ", ".join(f"{task} {count}" for task, count in built.resized.items() if count)
     if resized:

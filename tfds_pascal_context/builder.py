@@ -38,7 +38,10 @@ def configs(dataset: type[raw.Raw]) -> list[Config]:
     """A builder config for every choice of tasks, all of them first."""
     counts = range(len(dataset.tasks), 0, -1)
     choices = itertools.chain.from_iterable(itertools.combinations(dataset.tasks, count) for count in counts)
-    return [Config(tasks, name=raw.config_name(dataset, tasks), description="Labels: " + ", ".join(tasks) + ".") for tasks in choices]
+    return [
+        Config(tasks, name=raw.config_name(dataset, tasks), description="Labels: " + ", ".join(tasks) + ".")
+        for tasks in choices
+    ]
 
 
 class RawBuilder(ShardBasedBuilder, skip_registration=True):
@@ -57,7 +60,9 @@ class RawBuilder(ShardBasedBuilder, skip_registration=True):
     HOMEPAGE: ClassVar[str]
     LICENSE: ClassVar[str]
 
-    def __init__(self, *, workers: int = 0, allow_partial: bool = False, url: str = "", sha256: str = "", **kwargs: Any):
+    def __init__(
+        self, *, workers: int = 0, allow_partial: bool = False, url: str = "", sha256: str = "", **kwargs: Any
+    ):
         super().__init__(**kwargs)
         self._workers = workers or os.cpu_count() or 1
         self._allow_partial = allow_partial
@@ -83,7 +88,9 @@ class RawBuilder(ShardBasedBuilder, skip_registration=True):
         """Whether the data set is there; TFDS would take `[` and `*` in its path for a pattern."""
         return os.path.isfile(os.path.join(self.data_path, "dataset_info.json"))
 
-    def download_and_prepare(self, *, download_config: tfds.download.DownloadConfig | None = None, **kwargs: Any) -> None:
+    def download_and_prepare(
+        self, *, download_config: tfds.download.DownloadConfig | None = None, **kwargs: Any
+    ) -> None:
         """As in TFDS; `download_config.manual_dir` may also be the archive, or the unpacked folder itself.
 
         What a stopped or failed build has converted is kept in `partial_dir` and used by the next. Raises UserError.
@@ -108,7 +115,10 @@ class RawBuilder(ShardBasedBuilder, skip_registration=True):
         return storage.ReproducibleWriter(self.info.file_format or tfds.core.FileFormat.ARRAY_RECORD)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features = {"image_id": tfds.features.Text(), "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")}
+        features = {
+            "image_id": tfds.features.Text(),
+            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
+        }
         return self.dataset_info_from_configs(  # README.md and CITATIONS.bib
             features=tfds.features.FeaturesDict(features | {task: self.FEATURES[task] for task in self.tasks}),
             homepage=self.HOMEPAGE,
@@ -129,11 +139,19 @@ class RawBuilder(ShardBasedBuilder, skip_registration=True):
             dataset.check_folders(self.tasks)
             people = self._convert(dataset, ids, progress)
         metadata: dict[str, Any] = {"image_ids": ids}
-        shards = {split: [ids[split][start : start + SHARD] for start in range(0, len(ids[split]), SHARD)] for split in raw.SPLITS}
+        shards = {
+            split: [ids[split][start : start + SHARD] for start in range(0, len(ids[split]), SHARD)]
+            for split in raw.SPLITS
+        }
         if "human_parts" in self.tasks:
-            metadata["people"] = {split: [image_id for image_id in ids[split] if image_id in people] for split in raw.SPLITS}
+            metadata["people"] = {
+                split: [image_id for image_id in ids[split] if image_id in people] for split in raw.SPLITS
+            }
         self.info.metadata.update(metadata)  # pyright: ignore[reportOptionalMemberAccess]
-        return {split: [functools.partial(self._examples, dataset, part) for part in parts] for split, parts in shards.items()}
+        return {
+            split: [functools.partial(self._examples, dataset, part) for part in parts]
+            for split, parts in shards.items()
+        }
 
     def _find(self, dl_manager, progress: rich.progress.Progress) -> pathlib.Path:
         """The raw data, which is downloaded if it is nowhere else."""
@@ -147,11 +165,17 @@ class RawBuilder(ShardBasedBuilder, skip_registration=True):
             if found:
                 return found
         if not self._url:
-            raise UserError(f"{self.RAW.archive} cannot be downloaded by a program: {self.MANUAL_DOWNLOAD_INSTRUCTIONS}")
+            raise UserError(
+                f"{self.RAW.archive} cannot be downloaded by a program: {self.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+            )
         bar = progress.add_task(f"downloading {self._url}", total=None)
         path = pathlib.Path(dl_manager.download_dir) / self.RAW.archive
         return download.download(
-            self._url, path, self._sha256, lambda done, total: progress.update(bar, completed=done, total=total or None), self.RAW.largest
+            self._url,
+            path,
+            self._sha256,
+            lambda done, total: progress.update(bar, completed=done, total=total or None),
+            self.RAW.largest,
         )
 
     def _convert(self, dataset: raw.Raw, ids: dict[str, list[str]], progress: rich.progress.Progress) -> set[str]:
@@ -177,7 +201,9 @@ class RawBuilder(ShardBasedBuilder, skip_registration=True):
         for image_id in ids:
             made = convert.load_finished(dataset, image_id, self.tasks, self.partial_dir)
             # Encoded already: TFDS would need TensorFlow to encode an array.
-            labels = made.labels if packs else {task: files.compressed(content) for task, content in made.labels.items()}
+            labels = (
+                made.labels if packs else {task: files.compressed(content) for task, content in made.labels.items()}
+            )
             images = {"image": files.read(dataset.image(image_id), "a JPEG photograph"), **labels}
             yield image_id, {"image_id": image_id, **{name: io.BytesIO(content) for name, content in images.items()}}
 

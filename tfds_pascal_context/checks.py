@@ -19,7 +19,9 @@ def raw_problems(raw: Any, image_id: str, tasks: tuple[str, ...]) -> dict[str, s
     return {task: _problem(functools.partial(convert.label, raw, task, image_id, size)) for task in tasks}
 
 
-def built_problems(folder: pathlib.Path, split: str, index: int, image_id: str, tasks: tuple[str, ...]) -> dict[str, str]:
+def built_problems(
+    folder: pathlib.Path, split: str, index: int, image_id: str, tasks: tuple[str, ...]
+) -> dict[str, str]:
     """As `raw_problems`, of one example."""
     origin = f"{folder}: {split} example {index} ({image_id})"
     workers.note(origin)
@@ -62,4 +64,6 @@ def _source(folder: pathlib.Path, split: str) -> Any:
 
     builder: Any = tfds.builder_from_directory(str(folder))
     undecoded: Any = tfds.decode.SkipDecoding()
-    return builder.as_data_source(split, decoders={name: undecoded for name in builder.info.features if name != "image_id"})
+    return builder.as_data_source(
+        split, decoders={name: undecoded for name in builder.info.features if name != "image_id"}
+    )

@@ -71,7 +71,9 @@ def load(path: pathlib.Path, fingerprint: str, tasks: Sequence[str]) -> Converte
             ordinary = {entry.compress_type for entry in entries} <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
             if not ordinary or sum(entry.file_size for entry in entries) > files.LARGEST:
                 return None
-            contents = {entry.filename: cached.open(entry).read(entry.file_size) for entry in entries}  # never more than it says
+            contents = {
+                entry.filename: cached.open(entry).read(entry.file_size) for entry in entries
+            }  # never more than it says
         if [len(content) for content in contents.values()] != [entry.file_size for entry in entries]:
             return None
         head = json.loads(contents.pop(HEAD))
@@ -131,7 +133,9 @@ def load_finished(raw: Raw, image_id: str, tasks: Sequence[str], cache: pathlib.
     return converted
 
 
-def convert_all(raw: Raw, ids: Sequence[str], tasks: Sequence[str], cache: pathlib.Path, workers: int) -> Iterator[tuple[Converted, bool]]:
+def convert_all(
+    raw: Raw, ids: Sequence[str], tasks: Sequence[str], cache: pathlib.Path, workers: int
+) -> Iterator[tuple[Converted, bool]]:
     """Converts many images into `cache`; yields, in the order of `ids`, each without its labels, and whether it had to be converted.
 
     Raises UserError for the first image that cannot be converted, OSError if the disk is full.

@@ -60,7 +60,9 @@ def check(path: pathlib.Path, sha256: str) -> None:
     """Raises UserError if a file is not the one with this checksum."""
     found = sha256_of(path)
     if found != sha256.lower():
-        raise UserError(f"{path}: has the SHA-256 {found}; expected {sha256}. It is damaged or another version: delete it and start again")
+        raise UserError(
+            f"{path}: has the SHA-256 {found}; expected {sha256}. It is damaged or another version: delete it and start again"
+        )
 
 
 def sha256_of(path: pathlib.Path) -> str:
@@ -89,12 +91,16 @@ def _fetch(url: str, part: pathlib.Path, report: Callable[[int, int], None], lar
             if error.code == 416:  # nothing after the end: what is there is no beginning of this file
                 part.unlink(missing_ok=True)
             elif error.code < 500:
-                raise UserError(f"{url}: {error.code} {error.reason}; look for the archive elsewhere and say --manual_dir=FILE") from error
+                raise UserError(
+                    f"{url}: {error.code} {error.reason}; look for the archive elsewhere and say --manual_dir=FILE"
+                ) from error
             reason = f"{error.code} {error.reason}"
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
         except ValueError as error:
-            raise UserError(f"{url}: is no address to download from ({error}); expected one such as https://HOST/FILE") from error
+            raise UserError(
+                f"{url}: is no address to download from ({error}); expected one such as https://HOST/FILE"
+            ) from error
         failures = 0 if _size(part) > before else failures + 1
     has = f"; {_size(part)} bytes are kept, the same command goes on from there" if _size(part) else ""
     raise UserError(f"{url}: cannot be downloaded ({reason}){has}")
@@ -119,7 +125,9 @@ def _continue(url: str, part: pathlib.Path, report: Callable[[int, int], None], 
                 report(done, total)
     if max(done, total) > largest:
         part.unlink()
-        raise UserError(f"{url}: has more than {largest} bytes; expected an archive like the published one. What was downloaded is removed")
+        raise UserError(
+            f"{url}: has more than {largest} bytes; expected an archive like the published one. What was downloaded is removed"
+        )
     return not total or _size(part) == total
 
 

@@ -30,11 +30,16 @@ def write_dummy_data(root: str | pathlib.Path) -> None:
     """Writes ROOT/PASCAL_MT and ROOT/NYUD_MT; what an earlier call wrote there is replaced. Raises UserError for other data."""
     root = pathlib.Path(root)
     check_writable(root)
-    lists = {root / "PASCAL_MT" / layout.LISTS / "train.txt": PASCAL["train"], root / "NYUD_MT/gt_sets/train.txt": NYUD["train"]}
+    lists = {
+        root / "PASCAL_MT" / layout.LISTS / "train.txt": PASCAL["train"],
+        root / "NYUD_MT/gt_sets/train.txt": NYUD["train"],
+    }
     for path, ids in lists.items():
         folder = root / path.relative_to(root).parts[0]
         if os.path.lexists(folder) and not (path.is_file() and read_text(path).split() == list(ids)):
-            raise UserError(f"{folder}: is there already and holds other data, which would be lost; expected a folder without it")
+            raise UserError(
+                f"{folder}: is there already and holds other data, which would be lost; expected a folder without it"
+            )
     for folder in ("PASCAL_MT", "NYUD_MT"):
         shutil.rmtree(root / folder, ignore_errors=True)
     write_pascal(root / "PASCAL_MT")
@@ -45,7 +50,9 @@ def write_pascal(root: pathlib.Path) -> None:
     """Seven images; what is special about each is said beside it."""
     dog = Annotated(DOG, box(30, 46, 4, 20), {"head": box(30, 36, 4, 10), "tail": box(30, 33, 16, 20)})
     _write(root, "dummy_01", [person(2, 40), dog])
-    _write(root, "dummy_02", [person(2, 20), Annotated(PERSON, box(20, 30, 2, 9), {}), person(6, 26)])  # overlapping; one without parts
+    _write(
+        root, "dummy_02", [person(2, 20), Annotated(PERSON, box(20, 30, 2, 9), {}), person(6, 26)]
+    )  # overlapping; one without parts
     _write(root, "dummy_03", [dog])  # nobody; semseg in the other folder
     (root / layout.SEMSEG[1]).mkdir(parents=True)
     (root / layout.SEMSEG[0] / "dummy_03.png").rename(root / layout.SEMSEG[1] / "dummy_03.png")
@@ -129,7 +136,9 @@ def _write(root: pathlib.Path, image_id: str, objects: Sequence[Annotated], size
     normals = np.stack([columns / size[1] - 0.5, rows / size[0] - 0.5, np.ones(size)], axis=-1)
     normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
     image = np.asarray(_photograph(size, len(objects)))
-    layout.write_raw(root, image_id, image=image, semseg=semseg, objects=objects, context=context, normals=normals, sal=sal)
+    layout.write_raw(
+        root, image_id, image=image, semseg=semseg, objects=objects, context=context, normals=normals, sal=sal
+    )
 
 
 def _photograph(size: tuple[int, int], seed: int) -> PIL.Image.Image:

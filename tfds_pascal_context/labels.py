@@ -30,7 +30,9 @@ def human_parts(objects: list[Annotated], size: tuple[int, int]) -> np.ndarray:
             if part not in PARTS:
                 raise UserError(f"unknown part {part!r} of a person; expected one of {', '.join(PARTS)}")
             if mask.shape != label.shape:
-                raise UserError(f"the mask of part {part!r} is {_wh(mask)}, others are {_wh(label)}; they must have one size")
+                raise UserError(
+                    f"the mask of part {part!r} is {_wh(mask)}, others are {_wh(label)}; they must have one size"
+                )
             label[mask] = PARTS[part]
     return label
 

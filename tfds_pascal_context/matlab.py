@@ -84,7 +84,9 @@ class _Elements:
         """The next element, which has to be of this type."""
         found, content = self.next()
         if found != kind or len(content) % 4:
-            raise ValueError(f"it has an element of type {found} and {len(content)} bytes where integers of type {kind} should be")
+            raise ValueError(
+                f"it has an element of type {found} and {len(content)} bytes where integers of type {kind} should be"
+            )
         return np.frombuffer(content, self.order + NUMBERS[kind]).tolist()
 
     def text(self) -> str:
@@ -134,7 +136,9 @@ def _value(elements: _Elements, flags: int, shape: tuple[int, ...], depth: int) 
     if category == STRUCTURE:
         return _structure(elements, shape, depth)
     if category not in (CHARACTERS, *NUMERIC) or flags & COMPLEX:
-        raise ValueError(f"it has {'complex numbers' if category in NUMERIC else CLASSES.get(category, f'values of class {category}')}")
+        raise ValueError(
+            f"it has {'complex numbers' if category in NUMERIC else CLASSES.get(category, f'values of class {category}')}"
+        )
     kind, content = elements.next()
     return (_texts if category == CHARACTERS else _numbers)(kind, content, shape, elements.order)
 
@@ -148,7 +152,9 @@ def _structure(elements: _Elements, shape: tuple[int, ...], depth: int) -> np.nd
     names = [joined[start : start + length].split("\0")[0] for start in range(0, len(joined), length)]
     count = math.prod(shape)
     if count * len(names) > (len(elements.data) - elements.at) // 8:  # each has a tag
-        raise ValueError(f"a structure of shape {shape} with {len(names)} fields has no room in {len(elements.data)} bytes")
+        raise ValueError(
+            f"a structure of shape {shape} with {len(names)} fields has no room in {len(elements.data)} bytes"
+        )
     records = np.empty(count, [(name, object) for name in names])
     for record in records:
         for name in names:

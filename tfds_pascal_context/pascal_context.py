@@ -85,7 +85,9 @@ def _sal(paths: list[pathlib.Path], size: Size) -> np.ndarray:
 
 
 def _normals(paths: list[pathlib.Path], size: Size) -> np.ndarray:
-    return labels.valid_normals(files.read_image(paths[0], ("RGB",), "an RGB PNG of normals"), layout.read_context(paths[1]))
+    return labels.valid_normals(
+        files.read_image(paths[0], ("RGB",), "an RGB PNG of normals"), layout.read_context(paths[1])
+    )
 
 
 def _edge(paths: list[pathlib.Path], size: Size) -> np.ndarray:

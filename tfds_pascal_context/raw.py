@@ -65,7 +65,9 @@ class Raw(abc.ABC):
         ids = {split: self._read_list(self.list_file(split)) for split in SPLITS}
         both = set(ids["train"]) & set(ids["val"])
         if both:
-            raise UserError(f"{self.list_file('val')}: {min(both)!r} is in {self.list_file('train').name} too; expected each id once")
+            raise UserError(
+                f"{self.list_file('val')}: {min(both)!r} is in {self.list_file('train').name} too; expected each id once"
+            )
         return ids
 
     def check_counts(self, ids: dict[str, list[str]]) -> None:

@@ -16,7 +16,10 @@ from mtlora_jax.errors import UserError
 from mtlora_jax.io.files import check_writable, read_text, user_path
 from tfds_pascal_context import layout
 
-SPLITS = {"train": 0, "val": 100_000}  # seed of the first scene; those from `mtlora_jax.demo.pretrain.FIRST_SEED` on were for pre-training
+SPLITS = {
+    "train": 0,
+    "val": 100_000,
+}  # seed of the first scene; those from `mtlora_jax.demo.pretrain.FIRST_SEED` on were for pre-training
 SIDES = (16, 4096)  # pixels
 
 
@@ -26,7 +29,9 @@ def write(root: pathlib.Path, counts: dict[str, int], size: tuple[int, int] = (1
     The lists of ids are written last: without them nothing takes the folder for a data set.
     """
     ids = {split: [f"scene_{first + i:06}" for i in range(counts[split])] for split, first in SPLITS.items()}
-    if all(_list_of(root, split).is_file() and read_text(_list_of(root, split)).split() == ids[split] for split in SPLITS):
+    if all(
+        _list_of(root, split).is_file() and read_text(_list_of(root, split)).split() == ids[split] for split in SPLITS
+    ):
         return
     wanted = [image_id for split in SPLITS for image_id in ids[split]]
     for _ in map_on_all_cores(functools.partial(write_scene, root=root, size=size), wanted, "rendering scenes"):
@@ -58,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=user_path, help="where to write the files")
     parser.add_argument("--train", type=int, default=2000, help="scenes to train on (default: 2000)")
     parser.add_argument("--val", type=int, default=160, help="scenes to evaluate on (default: 160)")
-    parser.add_argument("--size", type=int, nargs=2, default=(176, 176), metavar=("H", "W"), help="pixels of a scene (default: 176 176)")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(176, 176), metavar=("H", "W"), help="pixels of a scene (default: 176 176)"
+    )
     args = parser.parse(argv)
     counts = {"train": args.train, "val": args.val}
     for split, count in counts.items():

@@ -20,7 +20,13 @@ LEAST = 2**28  # bytes; an archive that unpacks to less may be packed as it like
 MOST_MEMBERS = 500_000  # some five times those of PASCAL_MT
 DEEPEST = 8  # folders
 LARGEST_HEADER = 2**16  # bytes of an extension, such as a long name
-EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+EXTENSIONS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 
 
 def find(raw: type[Raw], place: pathlib.Path) -> pathlib.Path | None:
@@ -38,11 +44,15 @@ def find_or_fail(raw: type[Raw], place: pathlib.Path) -> pathlib.Path:
         raise UserError(f"{place}: no such file or folder; expected {raw.archive} or the folder it unpacks to")
     found = find(raw, place)
     if found is None:
-        raise UserError(f"{place}: holds neither {raw.images}/ nor {raw.archive}; expected {raw.archive} or the folder it unpacks to")
+        raise UserError(
+            f"{place}: holds neither {raw.images}/ nor {raw.archive}; expected {raw.archive} or the folder it unpacks to"
+        )
     return found
 
 
-def open_raw(raw: type[Raw], found: pathlib.Path, tasks: Sequence[str], work: pathlib.Path, report: Callable[[str], None]) -> Raw:
+def open_raw(
+    raw: type[Raw], found: pathlib.Path, tasks: Sequence[str], work: pathlib.Path, report: Callable[[str], None]
+) -> Raw:
     """The data set in a folder or archive; of an archive, what `tasks` need is unpacked to `work`, unless it is there already.
 
     Raises UserError for an archive that is cut off, damaged or another one.
@@ -60,7 +70,9 @@ def _unpack(
         shutil.rmtree(folder, ignore_errors=True)
         files.make_folder(folder)
         blank = raw(folder)
-        wanted = [f"{name}/" for name in (raw.images, raw.lists, *(name for task in tasks for name in blank.folders(task)))]
+        wanted = [
+            f"{name}/" for name in (raw.images, raw.lists, *(name for task in tasks for name in blank.folders(task)))
+        ]
         room = max(LEAST, min(raw.largest, RATIO * state.st_size))
         report(f"unpacking {archive}")
         try:

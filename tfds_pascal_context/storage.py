@@ -59,10 +59,16 @@ def check_shards(split: tfds.core.SplitInfo) -> None:
     for path, expected in zip(split.filepaths, split.shard_lengths, strict=True):
         try:
             reader = ArrayRecordReader(os.fspath(path))
-            written = sum(bool(record) for start in range(0, expected, 16) for record in reader.read(start, min(start + 16, expected)))
+            written = sum(
+                bool(record)
+                for start in range(0, expected, 16)
+                for record in reader.read(start, min(start + 16, expected))
+            )
             reader.close()
         except (RuntimeError, ValueError, IndexError) as error:
-            raise UserError(f"{path}: was not written whole ({error}); is the disk full? Make room and start again") from error
+            raise UserError(
+                f"{path}: was not written whole ({error}); is the disk full? Make room and start again"
+            ) from error
         if written != expected:
             raise UserError(
                 f"{path}: was not written whole ({written} of {expected} examples); is the disk full? Make room and start again"

@@ -17,7 +17,9 @@ from typing import Any
 from mtlora_jax import cli
 from mtlora_jax.errors import UserError
 from mtlora_jax.io.files import user_path
-from tfds_pascal_context import checks  # its functions run in workers, which could not find them in a program's main module
+from tfds_pascal_context import (
+    checks,
+)  # its functions run in workers, which could not find them in a program's main module
 
 
 @dataclasses.dataclass
@@ -55,14 +57,20 @@ def verify_raw(
         opened = source.open_raw(raw_cls, found, tasks, pathlib.Path(work), print)
         ids = opened.ids()
         there = tuple(task for task in tasks if opened.has(task))
-        problems = [f"{opened.root}: no labels for {task} ({', '.join(opened.folders(task))})" for task in tasks if task not in there]
+        problems = [
+            f"{opened.root}: no labels for {task} ({', '.join(opened.folders(task))})"
+            for task in tasks
+            if task not in there
+        ]
         if not allow_partial:
             try:
                 opened.check_counts(ids)
             except UserError as error:
                 problems.append(str(error))
         every = [image_id for split in raw.SPLITS for image_id in ids[split]]
-        return _report(len(every), tasks, problems, checks.raw_problems, [(opened, image_id, there) for image_id in every], workers)
+        return _report(
+            len(every), tasks, problems, checks.raw_problems, [(opened, image_id, there) for image_id in every], workers
+        )
 
 
 def verify_built(
@@ -95,7 +103,9 @@ def verify_built(
     return _report(len(calls), builder.tasks, problems, checks.built_problems, calls, workers)
 
 
-def _report(images: int, tasks: Sequence[str], problems: list[str], check: Any, calls: list[tuple], workers: int) -> Report:
+def _report(
+    images: int, tasks: Sequence[str], problems: list[str], check: Any, calls: list[tuple], workers: int
+) -> Report:
     from tfds_pascal_context.workers import in_parallel
 
     usable, whole = dict.fromkeys(tasks, 0), 0
@@ -116,11 +126,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser("tfds_pascal_context.verify", __doc__)
     parser.add_argument("--dataset", default="pascal_context", help="pascal_context (default) or nyud")
     place = parser.add_mutually_exclusive_group(required=True)
-    place.add_argument("--manual_dir", type=user_path, help="raw data: archive, unpacked folder, or folder that holds either")
+    place.add_argument(
+        "--manual_dir", type=user_path, help="raw data: archive, unpacked folder, or folder that holds either"
+    )
     place.add_argument("--data_dir", type=user_path, help="where TFDS keeps the data set that was built")
-    parser.add_argument("--tasks", type=lambda text: text.split(","), help="labels to look at, such as semseg,human_parts (default: all)")
+    parser.add_argument(
+        "--tasks",
+        type=lambda text: text.split(","),
+        help="labels to look at, such as semseg,human_parts (default: all)",
+    )
     parser.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
-    parser.add_argument("--allow_partial", action="store_true", help="take lists that are not as long as the published ones")
+    parser.add_argument(
+        "--allow_partial", action="store_true", help="take lists that are not as long as the published ones"
+    )
     args = parser.parse(argv)
     check, where = (verify_raw, args.manual_dir) if args.manual_dir else (verify_built, args.data_dir)
     report = check(where, args.tasks, args.workers, dataset=args.dataset, allow_partial=args.allow_partial)
@@ -128,7 +146,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(line)
     tasks = ", ".join(f"{task} {count}" for task, count in report.usable.items())
     good = sum(count > 0 for count in report.usable.values())
-    print(f"{report.images} images, {report.whole} usable with all tasks asked for; {good} of {len(report.usable)} tasks usable: {tasks}")
+    print(
+        f"{report.images} images, {report.whole} usable with all tasks asked for; {good} of {len(report.usable)} tasks usable: {tasks}"
+    )
     if report.problems:
         raise UserError(f"{where}: {len(report.problems)} problems, named above")
 

@@ -20,7 +20,10 @@ from typing import Any, NoReturn
 from mtlora_jax.errors import UserError
 
 AHEAD = 4  # calls of each worker whose results may wait for that of an earlier one
-KILLED = (signal.SIGKILL, signal.SIGTERM)  # by somebody, such as a system without memory; other signals come of the reading
+KILLED = (
+    signal.SIGKILL,
+    signal.SIGTERM,
+)  # by somebody, such as a system without memory; other signals come of the reading
 
 _main: multiprocessing.connection.Connection | None = None  # to the main process, in a worker
 _read: str | None = None  # what was read last, in a worker
@@ -38,7 +41,9 @@ def _give_up(error: UserError) -> NoReturn:
     raise error
 
 
-def in_parallel(function: Callable, calls: Sequence[tuple], workers: int, lost: Callable[[UserError], Any] = _give_up) -> Iterator:
+def in_parallel(
+    function: Callable, calls: Sequence[tuple], workers: int, lost: Callable[[UserError], Any] = _give_up
+) -> Iterator:
     """`function(*call)` of every call, in order, over `workers` processes.
 
     Raises what the function raises. Where a worker dies, `lost` says what the result is, of an error that names the file that was read;
@@ -119,7 +124,9 @@ class _Worker:
     def _how_it_died(self) -> str:
         code = self.process.exitcode or 0
         if code >= 0 or -code in KILLED:
-            reason = f"a worker of {self.workers} was killed, perhaps for want of memory; start again, with fewer --workers"
+            reason = (
+                f"a worker of {self.workers} was killed, perhaps for want of memory; start again, with fewer --workers"
+            )
             return f"{self.reads}: while it read this file, {reason}" if self.reads else reason
         told = f"makes the program that reads it crash ({signal.Signals(-code).name}); it is damaged or made to do so: fetch it again"
         return f"{self.reads or 'a file'}: {told}"
@@ -151,7 +158,12 @@ def _work(pipe: multiprocessing.connection.Connection, function: Callable) -> No
             try:
                 answer = "made", function(*call)
             except MemoryError:
-                answer = "failed", UserError(f"{_read or 'an image'}: needs more memory than there is; start again, with fewer --workers")
+                answer = (
+                    "failed",
+                    UserError(
+                        f"{_read or 'an image'}: needs more memory than there is; start again, with fewer --workers"
+                    ),
+                )
             except Exception as error:
                 answer = "failed", _portable(error)
             pipe.send(answer)

@@ -37,7 +37,10 @@ def random_arrays(architecture: Mapping[str, Any], seed: int) -> dict[str, np.nd
     model = model_factory.build(architecture)
     parameters.initialise(model, seed)
     rng = np.random.default_rng(seed)
-    return {path: value + 0.02 * rng.standard_normal(value.shape, np.float32) for path, value in parameters.arrays(model).items()}
+    return {
+        path: value + 0.02 * rng.standard_normal(value.shape, np.float32)
+        for path, value in parameters.arrays(model).items()
+    }
 
 
 def peer_of(architecture: Mapping[str, Any], arrays: Arrays) -> MTLoRA:
@@ -81,7 +84,10 @@ def compare_training(
         own_total, gradients = jax.device_get(our_gradients(architecture, arrays, batch, tasks, weights))
     ours = to_mtlora.make_state_dict(architecture, {path: np.asarray(value) for path, value in gradients.items()})
     whole = np.sqrt(sum(np.sum(gradient**2) for gradient in theirs.values()))
-    errors = [np.linalg.norm(ours[name] - gradient) / max(np.linalg.norm(gradient), VANISHING * whole) for name, gradient in theirs.items()]
+    errors = [
+        np.linalg.norm(ours[name] - gradient) / max(np.linalg.norm(gradient), VANISHING * whole)
+        for name, gradient in theirs.items()
+    ]
     return {"loss": abs(float(own_total) / total.item() - 1), "gradients": float(max(errors))}
 
 
@@ -91,14 +97,20 @@ def gradient_of(parameter: torch.nn.Parameter) -> np.ndarray:
 
 
 def our_gradients(
-    architecture: Mapping[str, Any], arrays: Arrays, batch: Arrays, tasks: Mapping[str, Task], weights: Mapping[str, float]
+    architecture: Mapping[str, Any],
+    arrays: Arrays,
+    batch: Arrays,
+    tasks: Mapping[str, Task],
+    weights: Mapping[str, float],
 ) -> tuple[jax.Array, Flat]:
     """(total loss, gradients of what is trained) of our model in training mode, computed in float64."""
     model = model_factory.build(architecture)
     parameters.assign(model, arrays, "the random weights")
     model.compute = "float64"
     graph, *parts = parameters.split(model, model_factory.method_of(architecture).is_trainable)
-    trainable, frozen, stats = ({path: jnp.asarray(value, jnp.float64) for path, value in part.items()} for part in parts)
+    trainable, frozen, stats = (
+        {path: jnp.asarray(value, jnp.float64) for path, value in part.items()} for part in parts
+    )
 
     def loss(trainable: Flat, frozen: Flat, batch: Mapping[str, jax.Array]) -> jax.Array:
         model = parameters.merge(graph, trainable, frozen, stats)
@@ -119,7 +131,9 @@ def with_ignored_pixels(batch: Arrays) -> dict[str, np.ndarray]:
 def refuse(differences: Mapping[str, float]) -> None:
     """Raises UserError for a difference above its bound, or one that is no number."""
     wrong = [
-        f"{name} differ by {value:.1e}, more than {BOUNDS[name]:g}" for name, value in differences.items() if not value <= BOUNDS[name]
+        f"{name} differ by {value:.1e}, more than {BOUNDS[name]:g}"
+        for name, value in differences.items()
+        if not value <= BOUNDS[name]
     ]
     if wrong:
         raise UserError(f"ours and the peer are not the same model: {'; '.join(wrong)}")

@@ -23,9 +23,15 @@ class Adaptation:
     task_rank: Mapping[str, int] = dataclasses.field(default_factory=dict)
     task_scale: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
-    def linear(self, location: str, inputs: int, outputs: int, bias: bool = True, specific: bool = False) -> "Linear | LoRALinear":
+    def linear(
+        self, location: str, inputs: int, outputs: int, bias: bool = True, specific: bool = False
+    ) -> "Linear | LoRALinear":
         """The layer at a location, with task-specific branches where `specific`."""
-        return LoRALinear(inputs, outputs, bias, self, specific) if location in self.locations else Linear(inputs, outputs, bias)
+        return (
+            LoRALinear(inputs, outputs, bias, self, specific)
+            if location in self.locations
+            else Linear(inputs, outputs, bias)
+        )
 
 
 class Linear(nn.Linear):
@@ -45,8 +51,12 @@ class LoRALinear(nn.Module):
         self.linear = nn.Linear(inputs, outputs, bias)
         self.lora_shared_A = nn.Parameter(torch.zeros(options.rank, inputs))
         self.lora_shared_B = nn.Parameter(torch.zeros(outputs, options.rank))
-        self.lora_tasks_A = nn.ParameterDict({task: nn.Parameter(torch.zeros(rank, inputs)) for task, rank in ranks.items()})
-        self.lora_tasks_B = nn.ParameterDict({task: nn.Parameter(torch.zeros(outputs, rank)) for task, rank in ranks.items()})
+        self.lora_tasks_A = nn.ParameterDict(
+            {task: nn.Parameter(torch.zeros(rank, inputs)) for task, rank in ranks.items()}
+        )
+        self.lora_tasks_B = nn.ParameterDict(
+            {task: nn.Parameter(torch.zeros(outputs, rank)) for task, rank in ranks.items()}
+        )
         self.dropout = nn.Dropout(options.dropout)
         self.options = options
 
@@ -95,7 +105,8 @@ def adaptations(architecture: Mapping[str, Any]) -> list[Adaptation]:
     locations = [*method.get("locations", LOCATIONS), *["merging"] * (method.get("merging") == "lora")]
     ranks, scales = (per_task(method.get(key, 4), tasks, stages, key) for key in ("task_rank", "task_scale"))
     ranks_shared, scales_shared, dropouts = (
-        per_stage(method.get(key, default), stages, key) for key, default in (("rank", 64), ("scale", 4.0), ("dropout", 0.05))
+        per_stage(method.get(key, default), stages, key)
+        for key, default in (("rank", 64), ("scale", 4.0), ("dropout", 0.05))
     )
     return [
         Adaptation(

@@ -91,7 +91,16 @@ class Block(nn.Module):
     """A Swin block; in the last one of a stage (`specific`) task streams come up."""
 
     def __init__(
-        self, dim: int, heads: int, window: int, side: int, shift: int, ratio: float, rate: float, adapt: Adaptation, specific: bool
+        self,
+        dim: int,
+        heads: int,
+        window: int,
+        side: int,
+        shift: int,
+        ratio: float,
+        rate: float,
+        adapt: Adaptation,
+        specific: bool,
     ):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
@@ -131,12 +140,24 @@ class PatchMerging(nn.Module):
 class Stage(nn.Module):
     """Blocks, and the merging of every stream, one after the other."""
 
-    def __init__(self, dim: int, heads: int, window: int, side: int, ratio: float, rates: Sequence[float], adapt: Adaptation, merge: bool):
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        window: int,
+        side: int,
+        ratio: float,
+        rates: Sequence[float],
+        adapt: Adaptation,
+        merge: bool,
+    ):
         super().__init__()
         last = len(rates) - 1
         shifts = [window // 2 if j % 2 and side > window else 0 for j in range(len(rates))]
         sizes = dim, heads, window, side
-        self.blocks = nn.ModuleList([Block(*sizes, shifts[j], ratio, rates[j], adapt, j == last) for j in range(len(rates))])
+        self.blocks = nn.ModuleList(
+            [Block(*sizes, shifts[j], ratio, rates[j], adapt, j == last) for j in range(len(rates))]
+        )
         self.downsample = PatchMerging(dim, adapt) if merge else nn.Identity()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tasks]:
@@ -173,7 +194,9 @@ class Swin(nn.Module):
         self.layers = nn.ModuleList()
         for i, heads in enumerate(options["num_heads"]):
             sizes = dim << i, heads, window, side >> i
-            self.layers.append(Stage(*sizes, options.get("mlp_ratio", 4.0), rates[i].tolist(), adapts[i], i + 1 < len(depths)))
+            self.layers.append(
+                Stage(*sizes, options.get("mlp_ratio", 4.0), rates[i].tolist(), adapts[i], i + 1 < len(depths))
+            )
         self.widths = [dim << min(i + 1, len(depths) - 1) for i in range(len(depths))]
 
     def forward(self, images: Tensor) -> list[tuple[Tensor, Tasks]]:
@@ -191,7 +214,9 @@ class Head(nn.Module):
     def __init__(self, channels: int, outputs: int):
         super().__init__()
         hidden = 4 * channels
-        self.last_layer = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.BatchNorm2d(hidden), nn.ReLU(), nn.Conv2d(hidden, outputs, 1))
+        self.last_layer = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1), nn.BatchNorm2d(hidden), nn.ReLU(), nn.Conv2d(hidden, outputs, 1)
+        )
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """(B, C_i, h_i, w_i) -> (B, n, h_0, w_0)."""
@@ -218,7 +243,12 @@ class MTLoRA(nn.Module):
         sizes = list(zip(self.backbone.widths, decoder["channels"], strict=True))
         self.downsampler = nn.ModuleDict(
             {
-                task: nn.ModuleDict({f"downsample_{i}": nn.Conv2d(wide, narrow, 1, bias=False) for i, (wide, narrow) in enumerate(sizes)})
+                task: nn.ModuleDict(
+                    {
+                        f"downsample_{i}": nn.Conv2d(wide, narrow, 1, bias=False)
+                        for i, (wide, narrow) in enumerate(sizes)
+                    }
+                )
                 for task in tasks
             }
         )

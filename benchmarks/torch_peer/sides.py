@@ -49,7 +49,9 @@ def compared_sides(args: argparse.Namespace) -> tuple[dict[str, float], Side, Si
     tasks = build_tasks(config)
     architecture = model_factory.from_config(config, {name: task.channels for name, task in tasks.items()})
     if jax.device_count() > 1:
-        raise UserError(f"jax has {jax.device_count()} devices, the peer uses one: hide the others, as with CUDA_VISIBLE_DEVICES=0")
+        raise UserError(
+            f"jax has {jax.device_count()} devices, the peer uses one: hide the others, as with CUDA_VISIBLE_DEVICES=0"
+        )
     batch = random_batch(tasks, args.batch_size, tuple(config.image_size))
     job = Job(args, tasks, architecture, check.random_arrays(architecture, config.seed), batch)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -87,7 +89,9 @@ def compare(job: Job, forward: Forward, device: torch.device) -> dict[str, float
 
 def forward_of(job: Job, compute: str, frozen: str) -> Forward:
     """Our forward pass from normalised images to logits; weights are arguments of the compiled program."""
-    architecture, arrays = merged_arrays(job.architecture, job.arrays) if job.args.merged else (job.architecture, job.arrays)
+    architecture, arrays = (
+        merged_arrays(job.architecture, job.arrays) if job.args.merged else (job.architecture, job.arrays)
+    )
     model = model_factory.build(architecture)
     model_factory.configure(model, compute=compute)
     parameters.assign(model, arrays, "the random weights")
@@ -197,4 +201,10 @@ def peer_side(step: Callable[[], Any], device: torch.device) -> Side:
         step()
         torch.cuda.synchronize()
 
-    return Side(torch.cuda.get_device_name(), version, whole, torch.cuda.reset_peak_memory_stats, torch.cuda.max_memory_allocated)
+    return Side(
+        torch.cuda.get_device_name(),
+        version,
+        whole,
+        torch.cuda.reset_peak_memory_stats,
+        torch.cuda.max_memory_allocated,
+    )

@@ -15,7 +15,23 @@ from mtlora_jax.models import parameters
 from mtlora_jax.models.multitask import MultiTaskModel
 
 # Arithmetic on single elements, of which two count as one multiply-accumulate, and reductions, counted per element that goes in.
-NORMS = {"add", "add_any", "sub", "mul", "div", "square", "integer_pow", "sqrt", "rsqrt", "pow", "neg", "abs", "sign", "max", "min"}
+NORMS = {
+    "add",
+    "add_any",
+    "sub",
+    "mul",
+    "div",
+    "square",
+    "integer_pow",
+    "sqrt",
+    "rsqrt",
+    "pow",
+    "neg",
+    "abs",
+    "sign",
+    "max",
+    "min",
+}
 ELEMENTWISE = NORMS | {"exp", "exp2", "expm1", "log", "log1p", "erf", "erfc", "logistic", "tanh"}
 REDUCTIONS = {"reduce_sum", "reduce_max", "reduce_min", "reduce_prod"}
 
@@ -113,7 +129,13 @@ def count(jaxpr: Any, marks: Sequence[Mark], counted: Macs, times: int = 1, resi
         for inner in subprograms(equation.params.values()):
             same = len(inner.invars) == len(own)
             resized = resizes or equation.params.get("name") == "_resize"
-            count(inner, own if same else [None] * len(inner.invars), counted, times * equation.params.get("length", 1), resized)
+            count(
+                inner,
+                own if same else [None] * len(inner.invars),
+                counted,
+                times * equation.params.get("length", 1),
+                resized,
+            )
 
 
 def subprograms(values: Any) -> Iterator[Any]:

@@ -62,7 +62,9 @@ class Row:
         return [model_factory.from_config(config, {task: OUTPUTS[task] for task in tasks}) for tasks in models]
 
 
-def mtlora(table: int, name: str, printed: float | None, note: str = "", tasks: Sequence[str] = tuple(OUTPUTS), **options: Any) -> Row:
+def mtlora(
+    table: int, name: str, printed: float | None, note: str = "", tasks: Sequence[str] = tuple(OUTPUTS), **options: Any
+) -> Row:
     """A row of MTLoRA."""
     return Row(table, name, "mtlora", printed, options, tasks, note=note)
 
@@ -74,7 +76,10 @@ ROWS = (
     *(mtlora(1, f"MTLoRA r={rank}", printed, rank=rank) for rank, printed in ((16, 4.95), (32, 6.08), (64, 8.34))),
     *(mtlora(1, f"MTLoRA+ r={rank}", None, rank=rank, task_rank=rank, merging="lora") for rank in (4, 8, 16)),
     *(mtlora(2, f"r=64 without {out}", None, locations=tuple(name for name in ALL if name != out)) for out in ALL),
-    *(mtlora(3, f"r=64, frozen {group}", None, freeze=(group,)) for group in ("patch_embed", "norms", "position_tables")),
+    *(
+        mtlora(3, f"r=64, frozen {group}", None, freeze=(group,))
+        for group in ("patch_embed", "norms", "position_tables")
+    ),
     mtlora(3, "r=64, frozen merging", None, merging="freeze"),
     Row(5, "HRNet decoders", "decoders_only", 1.94, note=CUT),
     mtlora(5, "HRNet, MTLoRA r=32", 6.08, rank=32),
@@ -89,7 +94,13 @@ ROWS = (
 )
 TABLE_6 = (
     *(
-        Row(6, f"{count} {'task' if count == 1 else 'tasks'}, one encoder", "full", printed, tasks=tuple(OUTPUTS)[:count])
+        Row(
+            6,
+            f"{count} {'task' if count == 1 else 'tasks'}, one encoder",
+            "full",
+            printed,
+            tasks=tuple(OUTPUTS)[:count],
+        )
         for count, printed in enumerate((18.48, 19.50, 20.49, 21.49), 1)
     ),
     *(
@@ -126,5 +137,9 @@ def compared() -> Iterator[tuple[str, str, str, str, str]]:
     for entry in entries():
         of_macs = entry["table"] == 6
         computed = f"{entry['computed'] / 1e9:.2f} G" if of_macs else f"{entry['computed']:,}"
-        printed = f"{entry['printed'] / (1e9 if of_macs else 1e6):.2f} {'G' if of_macs else 'M'}" if entry["printed"] else "not at hand"
+        printed = (
+            f"{entry['printed'] / (1e9 if of_macs else 1e6):.2f} {'G' if of_macs else 'M'}"
+            if entry["printed"]
+            else "not at hand"
+        )
         yield str(entry["table"]), entry["row"], computed, printed, entry["note"]

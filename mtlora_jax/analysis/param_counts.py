@@ -61,6 +61,8 @@ def count_modules(model: MultiTaskModel, method: Method, macs: Macs) -> dict[str
     """{module: {"total", "trainable", "gmacs"}}, in the order in which images pass; `gmacs` of products with the module's weights."""
     modules = {path: module_of(path) for path in parameters.variables(model)}
     counts = count_by(modules, model, method)
-    encoder = sorted((name for name in counts if name.startswith("backbone.")), key=lambda name: name != "backbone.patch_embed")
+    encoder = sorted(
+        (name for name in counts if name.startswith("backbone.")), key=lambda name: name != "backbone.patch_embed"
+    )
     order = [*encoder, *(f"decoders.{task}" for task in model.tasks)]
     return {name: {**counts[name], "gmacs": macs.by_module[name] / 1e9} for name in order}

@@ -71,8 +71,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measures and prints."""
     parser = cli.Parser("mtlora_jax.benchmark", __doc__, config=True)
     parser.add_argument("--what", required=True, help=f"one of {', '.join(BENCHMARKS)}")
-    parser.add_argument("--steps", type=int, default=20, help="of train, infer and end_to_end, to be measured (default 20)")
-    parser.add_argument("--merged", action="store_true", help="infer: with the low-rank branches folded into the weights")
+    parser.add_argument(
+        "--steps", type=int, default=20, help="of train, infer and end_to_end, to be measured (default 20)"
+    )
+    parser.add_argument(
+        "--merged", action="store_true", help="infer: with the low-rank branches folded into the weights"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of something for people")
     args = parser.parse(argv)
     if args.what == "feed":

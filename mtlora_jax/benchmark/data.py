@@ -65,7 +65,9 @@ def end_to_end(args: argparse.Namespace) -> dict[str, Any]:
                 wait.take_share(1.0)
             with wait:
                 batch = next(batches)
-            now = training.step(sharding.shard_batch({name: batch[name] for name in training.batch}, mesh))[1]  # training reads no "mask"
+            now = training.step(sharding.shard_batch({name: batch[name] for name in training.batch}, mesh))[
+                1
+            ]  # training reads no "mask"
             jax.block_until_ready(before)  # one step runs while the next batch is fetched
             before = now
         jax.block_until_ready(before)

@@ -83,7 +83,9 @@ def measured_flops(device: Any, precision: str) -> float:
 def measured_bandwidth(device: Any) -> float:
     """Bytes/s of the fastest of some passes over an array far larger than caches, each of which reads it and writes it in its place."""
     array = jax.device_put(jnp.ones(2**25 if device.platform == "cpu" else 2**28, jnp.float32), device)
-    run = jax.jit(lambda x: x + 1, donate_argnums=0).lower(array).compile()  # new memory would have to be found, page by page on a CPU
+    run = (
+        jax.jit(lambda x: x + 1, donate_argnums=0).lower(array).compile()
+    )  # new memory would have to be found, page by page on a CPU
     return 2 * array.nbytes / fastest(run, array)
 
 

@@ -25,7 +25,9 @@ from mtlora_jax.train.optimizer import make_optimizer
 from mtlora_jax.train.step import compute_losses
 
 
-def estimate(config: Any, architecture: Mapping[str, Any], tasks: Mapping[str, Task], batch_size: int) -> dict[str, int]:
+def estimate(
+    config: Any, architecture: Mapping[str, Any], tasks: Mapping[str, Task], batch_size: int
+) -> dict[str, int]:
     """Bytes that a training step holds on one device that has the whole batch, by what they are for.
 
     Args:
@@ -46,7 +48,13 @@ def estimate(config: Any, architecture: Mapping[str, Any], tasks: Mapping[str, T
     graph = nnx.graphdef(model)
     trainable, frozen, stats = {}, {}, {}
     for path, variable in parameters.variables(model).items():
-        part = stats if isinstance(variable, nnx.BatchStat) else trainable if method.is_trainable(path, variable) else frozen
+        part = (
+            stats
+            if isinstance(variable, nnx.BatchStat)
+            else trainable
+            if method.is_trainable(path, variable)
+            else frozen
+        )
         part[path] = jax.ShapeDtypeStruct(variable.shape, jnp.float32)
     frozen = jax.eval_shape(lambda values: parameters.narrowed(values, config.frozen_dtype), frozen)
     one = random_batch(dict(tasks), 1, tuple(architecture["image_size"]))
@@ -54,7 +62,9 @@ def estimate(config: Any, architecture: Mapping[str, Any], tasks: Mapping[str, T
 
     def loss(trainable: Any, frozen: Any, stats: Any, batch: Any, key: jax.Array) -> jax.Array:
         model = parameters.merge(graph, trainable, frozen, stats)
-        logits = model.coarse_logits(normalise(batch["image"]), train=True, rngs=nnx.Rngs(dropout=key), parts=config.encoder_microbatches)
+        logits = model.coarse_logits(
+            normalise(batch["image"]), train=True, rngs=nnx.Rngs(dropout=key), parts=config.encoder_microbatches
+        )
         return compute_losses(logits, batch, tasks, {name: task.weight for name, task in tasks.items()})[0]
 
     arguments = (trainable, frozen, stats, batch, jax.eval_shape(lambda: jax.random.key(0)))
@@ -103,7 +113,9 @@ def kept_by_program(program: Any) -> int:
     def run(some: list[jax.Array], rest: list[jax.Array]) -> list[jax.Array]:
         values = dict(zip(floating, some, strict=True))
         left = iter(rest)
-        return jaxpr_as_fun(ClosedJaxpr(program, ()))(*(values[i] if i in values else next(left) for i in range(len(inputs))))
+        return jaxpr_as_fun(ClosedJaxpr(program, ()))(
+            *(values[i] if i in values else next(left) for i in range(len(inputs)))
+        )
 
     return kept(run, [inputs[i] for i in floating], [value for i, value in enumerate(inputs) if i not in floating])
 

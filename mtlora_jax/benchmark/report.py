@@ -13,7 +13,10 @@ TITLES = {"train": "Training step", "infer": "Forward pass"}
 def print_program(measured: dict[str, Any]) -> None:
     """A table of what was measured of a training step or a forward pass."""
     rate = measured["images_per_second"]
-    size, settings = "x".join(map(str, measured["image_size"])), ", ".join(f"{key} {measured[key]}" for key in SETTINGS if key in measured)
+    size, settings = (
+        "x".join(map(str, measured["image_size"])),
+        ", ".join(f"{key} {measured[key]}" for key in SETTINGS if key in measured),
+    )
     rows = {
         "images/s": f"{rate:.2f} ({measured['slowest']:.2f} to {measured['fastest']:.2f})" if rate else "not measured",
         "step": f"{duration(measured['seconds'])}, median of {measured['steps']}; spread {percent(measured['spread'])}",

@@ -42,7 +42,14 @@ def measured(program: Program, steps: Steps, config: Any, mesh: Mesh, least_byte
         "gmacs_step": macs / 1e9,
         **planned,
         **steps.memory,
-        **floor(macs / mesh.size, least_bytes, planned["accessed_bytes"], steps.median, mesh.devices.flat[0], config.compute_dtype),
+        **floor(
+            macs / mesh.size,
+            least_bytes,
+            planned["accessed_bytes"],
+            steps.median,
+            mesh.devices.flat[0],
+            config.compute_dtype,
+        ),
         "batch_size": config.batch_size,
         "image_size": list(config.image_size),
         "tasks": list(config.tasks),
@@ -64,7 +71,16 @@ def floor(
     """
     told: dict[str, float | str | None] = {"least_bytes": least_bytes}
     if seconds is None:
-        keys = ("peak_flops", "peak_bandwidth", "peak_precision", "peak_from", "mfu", "floor_products", "floor_bytes", "floor_accessed")
+        keys = (
+            "peak_flops",
+            "peak_bandwidth",
+            "peak_precision",
+            "peak_from",
+            "mfu",
+            "floor_products",
+            "floor_bytes",
+            "floor_accessed",
+        )
         return told | dict.fromkeys((*keys, "times_floor"))
     peak = peak_of(device, compute)
     by_products, by_bytes = 2 * macs / peak.flops, least_bytes / peak.bandwidth

@@ -67,7 +67,12 @@ def compiled(fn: Any, *arguments: Any) -> Program:
         done = time.perf_counter()
     finally:
         jax.monitoring.unregister_event_listener(listen)
-    times = {"tracing_seconds": seen - began, "lowering_seconds": low - seen, "compile_seconds": done - low, "compile_cached": bool(hits)}
+    times = {
+        "tracing_seconds": seen - began,
+        "lowering_seconds": low - seen,
+        "compile_seconds": done - low,
+        "compile_cached": bool(hits),
+    }
     return Program(run, traced.jaxpr.jaxpr, times)
 
 

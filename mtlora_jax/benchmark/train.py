@@ -46,7 +46,9 @@ class Training:
 
     def step(self, batch: dict[str, jax.Array] | None = None) -> tuple[TrainState, dict[str, jax.Array]]:
         """One update, by the noise unless there is another batch; (state, metrics), which may still be computed."""
-        self.state, metrics = self.program.run(self.state, self.experiment.frozen, self.batch if batch is None else batch, self.key)
+        self.state, metrics = self.program.run(
+            self.state, self.experiment.frozen, self.batch if batch is None else batch, self.key
+        )
         return self.state, metrics
 
 
@@ -74,7 +76,9 @@ def start(config: Any) -> Training:
         donate_argnums=0,
     )
     state = jax.device_put(create_state(experiment.trainable, experiment.batch_stats, optimizer), everywhere)
-    batch = sharding.shard_batch(random_batch(tasks, config.batch_size // jax.process_count(), tuple(config.image_size)), mesh)
+    batch = sharding.shard_batch(
+        random_batch(tasks, config.batch_size // jax.process_count(), tuple(config.image_size)), mesh
+    )
     key = jax.random.key(config.seed)
     return Training(experiment, compiled(update, state, experiment.frozen, batch, key), state, batch, key)
 
@@ -98,7 +102,12 @@ def least_bytes(config: Any, training: Training) -> int:
     own = config.batch_size // experiment.mesh.size
     kept = estimate(config, experiment.architecture, experiment.tasks, own)["activations"]
     state = nbytes(jax.tree.leaves(training.state))
-    return 2 * state + nbytes(experiment.frozen.values()) + nbytes(training.batch.values()) // experiment.mesh.size + 2 * kept
+    return (
+        2 * state
+        + nbytes(experiment.frozen.values())
+        + nbytes(training.batch.values()) // experiment.mesh.size
+        + 2 * kept
+    )
 
 
 def forward_products(experiment: Experiment) -> int:

@@ -26,7 +26,9 @@ UNSUPPORTED = {
     r"(.*\.)?patch_embed\.proj\.kernel": "weights of mtlora_jax whose config.json is missing or damaged: a model folder is both",
 }
 
-DEFAULTS = Settings(image_size=448, drop_path_rate=0.2, scale=4.0, task_scale=4.0, dropout=0.05, freeze=(), merging_frozen=False)
+DEFAULTS = Settings(
+    image_size=448, drop_path_rate=0.2, scale=4.0, task_scale=4.0, dropout=0.05, freeze=(), merging_frozen=False
+)
 
 
 class Conversion(NamedTuple):
@@ -82,7 +84,9 @@ def convert(
     known = {
         "flag": {key: value for key, value in given.items() if value is not None},
         "checkpoint's configuration": mtlora.read_settings(checkpoint.config),
-        "config.json": hub_config.read_settings(checkpoint.hub_config, {} if image_size is None else {"image_size": image_size}),
+        "config.json": hub_config.read_settings(
+            checkpoint.hub_config, {} if image_size is None else {"image_size": image_size}
+        ),
         "attention masks": infer_image_size(state, arrays),
         "default": DEFAULTS._asdict(),
     }
@@ -121,7 +125,9 @@ def recognise(checkpoint: Checkpoint, format: str) -> tuple[str, str]:
             return name, evidence
     for key, value in checkpoint.state.items():
         check_is_dense(value, checkpoint.sources[key])
-    raise UserError(f"{path}: no Swin Transformer of a known format ({', '.join(FORMATS)}); its tensors are {parameters.named(list(keys))}")
+    raise UserError(
+        f"{path}: no Swin Transformer of a known format ({', '.join(FORMATS)}); its tensors are {parameters.named(list(keys))}"
+    )
 
 
 def count_other_parts(checkpoint: Checkpoint, table: Table) -> Counter[str]:
@@ -160,7 +166,9 @@ def describe_architecture(architecture: Mapping[str, Any], sources: Mapping[str,
         f"image size {format_stages(architecture['image_size'])} ({sources['image_size']})",
     ]
     if decoder:
-        lines.append(f"tasks      {', '.join(f'{task} {outputs}' for task, outputs in architecture['tasks'].items())} outputs")
+        lines.append(
+            f"tasks      {', '.join(f'{task} {outputs}' for task, outputs in architecture['tasks'].items())} outputs"
+        )
         lines.append(f"decoder    {decoder['name']} on {decoder['channels']} channels")
     if method["name"] == "mtlora":
         lines += [

@@ -42,18 +42,39 @@ class Source(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> None:
     """Converts, writes, and prints a report."""
     parser = cli.Parser("mtlora_jax.convert", __doc__)
-    parser.add_argument("source", type=user_path, help="a file of weights, or a directory with one (docs/convert.md); or a model folder")
+    parser.add_argument(
+        "source", type=user_path, help="a file of weights, or a directory with one (docs/convert.md); or a model folder"
+    )
     parser.add_argument("out", type=user_path, help="the model folder to write; with --to=mtlora a .pth file")
     parser.add_argument(
-        "--from", dest="format", default="auto", choices=["auto", *FORMATS], help="format of the source (default: by its names)"
+        "--from",
+        dest="format",
+        default="auto",
+        choices=["auto", *FORMATS],
+        help="format of the source (default: by its names)",
     )
-    parser.add_argument("--to", default="jax", choices=["jax", "mtlora"], help="a model folder (default), or a checkpoint of the reference")
-    parser.add_argument("--scale", type=float, help="scale of the low-rank branches (default: the checkpoint's, else 4.0)")
-    parser.add_argument("--image_size", type=int, help="side of the images in pixels (default: the checkpoint's, else 448)")
-    parser.add_argument("--window_size", type=int, help="resize the position tables to this window (default: the checkpoint's)")
-    parser.add_argument("--ema", action="store_true", default=None, help="take the EMA weights, averaged during training")
+    parser.add_argument(
+        "--to",
+        default="jax",
+        choices=["jax", "mtlora"],
+        help="a model folder (default), or a checkpoint of the reference",
+    )
+    parser.add_argument(
+        "--scale", type=float, help="scale of the low-rank branches (default: the checkpoint's, else 4.0)"
+    )
+    parser.add_argument(
+        "--image_size", type=int, help="side of the images in pixels (default: the checkpoint's, else 448)"
+    )
+    parser.add_argument(
+        "--window_size", type=int, help="resize the position tables to this window (default: the checkpoint's)"
+    )
+    parser.add_argument(
+        "--ema", action="store_true", default=None, help="take the EMA weights, averaged during training"
+    )
     parser.add_argument("--tasks", help="keep these tasks, in this order, separated by commas (default: all)")
-    parser.add_argument("--merge", action="store_true", help="fold the low-rank branches into the weights: faster, no longer trainable")
+    parser.add_argument(
+        "--merge", action="store_true", help="fold the low-rank branches into the weights: faster, no longer trainable"
+    )
     parser.add_argument("--adapter", action="store_true", help="write what was trained alone; --base is the rest")
     parser.add_argument("--base", type=user_path, help="the model folder with the frozen weights of an adapter")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")

@@ -49,7 +49,9 @@ def read(source: str | pathlib.Path, format: str = "auto", ema: bool = False) ->
     others = [key for key in entries if not (isinstance(key, str) and torchfile.is_tensor(entries[key]))]
     state = {key.removeprefix(prefix): entries[key] for key in keys if key.startswith(prefix)}
     if not state and others:
-        raise UserError(f"{path}: {others[0]} is a {type(entries[others[0]]).__name__}, not a tensor; expected a state dict")
+        raise UserError(
+            f"{path}: {others[0]} is a {type(entries[others[0]]).__name__}, not a tensor; expected a state dict"
+        )
     if not state:
         raise UserError(f"{path}: holds no tensors")
     if others:
@@ -58,7 +60,9 @@ def read(source: str | pathlib.Path, format: str = "auto", ema: bool = False) ->
     other_keys = [containers.strip_common_prefix(key, prefix) for key in keys if not key.startswith(prefix)]
     config = torchfile.to_plain_dict(containers.get(content, "config"))
     hub_config = read_hub_config(path) if files.user_path(source).is_dir() or path.name in DEFAULT_NAMES else {}
-    return Checkpoint(path, state, sources, other_keys, config if isinstance(config, Mapping) else {}, hub_config, report)
+    return Checkpoint(
+        path, state, sources, other_keys, config if isinstance(config, Mapping) else {}, hub_config, report
+    )
 
 
 def find_file(source: pathlib.Path) -> pathlib.Path:
@@ -71,7 +75,9 @@ def find_file(source: pathlib.Path) -> pathlib.Path:
     found = usual[:1] or sorted(path for path in source.iterdir() if path.suffix in READERS and path.is_file())
     if not found:
         model_folder.refuse_run(source)
-        raise UserError(f"{source}: the directory holds neither model.safetensors nor pytorch_model.bin, nor another file of weights")
+        raise UserError(
+            f"{source}: the directory holds neither model.safetensors nor pytorch_model.bin, nor another file of weights"
+        )
     if len(found) > 1:
         raise UserError(f"{source}: the directory holds {named([path.name for path in found])}; name the file you mean")
     return found[0]
@@ -79,7 +85,9 @@ def find_file(source: pathlib.Path) -> pathlib.Path:
 
 def choose_reader(path: pathlib.Path) -> Callable[[pathlib.Path], Mapping[Any, Any]]:
     if path.suffix not in READERS:
-        raise UserError(f"{path}: unknown kind of file, expected one of {', '.join(READERS)}, *{INDEX}; {torchfile.SAVE_ALONE}")
+        raise UserError(
+            f"{path}: unknown kind of file, expected one of {', '.join(READERS)}, *{INDEX}; {torchfile.SAVE_ALONE}"
+        )
     return READERS[path.suffix]
 
 

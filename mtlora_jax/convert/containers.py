@@ -12,7 +12,19 @@ from mtlora_jax.errors import UserError
 ANCHORS = (swin.ANCHOR, hf.ANCHOR, mmseg.ANCHOR, torchvision.ANCHOR)
 
 # Names of the containers and prefixes to prefer if there are several; the first wins.
-PREFERRED = ("model", "state_dict", "model_state_dict", "net", "network", "module", "_orig_mod", "student", "backbone", "encoder", "swin")
+PREFERRED = (
+    "model",
+    "state_dict",
+    "model_state_dict",
+    "net",
+    "network",
+    "module",
+    "_orig_mod",
+    "student",
+    "backbone",
+    "encoder",
+    "swin",
+)
 # Names of weights averaged during training.
 AVERAGED = re.compile(r"(.*_)?ema(_.*)?|teacher|momentum_.*|(.*_)?averaged?(_.*)?|swa_.*", re.IGNORECASE)
 
@@ -48,7 +60,11 @@ def find_weights(content: Mapping[Any, Any]) -> list[Found]:
             continue
         seen.add(id(entries))
         keys = [key for key in entries if isinstance(key, str)]
-        found += [Found(place, prefix, entries) for prefix in dict.fromkeys(find_prefix(key) for key in keys) if prefix is not None]
+        found += [
+            Found(place, prefix, entries)
+            for prefix in dict.fromkeys(find_prefix(key) for key in keys)
+            if prefix is not None
+        ]
         waiting += [((*place, key), entries[key]) for key in keys if isinstance(entries[key], Mapping)]
     return found
 
@@ -67,7 +83,9 @@ def choose_weights(source: str, content: Mapping[Any, Any], ema: bool) -> tuple[
     averaged = [found for found in everything if found.averaged]
     others = [found for found in everything if not found.averaged]
     if ema and not averaged:
-        raise UserError(f"--ema: {source} holds no EMA weights; it has {', '.join(map(str, others)) or 'none of a Swin at all'}")
+        raise UserError(
+            f"--ema: {source} holds no EMA weights; it has {', '.join(map(str, others)) or 'none of a Swin at all'}"
+        )
     if not everything:
         return find_by_name(content), []
     candidates = sorted(averaged if ema else others or averaged, key=lambda found: found.rank)
@@ -88,7 +106,9 @@ def choose_weights(source: str, content: Mapping[Any, Any], ema: bool) -> tuple[
 def find_by_name(content: Mapping[Any, Any]) -> Found:
     """Finds the innermost container with a usual name, without wrapper prefixes, for messages about other networks."""
     place: tuple[str, ...] = ()
-    while len(place) < MAX_DEPTH and (inner := next((name for name in PREFERRED if isinstance(get(content, name), Mapping)), None)):
+    while len(place) < MAX_DEPTH and (
+        inner := next((name for name in PREFERRED if isinstance(get(content, name), Mapping)), None)
+    ):
         place, content = (*place, inner), content[inner]
     wrapped = re.match(r"((module|_orig_mod)\.)*", str(next(iter(content), "")))
     prefix = wrapped[0] if wrapped and all(str(key).startswith(wrapped[0]) for key in content) else ""
@@ -103,7 +123,9 @@ def get(entries: Mapping[Any, Any], name: str) -> Any:
 def keep_backbone_prefix(found: Found, format: str) -> Found:
     """Keeps `backbone.` in the keys of the reference's multi-task models, whose other parts belong to the format."""
     outer = found.prefix.removesuffix("backbone.")
-    if outer == found.prefix or not (format == "mtlora" or mtlora.is_multitask(str(key).removeprefix(outer) for key in found.entries)):
+    if outer == found.prefix or not (
+        format == "mtlora" or mtlora.is_multitask(str(key).removeprefix(outer) for key in found.entries)
+    ):
         return found
     return found._replace(prefix=outer)
 

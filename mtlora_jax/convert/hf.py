@@ -38,8 +38,16 @@ ROWS = [
     Row(BLOCK + "layernorm_after.bias", OUR_BLOCK + "norm2.bias"),
     Row(BLOCK + "attention.self.relative_position_bias_table", OUR_BLOCK + TABLE, matrix),
     Row(BLOCK + "attention.relative_position_bias.relative_position_bias_table", OUR_BLOCK + TABLE, matrix),
-    *(Row(f"{BLOCK}{name}.weight", f"{OUR_BLOCK}{ours}.kernel", linear, part) for names, (ours, part) in LINEARS.items() for name in names),
-    *(Row(f"{BLOCK}{name}.bias", f"{OUR_BLOCK}{ours}.bias", vector, part) for names, (ours, part) in LINEARS.items() for name in names),
+    *(
+        Row(f"{BLOCK}{name}.weight", f"{OUR_BLOCK}{ours}.kernel", linear, part)
+        for names, (ours, part) in LINEARS.items()
+        for name in names
+    ),
+    *(
+        Row(f"{BLOCK}{name}.bias", f"{OUR_BLOCK}{ours}.bias", vector, part)
+        for names, (ours, part) in LINEARS.items()
+        for name in names
+    ),
     Row(MERGING + "norm.weight", OUR_MERGING + "norm.scale"),
     Row(MERGING + "norm.bias", OUR_MERGING + "norm.bias"),
     Row(MERGING + "reduction.weight", OUR_MERGING + "reduction.kernel", linear),

@@ -82,7 +82,9 @@ def infer_window(table: np.ndarray) -> int:
     """Returns the window size of a position table ((2w - 1)^2, heads)."""
     side = math.isqrt(table.shape[0])
     if side * side != table.shape[0] or side % 2 == 0:
-        raise UserError(f"a relative position table has shape {table.shape}, expected ((2w - 1)^2, heads) for a window of w x w")
+        raise UserError(
+            f"a relative position table has shape {table.shape}, expected ((2w - 1)^2, heads) for a window of w x w"
+        )
     return (side + 1) // 2
 
 
@@ -94,7 +96,10 @@ def infer_tasks(arrays: Arrays) -> dict[str, int]:
 
 def infer_decoder(arrays: Arrays, tasks: Sequence[str]) -> dict[str, Any]:
     heads = {
-        task: next((head for head, signature in HEAD_SIGNATURES.items() if f"decoders.{task}.head.{signature}" in arrays), "unknown")
+        task: next(
+            (head for head, signature in HEAD_SIGNATURES.items() if f"decoders.{task}.head.{signature}" in arrays),
+            "unknown",
+        )
         for task in tasks
     }
     if len(set(heads.values())) != 1:
@@ -102,7 +107,9 @@ def infer_decoder(arrays: Arrays, tasks: Sequence[str]) -> dict[str, Any]:
     name, prefix = heads[tasks[0]], f"decoders.{tasks[0]}."
     projections = count_indices(arrays, re.escape(prefix) + r"projections\.(\d+)\..*")
     if projections == 0:
-        raise UserError(f"{prefix}projections: the checkpoint has no 1x1 projections before the decoders (MODEL.DECODER_DOWNSAMPLER False)")
+        raise UserError(
+            f"{prefix}projections: the checkpoint has no 1x1 projections before the decoders (MODEL.DECODER_DOWNSAMPLER False)"
+        )
     decoder: dict[str, Any] = {
         "name": name,
         "channels": [get_tensor(arrays, f"{prefix}projections.{i}.kernel").shape[1] for i in range(projections)],
@@ -118,15 +125,29 @@ def infer_method(arrays: Arrays, tasks: Sequence[str], stages: int, settings: Se
     """Infers MTLoRA's ranks and locations from its factors; full fine-tuning if there are none."""
     if not find_groups(arrays, r"(.*)\.shared_a"):
         return {"name": "full"}
-    merging = "lora" if find_groups(arrays, r"(.*\.downsample\.reduction)\.shared_a") else "freeze" if settings.merging_frozen else "train"
+    merging = (
+        "lora"
+        if find_groups(arrays, r"(.*\.downsample\.reduction)\.shared_a")
+        else "freeze"
+        if settings.merging_frozen
+        else "train"
+    )
     return {
         "name": "mtlora",
         "rank": [infer_rank(arrays, rf"backbone\.layers\.{i}\.blocks\.(.*)\.shared_a") for i in range(stages)],
-        "task_rank": {task: [infer_rank(arrays, rf"backbone\.layers\.{i}\.(.*)\.task_a\.{task}") for i in range(stages)] for task in tasks},
+        "task_rank": {
+            task: [infer_rank(arrays, rf"backbone\.layers\.{i}\.(.*)\.task_a\.{task}") for i in range(stages)]
+            for task in tasks
+        },
         "scale": per_stage(collapse_repeats(settings.scale), stages, "scale"),
-        "task_scale": {task: per_stage(collapse_repeats(select_task(settings.task_scale, task)), stages, "task_scale") for task in tasks},
+        "task_scale": {
+            task: per_stage(collapse_repeats(select_task(settings.task_scale, task)), stages, "task_scale")
+            for task in tasks
+        },
         "dropout": collapse_repeats(settings.dropout),
-        "locations": [name for name, (layer,) in Swin.LINEAR_LAYERS.items() if find_groups(arrays, rf"(.*)\.{layer}\.shared_a")],
+        "locations": [
+            name for name, (layer,) in Swin.LINEAR_LAYERS.items() if find_groups(arrays, rf"(.*)\.{layer}\.shared_a")
+        ],
         "ts_base": "shared",
         "merging": merging,
         "freeze": list(settings.freeze),
@@ -166,5 +187,8 @@ def resize_tables(arrays: Arrays, window: int) -> tuple[dict[str, np.ndarray], i
 def resize_table(table: np.ndarray, window: int) -> np.ndarray:
     """Resizes a table ((2w - 1)^2, heads) to ((2 window - 1)^2, heads), bicubically over the grid, as Swin does."""
     old, new = 2 * infer_window(table) - 1, 2 * window - 1
-    grids = [cv2.resize(head.reshape(old, old), (new, new), interpolation=cv2.INTER_CUBIC) for head in np.ascontiguousarray(table.T)]
+    grids = [
+        cv2.resize(head.reshape(old, old), (new, new), interpolation=cv2.INTER_CUBIC)
+        for head in np.ascontiguousarray(table.T)
+    ]
     return np.stack(grids, -1).reshape(new * new, -1)

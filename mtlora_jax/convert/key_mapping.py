@@ -30,7 +30,9 @@ linear = TensorTransform("linear", lambda x: x.transpose(1, 0), lambda x: x.tran
 # (out, in, height, width) -> (height, width, in, out)
 conv = TensorTransform("conv", lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
 # (out, in, 1, 1) -> (in, out)
-conv1x1 = TensorTransform("conv1x1", lambda x: x.squeeze((2, 3)).transpose(1, 0), lambda x: x.transpose(1, 0)[:, :, None, None])
+conv1x1 = TensorTransform(
+    "conv1x1", lambda x: x.squeeze((2, 3)).transpose(1, 0), lambda x: x.transpose(1, 0)[:, :, None, None]
+)
 
 BLOCK_LINEAR = r"attn\.qkv|attn\.proj|mlp\.fc[12]"
 FIELDS = {  # {field in a key: pattern of its values}
@@ -116,7 +118,9 @@ def apply(table: Table, state: Mapping[str, Any], sources: Mapping[str, str]) ->
         row, path = match
         joined = parts.setdefault(path, {})
         if row.part in joined:
-            raise UserError(f"{key} and {joined[row.part][0]} are the same tensor {path}: the checkpoint must hold one of them")
+            raise UserError(
+                f"{key} and {joined[row.part][0]} are the same tensor {path}: the checkpoint must hold one of them"
+            )
         value = to_float32(value, sources[key])
         if not value.size:
             raise UserError(f"{sources[key]} has no values: its shape is {value.shape}")
@@ -130,7 +134,9 @@ def apply(table: Table, state: Mapping[str, Any], sources: Mapping[str, str]) ->
     for path, joined in parts.items():
         keys, values = zip(*(joined[part] for part in sorted(joined)), strict=True)
         if len({value.shape[:-1] for value in values}) != 1:
-            raise UserError(f"{', '.join(keys)} have shapes that do not go together: {[value.shape for value in values]}")
+            raise UserError(
+                f"{', '.join(keys)} have shapes that do not go together: {[value.shape for value in values]}"
+            )
         arrays[path] = np.ascontiguousarray(np.concatenate(values, -1), np.float32)
     return Converted(arrays, dropped)
 

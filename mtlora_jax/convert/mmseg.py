@@ -17,7 +17,12 @@ BLOCK = "stages.{stage}.blocks.{block}."
 OUR_BLOCK = "backbone.layers.{stage}.blocks.{block}."
 MERGING = "stages.{stage}.downsample."
 OUR_MERGING = "backbone.layers.{stage}.downsample."
-LINEARS = {"attn.w_msa.qkv": "attn.qkv", "attn.w_msa.proj": "attn.proj", "ffn.layers.0.0": "mlp.fc1", "ffn.layers.1": "mlp.fc2"}
+LINEARS = {
+    "attn.w_msa.qkv": "attn.qkv",
+    "attn.w_msa.proj": "attn.proj",
+    "ffn.layers.0.0": "mlp.fc1",
+    "ffn.layers.1": "mlp.fc2",
+}
 
 ORDER = [0, 2, 1, 3]  # of the neighbours, from row-first (here) to column-first (Swin); its own inverse
 
@@ -32,7 +37,9 @@ def from_swin(x: np.ndarray) -> np.ndarray:
 
 
 merged_vector = TensorTransform("vector of four neighbours", lambda x: to_swin(x.transpose(0)), from_swin)
-merged_linear = TensorTransform("linear of four neighbours", lambda x: to_swin(x.transpose(1, 0)), lambda x: from_swin(x).transpose(1, 0))
+merged_linear = TensorTransform(
+    "linear of four neighbours", lambda x: to_swin(x.transpose(1, 0)), lambda x: from_swin(x).transpose(1, 0)
+)
 
 ROWS = [
     Row("patch_embed.projection.weight", "backbone.patch_embed.proj.kernel", conv),

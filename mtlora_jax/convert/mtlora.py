@@ -63,7 +63,9 @@ HEADS = {
     ],
 }
 
-PROJECTIONS = [Row("downsampler.{task}.downsample_{scale}.weight", "decoders.{task}.projections.{scale}.kernel", conv1x1)]
+PROJECTIONS = [
+    Row("downsampler.{task}.downsample_{scale}.weight", "decoders.{task}.projections.{scale}.kernel", conv1x1)
+]
 
 DROPPED = {r".*\.(attn_mask|relative_position_index|num_batches_tracked)": "derived buffers"}
 REFUSED = {
@@ -93,8 +95,16 @@ def table(keys: Collection[str]) -> Table:
     return Table([*BACKBONE, *LORA, *heads, *PROJECTIONS], DROPPED, REFUSED)
 
 
-FREEZE = {"FREEZE_PATCH_EMBED": "patch_embed", "FREEZE_LAYER_NORM": "norms", "FREEZE_RELATIVE_POSITION_BIAS": "position_tables"}
-SUPPORTED = {"MODEL.MTLORA.SHARED_MODE": "matrix", "MODEL.MTLORA.INTERMEDIATE_SPECIALIZATION": False, "MODEL.SWIN.QK_SCALE": None}
+FREEZE = {
+    "FREEZE_PATCH_EMBED": "patch_embed",
+    "FREEZE_LAYER_NORM": "norms",
+    "FREEZE_RELATIVE_POSITION_BIAS": "position_tables",
+}
+SUPPORTED = {
+    "MODEL.MTLORA.SHARED_MODE": "matrix",
+    "MODEL.MTLORA.INTERMEDIATE_SPECIALIZATION": False,
+    "MODEL.SWIN.QK_SCALE": None,
+}
 
 
 SIDE = whole(1, 2**16)
@@ -115,12 +125,18 @@ def read_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     for name, supported in SUPPORTED.items():
         value = get_entry(config, name, supported)
         if type(value) is not type(supported) or value != supported:
-            raise UserError(f"{name} = {value!r} in the checkpoint's configuration is not supported, only {supported!r}")
+            raise UserError(
+                f"{name} = {value!r} in the checkpoint's configuration is not supported, only {supported!r}"
+            )
     found = {}
     for ours, (names, check) in SETTINGS.items():
         for name in names:
             value = get_entry(config, name)
-            if ours not in found and value is not None and not (isinstance(value, Mapping | list | tuple) and not value):
+            if (
+                ours not in found
+                and value is not None
+                and not (isinstance(value, Mapping | list | tuple) and not value)
+            ):
                 check(value, f"the checkpoint's configuration: {name}")
                 found[ours] = value
     if isinstance(get_entry(config, "TRAIN"), Mapping):

@@ -30,7 +30,9 @@ def save(out: pathlib.Path, architecture: Mapping[str, Any], arrays: Arrays) -> 
     try:
         import torch
     except ImportError:
-        raise UserError(f"{out}: writing this needs PyTorch, install it with: pip install 'mtlora_jax[convert]'") from None
+        raise UserError(
+            f"{out}: writing this needs PyTorch, install it with: pip install 'mtlora_jax[convert]'"
+        ) from None
     tensors = {key: torch.from_numpy(np.array(value)) for key, value in state.items()}
     content = io.BytesIO()
     torch.save({"model": tensors, "config": make_config(architecture)}, content)
@@ -48,9 +50,15 @@ def make_state_dict(architecture: Mapping[str, Any], arrays: Arrays) -> dict[str
 
     # The order of decoders in a checkpoint is that of its tasks, but `arrays` may be sorted by name.
     decoders = {f"decoders.{task}.": number for number, task in enumerate(architecture["tasks"], 1)}
-    ordered = sorted(arrays, key=lambda path: next((number for start, number in decoders.items() if path.startswith(start)), 0))
+    ordered = sorted(
+        arrays, key=lambda path: next((number for start, number in decoders.items() if path.startswith(start)), 0)
+    )
     state = unapply(rows_for, {path: arrays[path] for path in ordered})
-    counts = {key.replace("running_mean", "num_batches_tracked"): np.zeros((), np.int64) for key in state if key.endswith("running_mean")}
+    counts = {
+        key.replace("running_mean", "num_batches_tracked"): np.zeros((), np.int64)
+        for key in state
+        if key.endswith("running_mean")
+    }
     return {**state, **counts, **make_window_buffers(architecture)}
 
 
@@ -61,13 +69,17 @@ def check_supported(architecture: Mapping[str, Any]) -> None:
     if name == "merged":
         raise UserError("--to=mtlora: the reference has no format for merged models; convert the model that was merged")
     if name not in ("mtlora", *PLAIN_METHODS):
-        raise UserError(f"--to=mtlora: the reference has no method {name}, only mtlora and plain Swins ({', '.join(PLAIN_METHODS)})")
+        raise UserError(
+            f"--to=mtlora: the reference has no method {name}, only mtlora and plain Swins ({', '.join(PLAIN_METHODS)})"
+        )
     if decoder is None:
         raise UserError("--to=mtlora: this is a bare backbone without tasks; the reference's checkpoints have decoders")
     if method.get("ts_base", "shared") != "shared":
         raise UserError(f"--to=mtlora: the reference computes ts_base 'shared', this model {method['ts_base']!r}")
     if decoder["name"] == "segformer" and not decoder.get("dead_classifier", True):
-        raise UserError("--to=mtlora: the reference's SegFormer decoder has the classifier that decoder.dead_classifier = False leaves out")
+        raise UserError(
+            "--to=mtlora: the reference's SegFormer decoder has the classifier that decoder.dead_classifier = False leaves out"
+        )
     grids, window = grid_sizes(architecture), architecture["backbone"].get("window_size", 7)
     if size[0] != size[1] or len(grids) != len(STRIDES) or any(grid % window for grid in grids):
         raise UserError(
@@ -79,7 +91,10 @@ def check_supported(architecture: Mapping[str, Any]) -> None:
 def grid_sizes(architecture: Mapping[str, Any]) -> list[int]:
     """Returns the side of the grid of each stage, in tokens."""
     patches = architecture["image_size"][0] / architecture["backbone"].get("patch_size", 4)
-    return [int(patches / stride) if patches % stride == 0 else 0 for stride in STRIDES[: len(architecture["backbone"]["depths"])]]
+    return [
+        int(patches / stride) if patches % stride == 0 else 0
+        for stride in STRIDES[: len(architecture["backbone"]["depths"])]
+    ]
 
 
 def make_window_buffers(architecture: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -89,7 +104,9 @@ def make_window_buffers(architecture: Mapping[str, Any]) -> dict[str, np.ndarray
     for i, (depth, grid) in enumerate(zip(architecture["backbone"]["depths"], grid_sizes(architecture), strict=True)):
         for j in range(depth):
             block = f"backbone.layers.{i}.blocks.{j}."
-            found[block + "attn.relative_position_index"] = relative_position_index((window, window), window).astype(np.int64)
+            found[block + "attn.relative_position_index"] = relative_position_index((window, window), window).astype(
+                np.int64
+            )
             if j % 2 and grid > window:
                 found[block + "attn_mask"] = np.asarray(attention_mask((grid, grid), (window, window), window // 2))
     return found

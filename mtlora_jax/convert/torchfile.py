@@ -63,7 +63,11 @@ STAND_INS: dict[type, tuple[str, ...]] = {
         "omegaconf.base.ContainerMetadata",
         "omegaconf.base.Metadata",
         *(f"omegaconf.nodes.{kind}Node" for kind in ("Any", "Boolean", "Float", "Integer", "String", "Path")),
-        *(f"{package}.{name}" for package in ("pathlib", "pathlib._local") for name in ("PosixPath", "PurePosixPath", "WindowsPath")),
+        *(
+            f"{package}.{name}"
+            for package in ("pathlib", "pathlib._local")
+            for name in ("PosixPath", "PurePosixPath", "WindowsPath")
+        ),
         "datetime.datetime",
         "datetime.timedelta",
         "functools.partial",
@@ -86,10 +90,14 @@ def read(path: pathlib.Path) -> Mapping[Any, Any]:
     try:
         import torch
     except ImportError:
-        raise UserError(f"{path}: reading this needs PyTorch, install it with: pip install 'mtlora_jax[convert]'") from None
+        raise UserError(
+            f"{path}: reading this needs PyTorch, install it with: pip install 'mtlora_jax[convert]'"
+        ) from None
     zipped = zipfile.is_zipfile(path)
     records = read_record_sizes(path) if zipped else None
-    allowed: list[Callable | tuple[Callable, str]] = [(ours, name) for ours, names in STAND_INS.items() for name in names]
+    allowed: list[Callable | tuple[Callable, str]] = [
+        (ours, name) for ours, names in STAND_INS.items() for name in names
+    ]
     try:
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(allowed):
             # Memory-mapped, since a checkpoint also holds the optimizer, which is twice as large as the model.
@@ -97,7 +105,9 @@ def read(path: pathlib.Path) -> Mapping[Any, Any]:
     except Exception as error:  # a damaged or hostile pickle can raise anything
         raise UserError(f"{path}: {describe_refusal(error)}") from None
     if not isinstance(content, Mapping):
-        raise UserError(f"{path}: holds a {type(content).__name__}, expected a state dict or a training checkpoint with one; {SAVE_ALONE}")
+        raise UserError(
+            f"{path}: holds a {type(content).__name__}, expected a state dict or a training checkpoint with one; {SAVE_ALONE}"
+        )
     if records is not None:
         check_storages(path, content, records)
     return content
@@ -124,7 +134,9 @@ def read_record_sizes(path: pathlib.Path) -> Counter[int]:
                 raise UserError(
                     f'{path}: is a TorchScript program; save its weights: torch.save(torch.jit.load("FILE").state_dict(), "weights.pth")'
                 )
-            odd = next((entry for entry in entries if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1), None)
+            odd = next(
+                (entry for entry in entries if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1), None
+            )
             if odd is not None:
                 how = "encrypted" if odd.flag_bits & 1 else "compressed"
                 raise UserError(
@@ -144,7 +156,9 @@ def read_record_sizes(path: pathlib.Path) -> Counter[int]:
 def check_storages(path: pathlib.Path, content: Mapping[Any, Any], records: Counter[int]) -> None:
     """Raises UserError if tensors and records differ in size, since PyTorch trusts the sizes in the pickle."""
     storages = {
-        (s := tensor.untyped_storage()).data_ptr(): s.nbytes() for tensor in iterate_tensors(content) if tensor.device.type == "cpu"
+        (s := tensor.untyped_storage()).data_ptr(): s.nbytes()
+        for tensor in iterate_tensors(content)
+        if tensor.device.type == "cpu"
     }
     odd = Counter(size for size in storages.values() if size) - records
     if odd:

@@ -29,7 +29,9 @@ def read_file(path: pathlib.Path) -> EncodedFile:
         return EncodedFile(files.read_bytes(path, MAX_BYTES), str(path))
 
 
-def decode_example(image_id: str, image: EncodedFile, labels: Mapping[str, EncodedFile], tasks: Mapping[str, Task]) -> Example:
+def decode_example(
+    image_id: str, image: EncodedFile, labels: Mapping[str, EncodedFile], tasks: Mapping[str, Task]
+) -> Example:
     """Decodes to {"image_id": str, "image": uint8 (H, W, 3), TASK: label (H, W) or (H, W, D) of `Task.decode`}.
 
     Raises UserError for a file that cannot be decoded, and for a label whose size differs from the image's.

@@ -44,12 +44,16 @@ class FolderDataset:
         self.split = split
         for folder in (self.root, self.root / "images", self.root / "splits"):
             if not folder.is_dir():
-                raise UserError(f"{folder}: no such folder; a data set needs images/, splits/ and one folder of labels per task")
+                raise UserError(
+                    f"{folder}: no such folder; a data set needs images/, splits/ and one folder of labels per task"
+                )
         self.tasks = self.make_tasks(root, tasks)
         for name in self.tasks:
             if not (self.root / name).is_dir():
                 has = [task for task in TASKS if (self.root / task).is_dir()]
-                raise UserError(f"{self.root}: no labels for task {name!r}; the data set has {', '.join(has) or 'no task at all'}")
+                raise UserError(
+                    f"{self.root}: no labels for task {name!r}; the data set has {', '.join(has) or 'no task at all'}"
+                )
         self.ids = self._read_ids()
         self._images = self._find("images", IMAGE_SUFFIXES)
         self._labels = {name: self._find(name, task.suffixes) for name, task in self.tasks.items()}
@@ -136,7 +140,9 @@ def _read_label_encodings(path: pathlib.Path) -> dict[str, str]:
     for name, encoding in told.items():
         _check_task(path, name, [task for task, kind in TASKS.items() if issubclass(kind, Binary)])
         if not isinstance(encoding, str) or encoding not in ENCODINGS:
-            raise UserError(f"{path}: {name} is {shown(encoding)}; expected one of {', '.join(map(json.dumps, ENCODINGS))}")
+            raise UserError(
+                f"{path}: {name} is {shown(encoding)}; expected one of {', '.join(map(json.dumps, ENCODINGS))}"
+            )
     return told
 
 
@@ -154,7 +160,9 @@ def _read_classes(path: pathlib.Path) -> dict[str, list[str]] | None:
 def _check_task(path: pathlib.Path, name: str, possible: Sequence[str]) -> None:
     if name not in possible:
         told = suggest_task(name) if name not in TASKS else f"expected one of {', '.join(possible)}"
-        raise UserError(f"{path}: {_short(name)!r} is {'no task' if name not in TASKS else 'a task without such an entry'}; {told}")
+        raise UserError(
+            f"{path}: {_short(name)!r} is {'no task' if name not in TASKS else 'a task without such an entry'}; {told}"
+        )
 
 
 def _is_list_of_names(value: object) -> bool:
@@ -182,4 +190,6 @@ def _near(name: str, names: Iterable[str]) -> str:
 
 
 def _plain(name: str) -> str:
-    return "".join(letter for letter in normalize_name(name).casefold() if letter.isprintable() and not letter.isspace())
+    return "".join(
+        letter for letter in normalize_name(name).casefold() if letter.isprintable() and not letter.isspace()
+    )

@@ -72,7 +72,9 @@ def band_height(canvas: tuple[int, int], rows: int, channels: int) -> int:
     return height if height <= most else max(most // STEP, 1) * STEP
 
 
-def place_on_canvas(native_labels: Sequence[Mapping[str, np.ndarray]], canvas: tuple[int, int]) -> dict[str, np.ndarray]:
+def place_on_canvas(
+    native_labels: Sequence[Mapping[str, np.ndarray]], canvas: tuple[int, int]
+) -> dict[str, np.ndarray]:
     """Returns {task: labels (B, *canvas[, D])}, each in the upper left corner and surrounded by `IGNORE`."""
     batch = {}
     for name, like in native_labels[0].items():

@@ -104,8 +104,12 @@ class Batches(grain.DatasetIterator):
                 flags.FLAGS.mark_as_parsed()
             # Grain would keep hundreds of batches by default. With worker processes, their queue is buffer enough.
             ahead = 0 if self._workers else 1
-            batches = self._batches[self._next_batch :].to_iter_dataset(grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead))
-            self._iterator = iter(batches.mp_prefetch(grain.MultiprocessingOptions(self._workers), worker_init_fn=_start_worker))
+            batches = self._batches[self._next_batch :].to_iter_dataset(
+                grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)
+            )
+            self._iterator = iter(
+                batches.mp_prefetch(grain.MultiprocessingOptions(self._workers), worker_init_fn=_start_worker)
+            )
             self._iterator.start_prefetch()
         return self._iterator
 
@@ -161,7 +165,9 @@ def train_batches(
     _check(batch_size, num_workers, process_count)
     if not 0 <= seed < 2**32:
         raise UserError(f"seed = {seed}: must be in [0, 2**32)")
-    warp = functools.partial(reference.warp if reference_transforms else transforms.warp, tasks=dataset.tasks, image_size=image_size)
+    warp = functools.partial(
+        reference.warp if reference_transforms else transforms.warp, tasks=dataset.tasks, image_size=image_size
+    )
     transform = functools.partial(_train_example, augmentation=augmentation, warp=warp)
     examples = grain.MapDataset.source(_SkipUnreadable(dataset)).seed(seed).shuffle().repeat().random_map(transform)
     return Batches(_shard(examples, batch_size, process_index, process_count, num_workers), num_workers)
@@ -184,12 +190,18 @@ def eval_batches(
     """
     _check(batch_size, num_workers, process_count)
     padded = -(-len(dataset) // batch_size) * batch_size
-    resize = functools.partial(reference.resize if reference_transforms else transforms.resize, tasks=dataset.tasks, image_size=image_size)
-    examples = grain.MapDataset.range(padded).map(functools.partial(_eval_example, dataset=_SkipUnreadable(dataset), resize=resize))
+    resize = functools.partial(
+        reference.resize if reference_transforms else transforms.resize, tasks=dataset.tasks, image_size=image_size
+    )
+    examples = grain.MapDataset.range(padded).map(
+        functools.partial(_eval_example, dataset=_SkipUnreadable(dataset), resize=resize)
+    )
     return Batches(_shard(examples, batch_size, process_index, process_count, num_workers), num_workers)
 
 
-def _shard(examples: grain.MapDataset, batch_size: int, process_index: int, process_count: int, num_workers: int) -> grain.MapDataset:
+def _shard(
+    examples: grain.MapDataset, batch_size: int, process_index: int, process_count: int, num_workers: int
+) -> grain.MapDataset:
     """Selects this process's rows of every batch.
 
     Devices are ordered by process, so every device gets the rows that a single process would give it. The selection
@@ -202,7 +214,9 @@ def _shard(examples: grain.MapDataset, batch_size: int, process_index: int, proc
 
 def _check(batch_size: int, num_workers: int, process_count: int) -> None:
     if batch_size < 1 or batch_size % process_count:
-        raise UserError(f"batch size {batch_size}: must be a positive multiple of the number of processes, {process_count}")
+        raise UserError(
+            f"batch size {batch_size}: must be a positive multiple of the number of processes, {process_count}"
+        )
     if num_workers < 0:
         raise UserError(f"num_workers = {num_workers}: must be 0 (this process does the work) or more")
 
@@ -230,7 +244,9 @@ class _SkipUnreadable:
         raise UserError(f"{message}; nor can the {MAX_ATTEMPTS - 1} examples after it be read")
 
 
-def _train_example(example: Example, rng: np.random.Generator, *, augmentation: Augmentation, warp: Callable[..., Example]) -> Example:
+def _train_example(
+    example: Example, rng: np.random.Generator, *, augmentation: Augmentation, warp: Callable[..., Example]
+) -> Example:
     return warp(example, transform=augmentation.draw(rng)) | {"mask": np.True_}
 
 

@@ -27,7 +27,9 @@ UNKNOWN = ("normals", "depth")  # tasks whose unknown pixels are 0 until the las
 EPS = np.finfo(np.float64).eps
 
 
-def warp(example: Example, tasks: Mapping[str, Task], transform: AffineTransform, image_size: tuple[int, int]) -> Example:
+def warp(
+    example: Example, tasks: Mapping[str, Task], transform: AffineTransform, image_size: tuple[int, int]
+) -> Example:
     """Warps a training example to `image_size` = (H, W)."""
     height, width = example["image"].shape[:2]
     matrix = cv2.getRotationMatrix2D((width / 2, height / 2), transform.degrees, transform.scale)
@@ -59,8 +61,13 @@ def _interpolation(name: str, tasks: Mapping[str, Task]) -> int:
     return tasks[name].interpolation if name in tasks else cv2.INTER_CUBIC
 
 
-def _resized(arrays: Mapping[str, np.ndarray], tasks: Mapping[str, Task], image_size: tuple[int, int]) -> dict[str, np.ndarray]:
-    small = {name: cv2.resize(values, image_size[::-1], interpolation=_interpolation(name, tasks)) for name, values in arrays.items()}
+def _resized(
+    arrays: Mapping[str, np.ndarray], tasks: Mapping[str, Task], image_size: tuple[int, int]
+) -> dict[str, np.ndarray]:
+    small = {
+        name: cv2.resize(values, image_size[::-1], interpolation=_interpolation(name, tasks))
+        for name, values in arrays.items()
+    }
     return {name: FINISH.get(name, _finish_classes)(values) for name, values in small.items()}
 
 

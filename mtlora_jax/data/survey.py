@@ -53,15 +53,21 @@ def _describe_missing(dataset: "Dataset", name: str) -> str:
             label = dataset.label(index, name)
             looked += 1
             pixels += label.size
-            found |= set(np.flatnonzero(np.bincount(label.ravel())).tolist() if names else [0] if np.any(label != IGNORE) else [])
+            found |= set(
+                np.flatnonzero(np.bincount(label.ravel())).tolist() if names else [0] if np.any(label != IGNORE) else []
+            )
     if not looked or found >= wanted:
         return ""
     whole = tried == len(dataset)
     who = "no training label" if whole else f"none of the {looked} training labels looked at (of {len(dataset)})"
     line = f"{name}: {who} has {_named(names, wanted - found) or 'a pixel whose value is known'}"
     if whole and len(found & wanted) < min(len(wanted), 2):
-        holds = " and ".join(filter(None, [_named(names, found), f"{IGNORE}, which is ignored" if IGNORE in found else ""]))
-        raise UserError(f"{line}{f'; all {looked} hold nothing but {holds}' if names else ''}: there is nothing to learn")
+        holds = " and ".join(
+            filter(None, [_named(names, found), f"{IGNORE}, which is ignored" if IGNORE in found else ""])
+        )
+        raise UserError(
+            f"{line}{f'; all {looked} hold nothing but {holds}' if names else ''}: there is nothing to learn"
+        )
     return f"{line}{f'; {IGNORE} means ignored' if names else ''}"
 
 

@@ -20,9 +20,49 @@ from mtlora_jax.tasks.human_parts import HumanParts
 
 INCOMPLETE = "incomplete."  # prefix of folders that TFDS has not finished
 NYU_CLASSES = (
-    *("wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf", "picture", "counter", "blinds", "desk"),
-    *("shelves", "curtain", "dresser", "pillow", "mirror", "floor mat", "clothes", "ceiling", "books", "refrigerator", "television"),
-    *("paper", "towel", "shower curtain", "box", "whiteboard", "person", "night stand", "toilet", "sink", "lamp", "bathtub", "bag"),
+    *(
+        "wall",
+        "floor",
+        "cabinet",
+        "bed",
+        "chair",
+        "sofa",
+        "table",
+        "door",
+        "window",
+        "bookshelf",
+        "picture",
+        "counter",
+        "blinds",
+        "desk",
+    ),
+    *(
+        "shelves",
+        "curtain",
+        "dresser",
+        "pillow",
+        "mirror",
+        "floor mat",
+        "clothes",
+        "ceiling",
+        "books",
+        "refrigerator",
+        "television",
+    ),
+    *(
+        "paper",
+        "towel",
+        "shower curtain",
+        "box",
+        "whiteboard",
+        "person",
+        "night stand",
+        "toilet",
+        "sink",
+        "lamp",
+        "bathtub",
+        "bag",
+    ),
     *("otherstructure", "otherfurniture", "otherprop"),
 )
 
@@ -68,7 +108,10 @@ class PreparedDataset:
         """Builds the tasks with the classes of this data set, even if its files are missing."""
         del root
         made = make_tasks(tasks, cls.classes)
-        return {name: dataclasses.replace(task, encoding="0/255") if isinstance(task, Binary) else task for name, task in made.items()}
+        return {
+            name: dataclasses.replace(task, encoding="0/255") if isinstance(task, Binary) else task
+            for name, task in made.items()
+        }
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -87,9 +130,13 @@ class PreparedDataset:
         try:
             features = self._parse(self._records[self._indices[index]]).features.feature
             image_id = _content(features["image_id"]).decode()
-            return image_id, {name: EncodedFile(_content(features[name]), f"{place}: {image_id} ({name})") for name in names}
+            return image_id, {
+                name: EncodedFile(_content(features[name]), f"{place}: {image_id} ({name})") for name in names
+            }
         except Exception as error:  # a damaged record can fail in any way
-            raise UserError(f"{place}: record {self._indices[index]} cannot be read ({error}); build {self.folder} again") from error
+            raise UserError(
+                f"{place}: record {self._indices[index]} cannot be read ({error}); build {self.folder} again"
+            ) from error
 
     def __getstate__(self) -> dict[str, Any]:
         opened = ("_records", "_parse")  # every process opens the files itself
@@ -113,10 +160,18 @@ class PreparedDataset:
         """Finds the folder to read."""
         here = root / self.name
         command = f"python -m tfds_pascal_context.build --dataset={self.name} --data_dir={root}"
-        builders = [_open(path.parent) for path in here.glob("*/*/dataset_info.json") if not path.parent.name.startswith(INCOMPLETE)]
+        builders = [
+            _open(path.parent)
+            for path in here.glob("*/*/dataset_info.json")
+            if not path.parent.name.startswith(INCOMPLETE)
+        ]
         if not builders:
             begun = list(here.glob("*.partial")) + list(here.glob(f"*/{INCOMPLETE}*"))
-            state = f"{begun[0]}: the data set is only half built; finish it" if begun else f"{here}: no such data set; build it"
+            state = (
+                f"{begun[0]}: the data set is only half built; finish it"
+                if begun
+                else f"{here}: no such data set; build it"
+            )
             raise UserError(f"{state} with {command}")
         has = {builder.data_dir: [task for task in TASKS if task in builder.info.features] for builder in builders}
         fitting = [builder for builder in builders if set(self.tasks) <= set(has[builder.data_dir])]
@@ -125,7 +180,10 @@ class PreparedDataset:
             lacks = f"no config has the tasks {', '.join(self.tasks)}"
             raise UserError(f"{here}: {lacks}; built: {built}. Build another with {command}")
         fewest = min(len(has[builder.data_dir]) for builder in fitting)
-        newest = max((builder for builder in fitting if len(has[builder.data_dir]) == fewest), key=lambda builder: builder.version)
+        newest = max(
+            (builder for builder in fitting if len(has[builder.data_dir]) == fewest),
+            key=lambda builder: builder.version,
+        )
         return pathlib.Path(newest.data_dir)
 
 

@@ -33,7 +33,9 @@ class Augmentation:
         if self.discrete_scales and not (self.scale and min(self.scale) > 0):
             raise UserError(f"augmentation scale = {self.scale}: discrete scales must be numbers above 0, at least one")
         if not self.discrete_scales and not (len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1]):
-            raise UserError(f"augmentation scale = {self.scale}: must be (smallest, largest) with 0 < smallest <= largest")
+            raise UserError(
+                f"augmentation scale = {self.scale}: must be (smallest, largest) with 0 < smallest <= largest"
+            )
 
     def draw(self, rng: np.random.Generator) -> AffineTransform:
         """Draws one random transform."""
@@ -47,14 +49,18 @@ class Augmentation:
 PASCAL = Augmentation()  # the recipe of the paper's PASCAL-Context results
 
 
-def warp(example: Example, tasks: Mapping[str, Task], transform: AffineTransform, image_size: tuple[int, int]) -> Example:
+def warp(
+    example: Example, tasks: Mapping[str, Task], transform: AffineTransform, image_size: tuple[int, int]
+) -> Example:
     """Warps a training example to `image_size` = (H, W) in one interpolation, with labels in device format.
 
     Pixels from outside the image are black and ignored.
     """
     # OpenCV's cubic interpolation is faster in float32 than in uint8, conversions included. The sum rounds and clips.
     image = transform(example["image"].astype(np.float32), image_size, cv2.INTER_CUBIC)
-    labels = {name: task.to_device_format(task.warp(example[name], transform, image_size)) for name, task in tasks.items()}
+    labels = {
+        name: task.to_device_format(task.warp(example[name], transform, image_size)) for name, task in tasks.items()
+    }
     return example | {"image": cv2.addWeighted(image, 1, image, 0, 0, dtype=cv2.CV_8U)} | labels
 
 

@@ -28,7 +28,9 @@ PANELS = 6
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the flags and runs the demo below --workdir."""
     parser = cli.Parser("mtlora_jax.demo", __doc__)
-    parser.add_argument("--workdir", default="demo", type=user_path, help="folder for data, runs and pictures (default: demo)")
+    parser.add_argument(
+        "--workdir", default="demo", type=user_path, help="folder for data, runs and pictures (default: demo)"
+    )
     parser.add_argument("--train", type=int, default=2000, help="scenes to train on (default: 2000)")
     parser.add_argument("--val", type=int, default=160, help="scenes to evaluate on (default: 160)")
     parser.add_argument("--epochs", type=int, default=0, help="epochs of each run (default: as the config says)")
@@ -88,12 +90,17 @@ def print_comparison(workdir: pathlib.Path) -> None:
     for number, method in enumerate(METHODS):
         architecture = model_folder.read_config(workdir / method / "best")["architecture"]
         tasks = make_tasks(architecture["tasks"])
-        summary = summarise(model_factory.build(architecture), model_factory.method_of(architecture), tuple(architecture["image_size"]))
+        summary = summarise(
+            model_factory.build(architecture), model_factory.method_of(architecture), tuple(architecture["image_size"])
+        )
         first, *_, last = read_evaluations(workdir / method)
         names = {f"eval/{name}/{task.primary_metric}": task for name, task in tasks.items()}
         if number == 0:
             for name, task in tasks.items():
-                table.add_column(f"{name}\n{task.primary_metric}{'' if task.higher_is_better else ', lower is better'}", justify="right")
+                table.add_column(
+                    f"{name}\n{task.primary_metric}{'' if task.higher_is_better else ', lower is better'}",
+                    justify="right",
+                )
             table.add_row("untrained", "", *(f"{first[key]:.2f}" for key in names))
         table.add_row(method, f"{summary['trainable']:,}", *(f"{last[key]:.2f}" for key in names))
     console.print(table)
@@ -120,10 +127,15 @@ def draw_panels(config: Config, workdir: pathlib.Path) -> None:
     for index in range(min(PANELS, len(data))):
         example: dict[str, Any] = data[index]
         image = example["image"]
-        rows = [{"labels": image} | {name: task.visualize(task.to_device_format(example[name])) for name, task in data.tasks.items()}]
+        rows = [
+            {"labels": image}
+            | {name: task.visualize(task.to_device_format(example[name])) for name, task in data.tasks.items()}
+        ]
         for method, model in models.items():
             logits = model(image)
-            rows.append({method: image} | {name: task.visualize(np.asarray(logits[name])) for name, task in data.tasks.items()})
+            rows.append(
+                {method: image} | {name: task.visualize(np.asarray(logits[name])) for name, task in data.tasks.items()}
+            )
         target = workdir / "panels" / f"{example['image_id']}.png"
         draw_panel(rows, 240, 240).save(target)
 

@@ -61,7 +61,9 @@ def pretrain(args: argparse.Namespace) -> None:
     architecture, arrays, score = train(scenes.select(slice(held_out, None)), scenes.select(slice(held_out)), args)
     half = {path: array.astype(np.float16) for path, array in arrays.items()}
     about = f"{args.scenes} rendered scenes, {args.steps} steps of {args.batch_size}, seed {args.seed}; classes, outlines, nearness"
-    model_folder.save(args.output, architecture, half, {"pretraining": about, "mean_average_precision": round(score, 2)})
+    model_folder.save(
+        args.output, architecture, half, {"pretraining": about, "mean_average_precision": round(score, 2)}
+    )
     console.print(f"{args.output}: {sum(array.size for array in half.values()):,} parameters")
 
 
@@ -104,7 +106,9 @@ def crop(scene: Scenes, rng: np.random.Generator) -> Scenes:
     gain = rng.uniform(0.8, 1.2, 3) * rng.uniform(0.8, 1.2)
     image = np.clip(resized(scene.image, cv2.INTER_LINEAR) * gain, 0, 255).astype(np.uint8)
     nearness = resized(scene.nearness.astype(np.float32), cv2.INTER_LINEAR)
-    return Scenes(image, resized(scene.classes, cv2.INTER_NEAREST), resized(scene.outlines, cv2.INTER_NEAREST), nearness)
+    return Scenes(
+        image, resized(scene.classes, cv2.INTER_NEAREST), resized(scene.outlines, cv2.INTER_NEAREST), nearness
+    )
 
 
 def batches(scenes: Scenes, size: int, rng: np.random.Generator) -> Iterator[Scenes]:
@@ -150,12 +154,20 @@ def stage_loss(prediction: jax.Array, batch: Scenes, side: int) -> jax.Array:
 def train(scenes: Scenes, held_out: Scenes, args) -> tuple[dict, dict[str, np.ndarray], float]:
     """Returns (architecture, {path: array} of the backbone, mean average precision in percent on held-out scenes)."""
     backbone = {"name": "swin", **Swin.VARIANTS["micro"], "window_size": 5, "drop_path_rate": 0.0}
-    architecture = {"backbone": backbone, "tasks": {}, "decoder": None, "method": {"name": "full"}, "image_size": [IMAGE_SIDE, IMAGE_SIDE]}
+    architecture = {
+        "backbone": backbone,
+        "tasks": {},
+        "decoder": None,
+        "method": {"name": "full"},
+        "image_size": [IMAGE_SIDE, IMAGE_SIDE],
+    }
     model = model_factory.build(architecture)
     parameters.initialise(model, args.seed)
     graph, weights, _, _ = parameters.split(model, lambda path, variable: True)
     outputs = CLASSES + 2 * PARTS
-    heads = [{"kernel": jnp.zeros((width, outputs)), "bias": jnp.zeros(outputs)} for width in model.backbone.out_channels]
+    heads = [
+        {"kernel": jnp.zeros((width, outputs)), "bias": jnp.zeros(outputs)} for width in model.backbone.out_channels
+    ]
     weights = {"backbone": weights, "heads": heads}
     schedule = optax.warmup_cosine_decay_schedule(0.0, 2e-3, args.steps // 20, args.steps, 1e-5)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.05))
@@ -163,7 +175,10 @@ def train(scenes: Scenes, held_out: Scenes, args) -> tuple[dict, dict[str, np.nd
     def predictions(weights, images):
         features = parameters.merge(graph, weights["backbone"]).backbone(normalise(images))
         # Normalised for the linear maps only; the backbone has no norm at its end.
-        return [jax.nn.standardize(f.shared) @ head["kernel"] + head["bias"] for f, head in zip(features, weights["heads"], strict=True)]
+        return [
+            jax.nn.standardize(f.shared) @ head["kernel"] + head["bias"]
+            for f, head in zip(features, weights["heads"], strict=True)
+        ]
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def update(weights, opt_state, batch):
@@ -183,7 +198,9 @@ def train(scenes: Scenes, held_out: Scenes, args) -> tuple[dict, dict[str, np.nd
         losses.append(loss)
         if step % 100 == 0 or step == args.steps:
             left = (args.steps - step) * (time.monotonic() - start) / step
-            console.print(f"step {step}/{args.steps} loss {np.mean(jax.device_get(losses)):.4f} ETA {left / 60:.0f} min")
+            console.print(
+                f"step {step}/{args.steps} loss {np.mean(jax.device_get(losses)):.4f} ETA {left / 60:.0f} min"
+            )
             losses = []
     predict = jax.jit(lambda weights, images: predictions(weights, images)[-1][..., :CLASSES])
     score = mean_average_precision(functools.partial(predict, weights), held_out, args.batch_size)
@@ -199,7 +216,9 @@ def mean_average_precision(predict: Callable[[np.ndarray], jax.Array], scenes: S
     source = batches(scenes, min(batch_size, len(scenes.image)), np.random.default_rng(0))
     taken = [next(source) for _ in range(-(-len(scenes.image) // batch_size))]
     scores = np.concatenate([np.asarray(predict(batch.image)).reshape(-1, CLASSES) for batch in taken])
-    truth = np.concatenate([np.asarray(tag_cells(batch.classes, CELL_SIDES[-1])).reshape(-1, CLASSES) for batch in taken])
+    truth = np.concatenate(
+        [np.asarray(tag_cells(batch.classes, CELL_SIDES[-1])).reshape(-1, CLASSES) for batch in taken]
+    )
     found = np.take_along_axis(truth, np.argsort(-scores, axis=0), 0)
     hits = np.cumsum(found, 0)
     occurs = hits[-1] > 0

@@ -29,7 +29,9 @@ OWN = ("init_from", "data.root", "data.num_workers", "delta_m_baseline_runs", "w
 SAMPLES = 3  # examples of a split whose contents are compared
 
 
-def require_same(values: Mapping[str, Any], advice: str = "give all processes the same command and the same files") -> None:
+def require_same(
+    values: Mapping[str, Any], advice: str = "give all processes the same command and the same files"
+) -> None:
     """Raises UserError in all processes unless `values` are equal in all of them. Every process must call it.
 
     Args:
@@ -42,7 +44,9 @@ def require_same(values: Mapping[str, Any], advice: str = "give all processes th
         for key in {**first, **other}:
             if key not in first or key not in other or first[key] != other[key]:
                 here, there = (json.dumps(own[key]) if key in own else "not there" for own in (first, other))
-                raise UserError(f"the processes differ in {key}: {here} in process 0, {there} in process {process}; {advice}")
+                raise UserError(
+                    f"the processes differ in {key}: {here} in process 0, {there} in process {process}; {advice}"
+                )
 
 
 def run_together(action: Callable[[], Value]) -> Value:
@@ -63,7 +67,12 @@ def run_together(action: Callable[[], Value]) -> Value:
 def describe_start(config: Config, **more: Any) -> dict[str, Any]:
     """Describes the config, the program and the libraries, to be compared first; `more` adds flags of the command."""
     flat = {f"config.{key}": value for key, value in flattened(config).items() if key not in OWN}
-    return {**more, **flat, "sources of mtlora_jax": sources(), **{name: importlib.metadata.version(name) for name in LIBRARIES}}
+    return {
+        **more,
+        **flat,
+        "sources of mtlora_jax": sources(),
+        **{name: importlib.metadata.version(name) for name in LIBRARIES},
+    }
 
 
 @functools.cache
@@ -99,10 +108,16 @@ def _checksum(data: Dataset, index: int) -> Any:
         example = data[index]
     except UserError:
         return "cannot be read"
-    return {name: zlib.crc32(np.ascontiguousarray(value).tobytes()) for name, value in example.items() if isinstance(value, np.ndarray)}
+    return {
+        name: zlib.crc32(np.ascontiguousarray(value).tobytes())
+        for name, value in example.items()
+        if isinstance(value, np.ndarray)
+    }
 
 
 def describe_arrays(arrays: Mapping[str, Any], what: str) -> dict[str, Any]:
     """{`what` and path: shape and CRC-32} of each array."""
     values = {path: np.ascontiguousarray(jax.device_get(array)) for path, array in arrays.items()}
-    return {f"{what} {path}": [list(value.shape), zlib.crc32(value.view(np.uint8).data)] for path, value in values.items()}
+    return {
+        f"{what} {path}": [list(value.shape), zlib.crc32(value.view(np.uint8).data)] for path, value in values.items()
+    }

@@ -71,7 +71,9 @@ class Shutdown:
         self._thread.join()
         os.close(self._read)
         if self.asked and not self._stopping and isinstance(error, UserError):
-            print(error, file=sys.stderr)  # a data worker that was just starting hears the signal too, and its death is no fault
+            print(
+                error, file=sys.stderr
+            )  # a data worker that was just starting hears the signal too, and its death is no fault
             self.stop()
 
     @property
@@ -103,7 +105,9 @@ class Shutdown:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             for terminal in self._terminals:
                 os.dup2(nowhere, terminal)
-        console.print(f"{signal.Signals(number).name}: the run is saved and ends after this step ({self._grace:.0f} s at most)")
+        console.print(
+            f"{signal.Signals(number).name}: the run is saved and ends after this step ({self._grace:.0f} s at most)"
+        )
         heard = time.monotonic()
         while self._hear([signal.SIGINT], heard + self._grace) == signal.SIGINT:
             if time.monotonic() - heard > IMPATIENT:
@@ -111,7 +115,9 @@ class Shutdown:
         if time.monotonic() >= heard + self._grace and not self._stopping:
             with contextlib.suppress(Exception):
                 self.before_exit()
-            self._exit(128 + number, f"no step ended within {self._grace:.0f} s; the run goes on from its newest checkpoint")
+            self._exit(
+                128 + number, f"no step ended within {self._grace:.0f} s; the run goes on from its newest checkpoint"
+            )
 
     def _hear(self, numbers: Collection[int], deadline: float | None) -> int | None:
         """The next signal of `numbers`; None at the deadline, and when `with` is left."""

@@ -25,7 +25,10 @@ LEAVE_SECONDS = 30  # a process that failed waits so long for the others to end 
 
 
 def initialize(
-    coordinator: str | None = None, processes: int | None = None, process: int | None = None, timeout: int = START_SECONDS
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+    timeout: int = START_SECONDS,
 ) -> None:
     """Joins the other processes where the arguments, SLURM or a TPU pod say that there are any; else does nothing.
 
@@ -68,7 +71,9 @@ def check_flags(coordinator: str | None, processes: int | None, process: int | N
     if processes == 1:
         return None
     if coordinator is None or processes is None or process is None:
-        raise UserError("several processes need all of --coordinator_address=HOST:PORT --num_processes=N --process_id=I")
+        raise UserError(
+            "several processes need all of --coordinator_address=HOST:PORT --num_processes=N --process_id=I"
+        )
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UserError(f"--coordinator_address={coordinator} must be HOST:PORT, such as node1:12345")
@@ -84,12 +89,16 @@ def detect_cluster(environment: Mapping[str, str]) -> dict[str, Any] | None:
 
     What is left out of the arguments, JAX finds itself on SLURM and on TPUs.
     """
-    tasks = int(environment.get("SLURM_STEP_NUM_TASKS", 1))  # set by srun for what it starts; a batch script itself is alone
+    tasks = int(
+        environment.get("SLURM_STEP_NUM_TASKS", 1)
+    )  # set by srun for what it starts; a batch script itself is alone
     if tasks > 1:
         # JAX gives each task the one device of its local number. A task that has a node to itself takes all of them ([]: no restriction).
         alone = tasks == int(environment.get("SLURM_STEP_NUM_NODES", 1))
         return {"num_processes": tasks} | ({"local_device_ids": []} if alone else {})
-    workers = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES", "")  # GKE sets one of them
+    workers = environment.get("TPU_PROCESS_ADDRESSES") or environment.get(
+        "TPU_WORKER_HOSTNAMES", ""
+    )  # GKE sets one of them
     slices = int(environment.get("MEGASCALE_NUM_SLICES") or 1)
     # `import jax` sets TPU_SKIP_MDS_QUERY where it finds no TPU. Elsewhere, the metadata server of a TPU VM tells the rest.
     tpu_vm = importlib.util.find_spec("libtpu") is not None and "TPU_SKIP_MDS_QUERY" not in environment
@@ -131,7 +140,9 @@ def _connect() -> None:
     first training step, reached when a process has compiled it, must not be the first collective.
     """
     mesh = sharding.make_mesh()
-    ones = jax.make_array_from_process_local_data(sharding.batch_sharding(mesh), np.ones(jax.local_device_count(), np.float32))
+    ones = jax.make_array_from_process_local_data(
+        sharding.batch_sharding(mesh), np.ones(jax.local_device_count(), np.float32)
+    )
     jax.block_until_ready(jax.jit(jnp.sum, out_shardings=sharding.replicated_sharding(mesh))(ones))
     sharding.barrier("start")
 

@@ -35,7 +35,9 @@ def delta_m(scores: Mapping[str, float], baseline: Mapping[str, float], tasks: M
             if name not in values:
                 raise UserError(f"Delta_m: no {kind} for task {name!r}; there are {', '.join(values) or 'none'}")
         if not baseline[name]:
-            raise UserError(f"Delta_m: the single-task score of {name!r} is {baseline[name]}; expected a number other than 0")
+            raise UserError(
+                f"Delta_m: the single-task score of {name!r} is {baseline[name]}; expected a number other than 0"
+            )
         gain = (scores[name] - baseline[name]) / baseline[name]
         gains.append(gain if task.higher_is_better else -gain)
     if not gains:
@@ -61,7 +63,9 @@ def mean_score(scores: Mapping[str, float], tasks: Mapping[str, Task]) -> float:
     return sum(shares) / len(shares)
 
 
-def add_ranking_score(scores: Mapping[str, float], tasks: Mapping[str, Task], baseline: Mapping[str, float]) -> dict[str, float]:
+def add_ranking_score(
+    scores: Mapping[str, float], tasks: Mapping[str, Task], baseline: Mapping[str, float]
+) -> dict[str, float]:
     """Adds the number by which models are ranked: "delta_m", in percent, over the tasks that `baseline` has a score for.
 
     Where it has none, "mean_score" is added instead, see `mean_score`.
@@ -96,8 +100,12 @@ def delta_m_baseline(config: Config, tasks: Mapping[str, Task]) -> dict[str, flo
         scores = {task: values[metric] for task, metric in primary.items() if metric in values}
         wanted = ", ".join(primary.values())
         if not scores or not all(isinstance(score, int | float) and math.isfinite(score) for score in scores.values()):
-            raise UserError(f"delta_m_baseline_runs: {path} has no score of these tasks; expected a number for one of {wanted}")
+            raise UserError(
+                f"delta_m_baseline_runs: {path} has no score of these tasks; expected a number for one of {wanted}"
+            )
         if found.keys() & scores:
-            raise UserError(f"delta_m_baseline_runs: {path} tells of {', '.join(found.keys() & scores)} again; give each task once")
+            raise UserError(
+                f"delta_m_baseline_runs: {path} tells of {', '.join(found.keys() & scores)} again; give each task once"
+            )
         found |= scores
     return found

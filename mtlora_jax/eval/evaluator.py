@@ -43,7 +43,10 @@ class Evaluator:
         self._batches = functools.partial(experiments.make_eval_batches, config, data)
 
     def __call__(
-        self, trainable: Flat, batch_stats: Flat, watched: Callable[[Batches], Iterable[Mapping[str, np.ndarray]]] = iter
+        self,
+        trainable: Flat,
+        batch_stats: Flat,
+        watched: Callable[[Batches], Iterable[Mapping[str, np.ndarray]]] = iter,
     ) -> tuple[dict[str, float], float]:
         """({"TASK/SCORE": value}, seconds, those of the compilation left out).
 
@@ -87,4 +90,8 @@ def evaluate(
         add(totals, pending)
         pending = ahead
     add(totals, pending)
-    return {f"{name}/{score}": float(value) for name, task in tasks.items() for score, value in task.compute_metrics(totals[name]).items()}
+    return {
+        f"{name}/{score}": float(value)
+        for name, task in tasks.items()
+        for score, value in task.compute_metrics(totals[name]).items()
+    }

@@ -47,13 +47,20 @@ class NativeResolutionEvaluator:
         shardings = {"in_shardings": (split, split, everywhere), "out_shardings": everywhere}
         self._score = jax.jit(functools.partial(statistics, tasks=tasks), **shardings)
         self._pick = jax.jit(picked, static_argnums=2, in_shardings=(split, everywhere), out_shardings=split)
-        self._slow = {name: task for name, task in tasks.items() if config.evaluation.boundaries and task.has_native_resolution_metrics}
+        self._slow = {
+            name: task
+            for name, task in tasks.items()
+            if config.evaluation.boundaries and task.has_native_resolution_metrics
+        }
         self._tolerance = config.evaluation.boundary_tolerance
         self._workers = config.data.num_workers
         self._batches = functools.partial(make_eval_batches, config, cast(Dataset, NativeLabels(data)))
 
     def __call__(
-        self, trainable: Flat, batch_stats: Flat, watched: Callable[[Batches], Iterable[Mapping[str, np.ndarray]]] = iter
+        self,
+        trainable: Flat,
+        batch_stats: Flat,
+        watched: Callable[[Batches], Iterable[Mapping[str, np.ndarray]]] = iter,
     ) -> tuple[dict[str, float], float]:
         """({"TASK/SCORE": value}, seconds). `watched` passes the batches on, and may look at them or raise."""
         start = time.monotonic()
@@ -72,7 +79,11 @@ class NativeResolutionEvaluator:
                     counted = [(task, own[row], originals[row][name], self._tolerance) for row in np.flatnonzero(mask)]
                     for sums in run(slow_statistics, counted):
                         add(slow_totals, {name: sums})
-        scores = {f"{name}/{score}": value for name, task in tasks.items() for score, value in task.compute_metrics(totals[name]).items()}
+        scores = {
+            f"{name}/{score}": value
+            for name, task in tasks.items()
+            for score, value in task.compute_metrics(totals[name]).items()
+        }
         for name, task in self._slow.items():
             scores |= {
                 f"{name}/{score}": value
@@ -147,7 +158,9 @@ def slow_statistics(job: tuple[Task, np.ndarray, np.ndarray, float]) -> dict[str
 
 def nothing(task: Task) -> dict[str, np.ndarray]:
     """Sums of `native_resolution_sums` over no image, shaped as those over some."""
-    blank = task.native_resolution_sums(np.zeros((16, 16, task.channels), np.float32), np.zeros((16, 16), np.uint8), 0.1)
+    blank = task.native_resolution_sums(
+        np.zeros((16, 16, task.channels), np.float32), np.zeros((16, 16), np.uint8), 0.1
+    )
     return {name: np.zeros_like(value) for name, value in blank.items()}
 
 

@@ -22,7 +22,9 @@ from mtlora_jax.models.parameters import Flat
 PICTURED = 4  # images
 
 
-def logits_of(trainable: Flat, batch_stats: Flat, frozen: Flat, images: jax.Array, *, graph: nnx.GraphDef) -> dict[str, jax.Array]:
+def logits_of(
+    trainable: Flat, batch_stats: Flat, frozen: Flat, images: jax.Array, *, graph: nnx.GraphDef
+) -> dict[str, jax.Array]:
     """{task: (B, H, W, C)} of uint8 images (B, H, W, 3), to be compiled by the caller."""
     return parameters.merge(graph, trainable, frozen, batch_stats)(normalise(images))
 
@@ -51,7 +53,9 @@ class Pictures:
             return {}
         logits = jax.device_get(self._forward(trainable, batch_stats, self._experiment.frozen, self._images))
         return {
-            f"{name}/{example['image_id']}": np.hstack([example["image"], task.visualize(example[name]), task.visualize(logits[name][row])])
+            f"{name}/{example['image_id']}": np.hstack(
+                [example["image"], task.visualize(example[name]), task.visualize(logits[name][row])]
+            )
             for name, task in self._experiment.tasks.items()
             for row, example in enumerate(self.examples)
         }
@@ -66,4 +70,6 @@ class Pictures:
 
     @functools.cached_property
     def _images(self) -> Any:
-        return sharding.replicate({"image": np.stack([example["image"] for example in self.examples])}, self._experiment.mesh)["image"]
+        return sharding.replicate(
+            {"image": np.stack([example["image"] for example in self.examples])}, self._experiment.mesh
+        )["image"]

@@ -31,7 +31,9 @@ def make_forward(model: Model) -> Forward:
     Images are uint8 RGB or normalised floats. Raises UserError for a bare backbone.
     """
     if not model.tasks:
-        raise UserError("the model folder holds a bare backbone without tasks: there are no logits to export; fine-tune it first")
+        raise UserError(
+            "the model folder holds a bare backbone without tasks: there are no logits to export; fine-tune it first"
+        )
     graph = nnx.graphdef(model.module)
 
     def run(weights: parameters.Flat, images: jax.Array) -> dict[str, jax.Array]:
@@ -50,7 +52,9 @@ def make_images_spec(model: Model, size: Size | None, inputs: str) -> jax.ShapeD
     return jax.ShapeDtypeStruct(shape, INPUTS[inputs])
 
 
-def export_stablehlo(model: Model, platforms: Sequence[str], size: Size | None = None, inputs: str = "uint8") -> jax_export.Exported:
+def export_stablehlo(
+    model: Model, platforms: Sequence[str], size: Size | None = None, inputs: str = "uint8"
+) -> jax_export.Exported:
     """Lowers a model for several platforms, none of which has to be present.
 
     Args:
@@ -83,9 +87,16 @@ def make_metadata(model: Model, size: Size | None, inputs: str) -> dict[str, Any
             "shape": ["B", *(size or ("H", "W")), 3],
             **({} if size else {"smallest": [least, least]}),
             "content": "RGB" if inputs == "uint8" else "RGB / 255, minus mean, divided by std",
-            "normalisation": {"mean": np.round(MEAN.astype(float), 3).tolist(), "std": np.round(STD.astype(float), 3).tolist()},
+            "normalisation": {
+                "mean": np.round(MEAN.astype(float), 3).tolist(),
+                "std": np.round(STD.astype(float), 3).tolist(),
+            },
         },
-        "output": {"dtype": "float32", "shape": ["B", *(size or ("H", "W")), "outputs of the task"], "content": "logits"},
+        "output": {
+            "dtype": "float32",
+            "shape": ["B", *(size or ("H", "W")), "outputs of the task"],
+            "content": "logits",
+        },
         "image_size": list(model.architecture["image_size"]),
         "method": model.architecture["method"],
         "backbone": model.architecture["backbone"],

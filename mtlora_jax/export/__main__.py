@@ -61,12 +61,18 @@ def check_output(folder: pathlib.Path) -> None:
     """Raises UserError if writing `folder` would destroy anything but an earlier export."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output={folder} is a file; expected the name of a folder")
-    foreign = sorted(path.name for path in folder.iterdir() if path.name not in EXPORTED_FILES) if folder.exists() else []
+    foreign = (
+        sorted(path.name for path in folder.iterdir() if path.name not in EXPORTED_FILES) if folder.exists() else []
+    )
     if foreign:
-        raise UserError(f"--output={folder} holds {parameters.named(foreign)}, which were not exported: choose another folder")
+        raise UserError(
+            f"--output={folder} holds {parameters.named(foreign)}, which were not exported: choose another folder"
+        )
 
 
-def write_stablehlo(model: Model, platforms: Sequence[str], size: export.Size | None, inputs: str, folder: pathlib.Path) -> dict:
+def write_stablehlo(
+    model: Model, platforms: Sequence[str], size: export.Size | None, inputs: str, folder: pathlib.Path
+) -> dict:
     """Writes program, weights and loader; returns the metadata.
 
     A model that needs to know the size of its images is exported for its own size, and the report says so.
@@ -82,11 +88,17 @@ def write_stablehlo(model: Model, platforms: Sequence[str], size: export.Size | 
         exported = export.export_stablehlo(model, platforms, size, inputs)
     program = exported.serialize()
     files.write_bytes(folder / export.PROGRAM, program)
-    weights.write(folder / export.WEIGHTS, {path: array.astype("<f4") for path, array in parameters.arrays(model.module).items()})
-    files.write_text(folder / export.LOADER, importlib.resources.files(export).joinpath(export.LOADER).read_text(encoding="utf-8"))
+    weights.write(
+        folder / export.WEIGHTS, {path: array.astype("<f4") for path, array in parameters.arrays(model.module).items()}
+    )
+    files.write_text(
+        folder / export.LOADER, importlib.resources.files(export).joinpath(export.LOADER).read_text(encoding="utf-8")
+    )
     sides = "of any size" if size is None else f"of {size[0]}x{size[1]}"
     console.print(f"{export.PROGRAM}: {len(program) / 1e6:.2f} MB for {', '.join(platforms)}, {inputs} images {sides}")
-    console.print(f"{export.WEIGHTS}: {(folder / export.WEIGHTS).stat().st_size / 1e6:.1f} MB, {time.monotonic() - start:.0f} s")
+    console.print(
+        f"{export.WEIGHTS}: {(folder / export.WEIGHTS).stat().st_size / 1e6:.1f} MB, {time.monotonic() - start:.0f} s"
+    )
     return export.make_metadata(model, size, inputs) | {"stablehlo": export.describe_program(exported)}
 
 
@@ -104,14 +116,29 @@ def write_onnx(model: Model, size: export.Size, inputs: str, folder: pathlib.Pat
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the flags, exports, and writes the folder atomically."""
     parser = cli.Parser("mtlora_jax.export", __doc__)
-    parser.add_argument("--model", required=True, type=user_path, help="model folder, merged or not; or an adapter folder, with --base")
-    parser.add_argument("--base", type=user_path, help="the model folder with the frozen weights of an adapter")
-    parser.add_argument("--output", required=True, type=user_path, help="folder to write; an earlier export in it is replaced")
-    parser.add_argument("--format", default="stablehlo", help=f"of {', '.join(FORMATS)}, separated by commas (default: stablehlo)")
-    parser.add_argument("--platforms", default="cpu,cuda,tpu", help=f"StableHLO: of {', '.join(export.PLATFORMS)} (default: cpu,cuda,tpu)")
-    parser.add_argument("--size", default="", metavar="HxW", help="size of the images (default: any; ONNX: the model's)")
     parser.add_argument(
-        "--inputs", default="uint8", choices=[*export.INPUTS], help="uint8 RGB, normalised inside (default), or float32, normalised already"
+        "--model", required=True, type=user_path, help="model folder, merged or not; or an adapter folder, with --base"
+    )
+    parser.add_argument("--base", type=user_path, help="the model folder with the frozen weights of an adapter")
+    parser.add_argument(
+        "--output", required=True, type=user_path, help="folder to write; an earlier export in it is replaced"
+    )
+    parser.add_argument(
+        "--format", default="stablehlo", help=f"of {', '.join(FORMATS)}, separated by commas (default: stablehlo)"
+    )
+    parser.add_argument(
+        "--platforms",
+        default="cpu,cuda,tpu",
+        help=f"StableHLO: of {', '.join(export.PLATFORMS)} (default: cpu,cuda,tpu)",
+    )
+    parser.add_argument(
+        "--size", default="", metavar="HxW", help="size of the images (default: any; ONNX: the model's)"
+    )
+    parser.add_argument(
+        "--inputs",
+        default="uint8",
+        choices=[*export.INPUTS],
+        help="uint8 RGB, normalised inside (default), or float32, normalised already",
     )
     parser.add_argument("--merge", action="store_true", help="fold the low-rank branches into the weights first")
     args = parser.parse(argv)

@@ -59,7 +59,9 @@ def convert(model: Model, size: Size, inputs: str, path: pathlib.Path) -> dict[s
     images = make_images_spec(model, size, inputs)
     # Traced here because jax2onnx, when it traces, replaces jax.image.resize by a version that needs a fixed batch.
     program = jax.make_jaxpr(lambda images: [run(weights, images)[task] for task in model.tasks])(images)
-    proto = jax2onnx.to_onnx(jaxpr_as_fun(fold_constants(program)), [images], input_names=["images"], output_names=list(model.tasks))
+    proto = jax2onnx.to_onnx(
+        jaxpr_as_fun(fold_constants(program)), [images], input_names=["images"], output_names=list(model.tasks)
+    )
     del proto.graph.value_info[:]  # inferred shapes inside the graph, some of which are wrong
     onnx.save(proto, path)
     return {
@@ -89,7 +91,9 @@ def fold_constants(program: ClosedJaxpr) -> ClosedJaxpr:
                 results = run(inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ()), operands)
             else:
                 sizes = [size for variable in equation.outvars for size in variable.aval.shape]
-                known = not any(isinstance(value, Tracer) for value in operands) and all(isinstance(size, int) for size in sizes)
+                known = not any(isinstance(value, Tracer) for value in operands) and all(
+                    isinstance(size, int) for size in sizes
+                )
                 with jax.ensure_compile_time_eval() if known else contextlib.nullcontext():
                     results = equation.primitive.bind(*operands, **equation.params)
                 results = results if equation.primitive.multiple_results else [results]
@@ -112,7 +116,9 @@ def check_logits(model: Model, size: Size, inputs: str, path: pathlib.Path) -> f
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     found = dict(zip(model.tasks, session.run(list(model.tasks), {"images": images}), strict=True))
     wanted = {task: np.asarray(logits) for task, logits in model(images, fit="none").items()}
-    difference = max(float(np.max(np.abs(found[task] - wanted[task])) / np.max(np.abs(wanted[task]))) for task in model.tasks)
+    difference = max(
+        float(np.max(np.abs(found[task] - wanted[task])) / np.max(np.abs(wanted[task]))) for task in model.tasks
+    )
     if not difference <= TOLERANCE:
         differ = f"onnxruntime's logits differ by {difference:.1e} of the largest"
         raise UserError(f"the ONNX model is not this model: {differ}; use stablehlo")

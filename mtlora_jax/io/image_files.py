@@ -38,9 +38,13 @@ def open_image(data: bytes, source: str, expected: str, formats: Sequence[str] =
             image = PIL.Image.open(io.BytesIO(data), formats=list(formats))
         with image:
             if image.width * image.height > MAX_PIXELS:
-                raise UserError(f"{source}: has {image.width}x{image.height} pixels; expected at most {MAX_PIXELS} in all")
+                raise UserError(
+                    f"{source}: has {image.width}x{image.height} pixels; expected at most {MAX_PIXELS} in all"
+                )
             if max(image.size) > MAX_SIDE:
-                raise UserError(f"{source}: has {image.width}x{image.height} pixels; expected at most {MAX_SIDE} on a side")
+                raise UserError(
+                    f"{source}: has {image.width}x{image.height} pixels; expected at most {MAX_SIDE} on a side"
+                )
             if image.format == "PNG":
                 _check_png(data)
             yield image
@@ -77,7 +81,9 @@ def _is_truncated(image: PIL.Image.Image, data: bytes) -> bool:
     last = image.crop((0, height - 1, width, height))
     if not interlaced and np.asarray(last).any():
         return False
-    passes = [(range(x, width, dx), range(y, height, dy)) for x, y, dx, dy in (INTERLACED if interlaced else ((0, 0, 1, 1),))]
+    passes = [
+        (range(x, width, dx), range(y, height, dy)) for x, y, dx, dy in (INTERLACED if interlaced else ((0, 0, 1, 1),))
+    ]
     needed = sum(len(ys) * (1 + (len(xs) * bits * CHANNELS[colour] + 7) // 8) for xs, ys in passes if xs)
     compressed = b"".join(content for kind, content in _chunks(data) if kind == b"IDAT")
     return len(zlib.decompressobj().decompress(compressed, needed)) < needed
@@ -96,7 +102,9 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
 
 def _check_png(data: bytes) -> None:
     """Raises ValueError unless a PNG begins with its size and all its checksums are right."""
-    if next((kind for kind, _ in _chunks(data)), b"") != b"IHDR":  # Pillow takes it anywhere; `bits_per_channel` and OpenCV do not
+    if (
+        next((kind for kind, _ in _chunks(data)), b"") != b"IHDR"
+    ):  # Pillow takes it anywhere; `bits_per_channel` and OpenCV do not
         raise ValueError("it does not begin with its size, as a PNG must")
     collections.deque(_chunks(data), maxlen=0)
 

@@ -36,7 +36,9 @@ def hold_lock(folder: pathlib.Path, advice: str = "wait for its end, or choose a
 
 
 @contextlib.contextmanager
-def hold_lock_beside(folder: pathlib.Path, advice: str = "wait for its end, or choose another folder") -> Iterator[None]:
+def hold_lock_beside(
+    folder: pathlib.Path, advice: str = "wait for its end, or choose another folder"
+) -> Iterator[None]:
     """Like `hold_lock`, for a folder that is replaced as a whole: the lock file is beside it."""
     folder = folder.resolve()
     files.make_folder(folder.parent)
@@ -70,7 +72,9 @@ def _acquire(path: pathlib.Path, folder: pathlib.Path, advice: str) -> int:
                 return opened
             owner = os.pread(opened, 1000, 0).decode(errors="replace").strip()
             os.close(opened)
-            raise UserError(f"{folder}: another program writes there ({owner or 'it has just started'}); {advice}") from error
+            raise UserError(
+                f"{folder}: another program writes there ({owner or 'it has just started'}); {advice}"
+            ) from error
         if _is(opened, path):
             break
         os.close(opened)  # its owner ended and removed it between the two calls

@@ -24,7 +24,9 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         return safetensors.numpy.load_file(path)
     except (OSError, safetensors.SafetensorError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise UserError(f"{path} cannot be read: not a readable safetensors file ({files.describe_error(error)})") from error
+        raise UserError(
+            f"{path} cannot be read: not a readable safetensors file ({files.describe_error(error)})"
+        ) from error
 
 
 def write(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:

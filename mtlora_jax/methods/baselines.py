@@ -35,7 +35,9 @@ class SingleTask(Full):
     def adapt(self, model: MultiTaskModel) -> None:
         """Leaves the model as it is. Raises UserError if it has several tasks."""
         if len(model.tasks) != 1:
-            raise UserError(f"method single_task trains one task at a time; the config has {len(model.tasks)}: {', '.join(model.tasks)}")
+            raise UserError(
+                f"method single_task trains one task at a time; the config has {len(model.tasks)}: {', '.join(model.tasks)}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,6 +42,8 @@ class Profiler:
         if not self._running:
             return
         self._running = False
-        jax.block_until_ready([jnp.zeros((), device=device) + 0 for device in jax.local_devices()])  # devices lag behind the host
+        jax.block_until_ready(
+            [jnp.zeros((), device=device) + 0 for device in jax.local_devices()]
+        )  # devices lag behind the host
         jax.profiler.stop_trace()
         console.print(f"trace of steps {self._first} to {self._end - 1}: {self._folder}")

@@ -29,7 +29,13 @@ class WeightsAndBiases:
     """
 
     def __init__(self, workdir: pathlib.Path, project: str, mode: str = "offline"):
-        self._options = {"project": project, "mode": mode, "dir": str(workdir), "name": workdir.resolve().name, "id": _id_of(workdir)}
+        self._options = {
+            "project": project,
+            "mode": mode,
+            "dir": str(workdir),
+            "name": workdir.resolve().name,
+            "id": _id_of(workdir),
+        }
         self._waiting: queue.Queue[tuple[int, Mapping[str, Any]] | None] = queue.Queue(WAITING)
         self._thread = threading.Thread(target=self._send, daemon=True)
         self._thread.start()
@@ -61,7 +67,9 @@ class WeightsAndBiases:
             run = wandb.init(resume="allow", settings=wandb.Settings(console="off", silent=True), **self._options)
             while entry := self._waiting.get():
                 step, values = entry
-                shown = {tag: wandb.Image(value) if isinstance(value, np.ndarray) else value for tag, value in values.items()}
+                shown = {
+                    tag: wandb.Image(value) if isinstance(value, np.ndarray) else value for tag, value in values.items()
+                }
                 run.log(shown, step=step)
             run.finish()
         except ImportError:

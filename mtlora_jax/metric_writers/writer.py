@@ -27,7 +27,9 @@ class MetricWriter:
       wandb: False, or {"project": str, "mode": "online" or "offline"}; no project means no Weights & Biases.
     """
 
-    def __init__(self, workdir: pathlib.Path, start_step: int, active: bool, wandb: Mapping[str, Any] | Literal[False] = False):
+    def __init__(
+        self, workdir: pathlib.Path, start_step: int, active: bool, wandb: Mapping[str, Any] | Literal[False] = False
+    ):
         self._active = active
         if not active:
             return
@@ -93,4 +95,6 @@ def forget_after(path: pathlib.Path, step: int) -> None:
     odd = sum(line is None for _, line in lines[:-1])  # the last line of a killed run may be cut off
     if odd:
         console.print(f"{path}: {odd} lines that no run writes are left out")
-    files.write_text(path, "".join(f"{text}\n" for text, line in lines if line is not None and 0 < step >= line["step"]))
+    files.write_text(
+        path, "".join(f"{text}\n" for text, line in lines if line is not None and 0 < step >= line["step"])
+    )

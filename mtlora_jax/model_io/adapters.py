@@ -46,7 +46,9 @@ def save_adapter(model: Model, where: str | pathlib.Path, base: str | pathlib.Pa
     write_adapter(where, model.config, parameters.arrays(model.module), base)
 
 
-def write_adapter(where: str | pathlib.Path, config: Mapping[str, Any], arrays: Arrays, base: str | pathlib.Path) -> None:
+def write_adapter(
+    where: str | pathlib.Path, config: Mapping[str, Any], arrays: Arrays, base: str | pathlib.Path
+) -> None:
     """`save_adapter` of a model that is not built: config as in config.json, and all of its arrays."""
     where, base = files.user_path(where), files.user_path(base)
     options = config["architecture"]["method"]
@@ -102,7 +104,9 @@ def refuse_other_tensors(source: str, architecture: Architecture, arrays: Arrays
     }
     told = [f"{what}: {parameters.named(paths)}" for what, paths in problems.items() if paths]
     if told:
-        raise UserError(f"{source} must hold what was trained and the batch statistics, nothing else; {'; '.join(told)}")
+        raise UserError(
+            f"{source} must hold what was trained and the batch statistics, nothing else; {'; '.join(told)}"
+        )
 
 
 def frozen_paths(architecture: Architecture) -> list[str]:
@@ -136,7 +140,9 @@ def drop_task(model: Model, name: str) -> Model:
     """
     if name not in model.tasks:
         raise UserError(f"the model has no task {name}; it has {', '.join(model.tasks) or 'none'}")
-    config, arrays = keep_tasks(model.config, parameters.arrays(model.module), [task for task in model.tasks if task != name])
+    config, arrays = keep_tasks(
+        model.config, parameters.arrays(model.module), [task for task in model.tasks if task != name]
+    )
     return model_folder.filled(config, config["architecture"], arrays, "the model")
 
 
@@ -173,7 +179,9 @@ def add_task(
         raise UserError(f"{what} takes no further task: add {name} to the model that was fine-tuned")
     options = {} if task_rank is None else {"task_rank": task_rank}
     config, arrays = dict(model.config), parameters.arrays(model.module)
-    config["scores"] = {key: value for key, value in config.get("scores", {}).items() if "/" in key}  # none that is a mean over tasks
+    config["scores"] = {
+        key: value for key, value in config.get("scores", {}).items() if "/" in key
+    }  # none that is a mean over tasks
     if source is not None:
         refuse_other_weights(model, source, name)
         theirs = only(source.architecture, [name])
@@ -183,7 +191,10 @@ def add_task(
         told, weights = keep_tasks(source.config, parameters.arrays(source.module), [name])
         arrays = {**weights, **arrays}
         for part in ("classes", "scores"):
-            config[part] = {**config.get(part, {}), **{k: v for k, v in told.get(part, {}).items() if k.partition("/")[0] == name}}
+            config[part] = {
+                **config.get(part, {}),
+                **{k: v for k, v in told.get(part, {}).items() if k.partition("/")[0] == name},
+            }
     if outputs is None:
         outputs = make_tasks([name])[name].channels
     config["architecture"] = one_more(model.architecture, name, outputs, position, options)
@@ -199,7 +210,9 @@ def inference_options(architecture: Architecture) -> dict[str, dict[str, Any]]:
     return {
         "backbone": {key: value for key, value in architecture["backbone"].items() if key != "drop_path_rate"},
         "decoder": {key: value for key, value in architecture["decoder"].items() if key != "dropout"},
-        "method": {key: value for key, value in kind.inference_options(method).items() if key not in kind.PER_TASK_OPTIONS},
+        "method": {
+            key: value for key, value in kind.inference_options(method).items() if key not in kind.PER_TASK_OPTIONS
+        },
     }
 
 
@@ -215,4 +228,6 @@ def refuse_other_weights(model: Model, source: Model, name: str) -> None:
     shared = parameters.variables(model_factory.build(only(model.architecture, ())))
     differing = [path for path in shared if not np.array_equal(here[path], there[path])]
     if differing:
-        raise UserError(f"the task {name} of the source was trained with other shared weights; different: {parameters.named(differing)}")
+        raise UserError(
+            f"the task {name} of the source was trained with other shared weights; different: {parameters.named(differing)}"
+        )

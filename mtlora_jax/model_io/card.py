@@ -12,7 +12,12 @@ from mtlora_jax.model_io import markdown
 from mtlora_jax.tasks import TASKS
 
 # {task: what the Hugging Face Hub files such models under}; the first task of a model that is here decides.
-PIPELINES = {"semseg": "image-segmentation", "human_parts": "image-segmentation", "sal": "image-segmentation", "depth": "depth-estimation"}
+PIPELINES = {
+    "semseg": "image-segmentation",
+    "human_parts": "image-segmentation",
+    "sal": "image-segmentation",
+    "depth": "depth-estimation",
+}
 
 
 def card(config: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
@@ -42,7 +47,10 @@ def card(config: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
         training=training.get("config", {}),
         data={"name": "", "eval_split": "", **training.get("config", {}).get("data", {})},
         title=title(architecture),
-        pipeline=next((PIPELINES[task] for task in tasks if task in PIPELINES), "image-to-image" if tasks else "image-feature-extraction"),
+        pipeline=next(
+            (PIPELINES[task] for task in tasks if task in PIPELINES),
+            "image-to-image" if tasks else "image-feature-extraction",
+        ),
         tags=[
             "mtlora",
             "multi-task-learning",
@@ -79,7 +87,12 @@ def table(tasks: list[str], scores: Mapping[str, float]) -> Iterator[dict[str, A
         own = {name.removeprefix(f"{task}/"): value for name, value in scores.items() if name.startswith(f"{task}/")}
         for name in sorted(own, key=lambda name: kind is None or name != kind.primary_metric):
             if "/" not in name:
-                yield {"task": task, "name": name, "value": own[name], "note": kind.metric_notes.get(name, "") if kind else ""}
+                yield {
+                    "task": task,
+                    "name": name,
+                    "value": own[name],
+                    "note": kind.metric_notes.get(name, "") if kind else "",
+                }
 
 
 def base_model(config: Mapping[str, Any]) -> str:

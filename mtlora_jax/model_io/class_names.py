@@ -35,7 +35,12 @@ def differences(stored: Classes, tasks: Mapping[str, Task]) -> dict[str, str]:
     return {name: told for name, told in found.items() if told}
 
 
-def check(stored: Classes, tasks: Mapping[str, Task], where: str, advice: str = "give the data whose classes it was trained on") -> None:
+def check(
+    stored: Classes,
+    tasks: Mapping[str, Task],
+    where: str,
+    advice: str = "give the data whose classes it was trained on",
+) -> None:
     """Raises UserError, naming the model `where` and the first difference, unless its classes are those of the data, in order."""
     found = differences(stored, tasks)
     if found:

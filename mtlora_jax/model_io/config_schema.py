@@ -20,7 +20,11 @@ CONFIG = record(
         "scores": mapping(either(number(), nothing), text(500)),
         "step": whole(0, LARGEST),
         "training": record(
-            {}, {"command": file_name, "config": record({}, {"data": record({}, {"name": file_name, "eval_split": file_name})})}
+            {},
+            {
+                "command": file_name,
+                "config": record({}, {"data": record({}, {"name": file_name, "eval_split": file_name})}),
+            },
         ),
         "converted_from": record({"file": file_name, "format": text(100)}),
         "started_from": record({"folder": file_name}, {"file": file_name, "format": text(100)}),
@@ -40,8 +44,12 @@ def check(config: Any) -> None:
         raise UserError(f"architecture: {error}") from error
     for task, outputs in architecture["tasks"].items():
         if issubclass(TASKS.get(task, object), SemSeg) and outputs < 2:
-            raise UserError(f"architecture.tasks.{task} = {outputs} must be at least 2: with one class there is nothing to tell apart")
+            raise UserError(
+                f"architecture.tasks.{task} = {outputs} must be at least 2: with one class there is nothing to tell apart"
+            )
     for task, names in config.get("classes", {}).items():
         outputs = architecture["tasks"].get(task, len(names))
         if issubclass(TASKS.get(task, object), SemSeg) and not len(names) == len(set(names)) == outputs:
-            raise UserError(f"classes.{task} must be {outputs} names, one per output and each another; there are {len(set(names))}")
+            raise UserError(
+                f"classes.{task} must be {outputs} names, one per output and each another; there are {len(set(names))}"
+            )

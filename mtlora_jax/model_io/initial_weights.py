@@ -22,7 +22,16 @@ from mtlora_jax.tasks.task import Task
 DECODERS = "decoders"
 
 # Attributes of modules that change how, or how fast, they learn, and how they are executed.
-OF_TRAINING = ("dropout", "drop_path_rate", "momentum", "fused", "compute", "remat_blocks", "remat_stages", "remat_decoders")
+OF_TRAINING = (
+    "dropout",
+    "drop_path_rate",
+    "momentum",
+    "fused",
+    "compute",
+    "remat_blocks",
+    "remat_stages",
+    "remat_decoders",
+)
 
 
 def merged_method(source: str) -> dict[str, Any]:
@@ -35,7 +44,10 @@ def origin_of(source: str) -> dict[str, str]:
     """The model folder that training starts from, and which checkpoint it was converted from."""
     there = model_folder.read_config(source)
     known = there.get("converted_from") or there.get("started_from") or {}
-    return {"folder": files.user_path(source).resolve().name, **{key: known[key] for key in ("file", "format") if key in known}}
+    return {
+        "folder": files.user_path(source).resolve().name,
+        **{key: known[key] for key in ("file", "format") if key in known},
+    }
 
 
 def holds(source: str, started: pathlib.Path) -> bool:
@@ -49,7 +61,12 @@ def holds(source: str, started: pathlib.Path) -> bool:
 
 
 def load(
-    model: nnx.Module, source: str, architecture: Architecture, tasks: Mapping[str, Task], complete: bool = False, strict: bool = True
+    model: nnx.Module,
+    source: str,
+    architecture: Architecture,
+    tasks: Mapping[str, Task],
+    complete: bool = False,
+    strict: bool = True,
 ) -> None:
     """Assigns the weights of a model folder. Low-rank factors and decoders that it has not stay to be initialised.
 
@@ -67,9 +84,16 @@ def load(
     config, values = model_folder.read(source)
     there = config["architecture"]
     kept = {key: value for key, value in architecture["backbone"].items() if key != "drop_path_rate"}
-    refuse_differences({**kept, **there["backbone"]}, kept, f"init_from = {source} holds another backbone", "see --config.backbone.variant")
+    refuse_differences(
+        {**kept, **there["backbone"]},
+        kept,
+        f"init_from = {source} holds another backbone",
+        "see --config.backbone.variant",
+    )
     if there["method"]["name"] == "merged" != architecture["method"]["name"]:
-        raise UserError(f"init_from = {source} is merged, which cannot be trained further: start from the model that it was made from")
+        raise UserError(
+            f"init_from = {source} is merged, which cannot be trained further: start from the model that it was made from"
+        )
     if complete:
         class_names.check(config.get("classes", {}), tasks, f"init_from = {source}")
         parameters.assign(model, values, source)
@@ -92,7 +116,9 @@ def load(
         raise UserError(
             f"init_from = {source} does not fit the config: {reasons}; --config.init_strict=False takes what fits, and starts the rest anew"
         )
-    console.print(f"weights of {source}" + (f"; {len(missing)} tensors are new (low-rank factors, decoders)" if missing else ""))
+    console.print(
+        f"weights of {source}" + (f"; {len(missing)} tensors are new (low-rank factors, decoders)" if missing else "")
+    )
     if left_out:
         console.print(f"left out of {source}: {reasons}", markup=False)
 
@@ -150,7 +176,9 @@ def outputs_of(architecture: Architecture, task: str) -> list[str]:
     """Paths of the variables of a task whose shapes depend on how many outputs it has."""
     alone = only(architecture, [task])
     other = {**alone, "tasks": {task: alone["tasks"][task] % 2 + 1}}
-    shapes, others = ({path: v.shape for path, v in parameters.variables(model_factory.build(a)).items()} for a in (alone, other))
+    shapes, others = (
+        {path: v.shape for path, v in parameters.variables(model_factory.build(a)).items()} for a in (alone, other)
+    )
     return [path for path in shapes if shapes[path] != others[path]]
 
 

@@ -5,9 +5,13 @@ import re
 from typing import Any
 
 # References to characters, which Markdown never takes for markup. What GitHub makes links of by itself is split, too.
-REFERENCES = str.maketrans({character: f"&#{ord(character)};" for character in "\\`*[]|~$!#"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"})
+REFERENCES = str.maketrans(
+    {character: f"&#{ord(character)};" for character in "\\`*[]|~$!#"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+)
 LINKS = {"://": "&#58;//", "www.": "www&#46;", "WWW.": "WWW&#46;", "@": "&#64;"}
-IN_JSON = str.maketrans({character: f"\\u{ord(character):04x}" for character in "<>&"})  # which are markup nowhere else in it
+IN_JSON = str.maketrans(
+    {character: f"\\u{ord(character):04x}" for character in "<>&"}
+)  # which are markup nowhere else in it
 
 
 class Markdown(str):

@@ -26,7 +26,9 @@ def merge(model: Model) -> Model:
     return filled(model.config, architecture, arrays, "the merged weights")
 
 
-def merged_arrays(architecture: Architecture, arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def merged_arrays(
+    architecture: Architecture, arrays: Mapping[str, np.ndarray]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Architecture and {path: float32 array} of the merged model. Sums and products are float64, on the host.
 
     Raises:
@@ -43,5 +45,7 @@ def merged_architecture(architecture: Architecture) -> dict[str, Any]:
     """What the merged model is built from. Raises UserError for a merged model."""
     method = architecture["method"]
     if method["name"] == "merged":
-        raise UserError(f"the model is merged already; merge the {method['of'].get('name')} model that it was made from")
+        raise UserError(
+            f"the model is merged already; merge the {method['of'].get('name')} model that it was made from"
+        )
     return {**architecture, "method": {"name": "merged", "of": dict(method)}}

@@ -32,7 +32,10 @@ BRIGHT = 50.0  # far beyond any normalised pixel
 
 
 def save(
-    folder: str | pathlib.Path, architecture: Mapping[str, Any], arrays: Mapping[str, np.ndarray], extra: Mapping[str, Any] | None = None
+    folder: str | pathlib.Path,
+    architecture: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
+    extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a model folder with its card (README.md), whole or not at all; an existing one is replaced.
 
@@ -50,7 +53,8 @@ def write(folder: pathlib.Path, config: Mapping[str, Any], arrays: Mapping[str, 
     config = {"format": FORMAT, **config}
     if "scores" in config:  # JSON has no NaN
         config["scores"] = {
-            score: value if value is not None and math.isfinite(value) else None for score, value in config["scores"].items()
+            score: value if value is not None and math.isfinite(value) else None
+            for score, value in config["scores"].items()
         }
     with files.atomic_folder(folder) as temporary:
         weights.write(temporary / name, arrays)
@@ -76,10 +80,14 @@ def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
     path = folder / CONFIG
     refuse_run(folder, above=2)
     if not path.is_file():
-        raise UserError(f"{folder} is not a model folder: it has no {CONFIG} (make one with python -m mtlora_jax.convert)")
+        raise UserError(
+            f"{folder} is not a model folder: it has no {CONFIG} (make one with python -m mtlora_jax.convert)"
+        )
     config = files.read_json(path, config_schema.LARGEST_FILE)
     if not isinstance(config, dict) or not isinstance(config.get("architecture"), dict):
-        raise UserError(f"{path} describes no mtlora_jax model; convert the checkpoint with python -m mtlora_jax.convert {folder} OUT")
+        raise UserError(
+            f"{path} describes no mtlora_jax model; convert the checkpoint with python -m mtlora_jax.convert {folder} OUT"
+        )
     if not whole(FORMAT, FORMAT).holds(config.get("format")):
         raise UserError(f"{path} has format {shown(config.get('format'))}; this version reads {FORMAT}")
     try:
@@ -98,7 +106,11 @@ def refuse_run(folder: pathlib.Path, above: int = 0) -> None:
         started = (run / "checkpoints").is_dir() and (run / CONFIG).is_file()
         if started or is_model_folder(best) or is_model_folder(run / "initial"):
             what = "is a run" if run == folder else f"is part of the run {run}"
-            told = f"its best model is {best}" if is_model_folder(best) else "it has no best model yet, for it was not evaluated so far"
+            told = (
+                f"its best model is {best}"
+                if is_model_folder(best)
+                else "it has no best model yet, for it was not evaluated so far"
+            )
             raise UserError(f"{folder} {what}; {told}")
 
 
@@ -157,7 +169,9 @@ class Model:
 
         self._forward = jax.jit(forward, static_argnums=2)
         self._features = jax.jit(features)
-        self._resize = jax.jit(resize, static_argnums=(1, 2))  # apart, so that photographs of many sizes compile nothing large
+        self._resize = jax.jit(
+            resize, static_argnums=(1, 2)
+        )  # apart, so that photographs of many sizes compile nothing large
 
     def __call__(self, images: Any, fit: str = "resize") -> dict[str, jax.Array]:
         """Logits of every task for one image or a batch, at the size the images came in.
@@ -176,7 +190,9 @@ class Model:
           UserError: for a bare backbone, other images, or another word.
         """
         if not self.tasks:
-            raise UserError("this model folder holds a bare backbone without tasks: use model.features(images), or fine-tune it first")
+            raise UserError(
+                "this model folder holds a bare backbone without tasks: use model.features(images), or fine-tune it first"
+            )
         if fit not in FITS:
             raise UserError(f"fit = {fit!r} is not one of {', '.join(FITS)}")
         batch, single = as_batch(images)
@@ -186,7 +202,9 @@ class Model:
         logits = self._forward(self._weights, seen, STRIDE if padded else 1)
         if seen.shape != batch.shape:
             logits = self._resize(logits, height, width)
-        return {task: logits[task][0] if single else logits[task] for task in self.tasks}  # jit sorts the keys of a dict
+        return {
+            task: logits[task][0] if single else logits[task] for task in self.tasks
+        }  # jit sorts the keys of a dict
 
     def features(self, images: Any) -> list:
         """The backbone's `TaskFeatures`, fine to coarse, each with a batch axis, of images as in a call with fit="none"."""
@@ -220,14 +238,21 @@ def as_batch(images: Any) -> tuple[jax.Array | np.ndarray, bool]:
     """((B, H, W, 3) uint8 or float32, whether it was a single image). Raises UserError for what is no image."""
     array = images if isinstance(images, jax.Array) else np.asarray(images)
     floating = jax.numpy.issubdtype(array.dtype, np.floating)
-    if array.ndim not in (3, 4) or array.shape[-1] != 3 or 0 in array.shape or not (floating or array.dtype == np.uint8):
+    if (
+        array.ndim not in (3, 4)
+        or array.shape[-1] != 3
+        or 0 in array.shape
+        or not (floating or array.dtype == np.uint8)
+    ):
         raise UserError(
             f"images must be RGB, (H, W, 3) or (B, H, W, 3), as uint8 or as normalised floats; got {array.dtype} {tuple(array.shape)}"
         )
     if floating:
         array = array.astype(np.float32)
         if not (largest := float(abs(array).max())) <= BRIGHT:
-            raise UserError(f"images are floats up to {largest:g}: floats are taken as normalised already; give uint8 to have it done here")
+            raise UserError(
+                f"images are floats up to {largest:g}: floats are taken as normalised already; give uint8 to have it done here"
+            )
     return (array[None], True) if array.ndim == 3 else (array, False)
 
 
@@ -237,7 +262,9 @@ def load(folder: str | pathlib.Path) -> Model:
     return filled(config, config["architecture"], arrays, str(folder))
 
 
-def filled(config: Mapping[str, Any], architecture: Mapping[str, Any], arrays: Mapping[str, np.ndarray], source: str) -> Model:
+def filled(
+    config: Mapping[str, Any], architecture: Mapping[str, Any], arrays: Mapping[str, np.ndarray], source: str
+) -> Model:
     """The model of an architecture with these arrays. Raises UserError naming `source` where they do not fit."""
     module = model_factory.build(architecture)
     parameters.assign(module, arrays, source)

@@ -22,12 +22,20 @@ def only(architecture: Architecture, tasks: Sequence[str]) -> dict[str, Any]:
 def of_tasks(method: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, Any]:
     """The options of a method, those that are given per task for these tasks only."""
     per_task = model_factory.method_class(method).PER_TASK_OPTIONS
-    chosen = {key: {task: value[task] for task in tasks} for key, value in method.items() if key in per_task and isinstance(value, Mapping)}
-    nested = {key: of_tasks(value, tasks) for key, value in method.items() if key == "of"}  # what a merged model was made of
+    chosen = {
+        key: {task: value[task] for task in tasks}
+        for key, value in method.items()
+        if key in per_task and isinstance(value, Mapping)
+    }
+    nested = {
+        key: of_tasks(value, tasks) for key, value in method.items() if key == "of"
+    }  # what a merged model was made of
     return {**method, **chosen, **nested}
 
 
-def keep_tasks(config: Mapping[str, Any], arrays: Arrays, tasks: Sequence[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def keep_tasks(
+    config: Mapping[str, Any], arrays: Arrays, tasks: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(config, arrays) of a model with these of its tasks, in this order, and their scores.
 
     Args:
@@ -39,7 +47,9 @@ def keep_tasks(config: Mapping[str, Any], arrays: Arrays, tasks: Sequence[str]) 
     """
     present = config["architecture"]["tasks"]
     if not tasks or len(set(tasks)) != len(tasks) or not set(tasks) <= set(present):
-        raise UserError(f"tasks {','.join(tasks)}: expected some of {', '.join(present) or 'none, for it is a bare backbone'}, each once")
+        raise UserError(
+            f"tasks {','.join(tasks)}: expected some of {', '.join(present) or 'none, for it is a bare backbone'}, each once"
+        )
     kept = {**config, "architecture": only(config["architecture"], tasks)}
     if "classes" in config:
         kept["classes"] = {task: names for task, names in config["classes"].items() if task in tasks}
@@ -49,7 +59,9 @@ def keep_tasks(config: Mapping[str, Any], arrays: Arrays, tasks: Sequence[str]) 
     return kept, {path: array for path, array in arrays.items() if path in own}
 
 
-def one_more(architecture: Architecture, name: str, outputs: int, position: int | None, options: Mapping[str, Any]) -> dict[str, Any]:
+def one_more(
+    architecture: Architecture, name: str, outputs: int, position: int | None, options: Mapping[str, Any]
+) -> dict[str, Any]:
     """The architecture with one more task.
 
     Args:
@@ -63,6 +75,8 @@ def one_more(architecture: Architecture, name: str, outputs: int, position: int 
     method = dict(architecture["method"])
     for key in model_factory.method_class(method).PER_TASK_OPTIONS:
         if key in method and (isinstance(method[key], Mapping) or options.get(key, method[key]) != method[key]):
-            table = method[key] if isinstance(method[key], Mapping) else dict.fromkeys(architecture["tasks"], method[key])
+            table = (
+                method[key] if isinstance(method[key], Mapping) else dict.fromkeys(architecture["tasks"], method[key])
+            )
             method[key] = {**table, name: options.get(key, table[first])}
     return {**architecture, "tasks": dict(tasks), "method": method}

@@ -66,7 +66,9 @@ layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 @jax.custom_vjp
-def batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+def batch_norm(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """x (..., C) normalised over all axes but the last, times scale (C,), plus bias (C,); and the mean and the variance (C,).
 
     Keeps x, mean and variance. The last two are for running statistics: gradients do not flow back through them as results.

@@ -170,7 +170,15 @@ class Conv(Layer):
     """Square convolution in NHWC, kernel (K, K, I, O), by default without padding."""
 
     def __init__(
-        self, in_features: int, out_features: int, size: int, *, stride: int = 1, dilation: int = 1, padding: int = 0, use_bias: bool = True
+        self,
+        in_features: int,
+        out_features: int,
+        size: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        padding: int = 0,
+        use_bias: bool = True,
     ):
         init = fan_in_uniform(size * size * in_features)
         self.kernel = abstract_param((size, size, in_features, out_features), init)
@@ -227,7 +235,9 @@ class BatchNorm(nnx.Module):
         y, mean, var = batch_norm(x, self.scale[...], self.bias[...], self.epsilon)
         count = math.prod(x.shape[:-1])
         if count < 2:
-            raise UserError("BatchNorm cannot train on a single value per channel, whose variance is 0: take a larger batch_size")
+            raise UserError(
+                "BatchNorm cannot train on a single value per channel, whose variance is 0: take a larger batch_size"
+            )
         self.mean[...] = (1 - self.momentum) * self.mean[...] + self.momentum * mean
         self.var[...] = (1 - self.momentum) * self.var[...] + self.momentum * var * (count / (count - 1))
         return y
@@ -239,7 +249,9 @@ class BatchNorm(nnx.Module):
             return scale / (var + self.epsilon) ** 0.5
 
         before = () if layer.bias is None else (layer.bias,)
-        layer.kernel = map_weights(lambda kernel, scale, var: kernel * gain(scale, var), layer.kernel, self.scale, self.var)
+        layer.kernel = map_weights(
+            lambda kernel, scale, var: kernel * gain(scale, var), layer.kernel, self.scale, self.var
+        )
         bias = map_weights(
             lambda bias, scale, var, mean, *before: bias + (sum(before) - mean) * gain(scale, var),
             *(self.bias, self.scale, self.var, self.mean, *before),

@@ -28,7 +28,9 @@ class MultiTaskModel(nnx.Module):
         self.remat_decoders = False
         self.fused = True
 
-    def __call__(self, images: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None, parts: int = 1) -> dict[str, jax.Array]:
+    def __call__(
+        self, images: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None, parts: int = 1
+    ) -> dict[str, jax.Array]:
         """Computes the logits of every task at the size of the images.
 
         Args:
@@ -45,17 +47,25 @@ class MultiTaskModel(nnx.Module):
         logits = self.coarse_logits(images, train, rngs, parts)
         return {task: resize_bilinear(own, *images.shape[1:3]) for task, own in logits.items()}
 
-    def coarse_logits(self, images: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None, parts: int = 1) -> dict[str, jax.Array]:
+    def coarse_logits(
+        self, images: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None, parts: int = 1
+    ) -> dict[str, jax.Array]:
         """Computes what a call resizes: {task: (B, h, w, C)} float32 on the grid of the finest features."""
 
         def encode(backbone: Any, images: jax.Array, rngs: nnx.Rngs | None) -> list[TaskFeatures]:
             return backbone(images, rngs)
 
-        def decode(decoder: Decoder, features: list[tuple[jax.Array, jax.Array | None]], rngs: nnx.Rngs | None) -> jax.Array:
+        def decode(
+            decoder: Decoder, features: list[tuple[jax.Array, jax.Array | None]], rngs: nnx.Rngs | None
+        ) -> jax.Array:
             return to_float32(decoder(features, train, rngs))
 
         inputs = images.astype(self.compute)
-        features = encode(self.backbone, inputs, rngs) if parts == 1 else in_microbatches(encode, self.backbone, inputs, rngs, parts)
+        features = (
+            encode(self.backbone, inputs, rngs)
+            if parts == 1
+            else in_microbatches(encode, self.backbone, inputs, rngs, parts)
+        )
         run = remat if self.remat_decoders else no_remat
         return {
             task: run(decode, self.decoders[task], [(level.task(t), level.projection) for level in features], rngs)

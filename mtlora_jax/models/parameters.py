@@ -22,7 +22,10 @@ def variables(model: nnx.Module) -> dict[str, nnx.Variable]:
 
 def arrays(model: nnx.Module) -> dict[str, np.ndarray]:
     """{path: host array} of all parameters and batch statistics."""
-    return {path: np.asarray(value) for path, value in jax.device_get({p: v[...] for p, v in variables(model).items()}).items()}
+    return {
+        path: np.asarray(value)
+        for path, value in jax.device_get({p: v[...] for p, v in variables(model).items()}).items()
+    }
 
 
 def split(model: nnx.Module, trainable: Callable[[str, nnx.Variable], bool]) -> tuple[nnx.GraphDef, Flat, Flat, Flat]:
@@ -37,7 +40,9 @@ def split(model: nnx.Module, trainable: Callable[[str, nnx.Variable], bool]) -> 
 def merge(graph: nnx.GraphDef, *parts: Flat) -> Any:
     """The model again, from its graph and all of its arrays; works inside `jax.jit` and `jax.grad`."""
     flat = {path: value for part in parts for path, value in part.items()}
-    state = nnx.from_flat_state([(tuple(int(k) if k.isdigit() else k for k in path.split(".")), value) for path, value in flat.items()])
+    state = nnx.from_flat_state(
+        [(tuple(int(k) if k.isdigit() else k for k in path.split(".")), value) for path, value in flat.items()]
+    )
     return nnx.merge(graph, state)
 
 
@@ -58,9 +63,7 @@ def batch_statistics(model: nnx.Module) -> Flat:
 
 def named(keys: list[str]) -> str:
     """A list of keys for an error message: the first ten, cut off where they are long, and how many there are."""
-    return (
-        f"{', '.join(key if len(key) <= 100 else f'{key[:100]}...' for key in keys[:10])}{', ...' if len(keys) > 10 else ''} ({len(keys)})"
-    )
+    return f"{', '.join(key if len(key) <= 100 else f'{key[:100]}...' for key in keys[:10])}{', ...' if len(keys) > 10 else ''} ({len(keys)})"
 
 
 def initialise(model: nnx.Module, seed: int) -> None:
@@ -75,7 +78,10 @@ def initialise(model: nnx.Module, seed: int) -> None:
 
 
 def assign(
-    model: nnx.Module, values: Mapping[str, Any], source: str, may_miss: Callable[[str, nnx.Variable], bool] = lambda path, variable: False
+    model: nnx.Module,
+    values: Mapping[str, Any],
+    source: str,
+    may_miss: Callable[[str, nnx.Variable], bool] = lambda path, variable: False,
 ) -> list[str]:
     """Puts arrays into a model, in place; nothing is assigned unless everything fits.
 

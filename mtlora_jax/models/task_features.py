@@ -26,9 +26,13 @@ class TaskFeatures:
 
     def map(self, fn: Callable[[jax.Array], jax.Array]) -> "TaskFeatures":
         """Applies `fn`, written for one (..., C) array, to the shared features and to those of each task."""
-        return TaskFeatures(None if self.shared is None else fn(self.shared), None if self.tasks is None else jax.vmap(fn)(self.tasks))
+        return TaskFeatures(
+            None if self.shared is None else fn(self.shared), None if self.tasks is None else jax.vmap(fn)(self.tasks)
+        )
 
-    def map_random(self, fn: Callable[[jax.Array, nnx.Rngs | None], jax.Array], rngs: nnx.Rngs | None) -> "TaskFeatures":
+    def map_random(
+        self, fn: Callable[[jax.Array, nnx.Rngs | None], jax.Array], rngs: nnx.Rngs | None
+    ) -> "TaskFeatures":
         """As `map`, for an `fn` that draws random numbers: the shared features and each task draw their own.
 
         With `rngs`, `fn` gets the features of all tasks as one array, and must take any number of leading axes.

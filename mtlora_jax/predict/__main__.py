@@ -46,11 +46,19 @@ LEGENDS = "legends"  # folder that marks the outputs of this command; it is writ
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the flags, predicts and writes below OUTPUT."""
     parser = cli.Parser("mtlora_jax.predict", __doc__)
-    parser.add_argument("--model", required=True, type=user_path, help="model folder, merged or not; or an adapter folder, with --base")
+    parser.add_argument(
+        "--model", required=True, type=user_path, help="model folder, merged or not; or an adapter folder, with --base"
+    )
     parser.add_argument("--base", type=user_path, help="the model folder with the frozen weights of an adapter")
-    parser.add_argument("--images", required=True, type=user_path, help="a JPEG, PNG or WebP image, or a folder of them")
-    parser.add_argument("--output", required=True, type=user_path, help="folder to write; files of the same names are replaced")
-    parser.add_argument("--labels", type=user_path, help="root of a folder data set with labels of these images, to compare with")
+    parser.add_argument(
+        "--images", required=True, type=user_path, help="a JPEG, PNG or WebP image, or a folder of them"
+    )
+    parser.add_argument(
+        "--output", required=True, type=user_path, help="folder to write; files of the same names are replaced"
+    )
+    parser.add_argument(
+        "--labels", type=user_path, help="root of a folder data set with labels of these images, to compare with"
+    )
     parser.add_argument("--only", default="", help="ids to predict, separated by commas (default: all)")
     parser.add_argument("--save-raw", action="store_true", help="also write the arrays")
     args = parser.parse(argv)
@@ -77,7 +85,9 @@ def predict(args: argparse.Namespace, files: Mapping[str, pathlib.Path], outputs
 def build_tasks(model: Any) -> dict[str, Task]:
     """Builds the tasks of a model, with its class names if it has them. Raises UserError for a bare backbone."""
     if not model.tasks:
-        raise UserError("the model folder holds a bare backbone without tasks: there is nothing to predict; fine-tune it first")
+        raise UserError(
+            "the model folder holds a bare backbone without tasks: there is nothing to predict; fine-tune it first"
+        )
     classes = dict(model.config.get("classes") or {})
     for name, task in make_tasks(model.tasks, classes).items():
         outputs = model.architecture["tasks"][name]
@@ -90,13 +100,17 @@ def check_output(folder: pathlib.Path, tasks: Mapping[str, Task]) -> None:
     """Raises UserError if predictions would replace other files, such as the labels of a data set."""
     taken = [name for name in tasks if (folder / name).exists()]
     if taken and not (folder / LEGENDS).exists():
-        raise UserError(f"{folder} holds {', '.join(taken)} from elsewhere, which predictions would replace; choose another --output")
+        raise UserError(
+            f"{folder} holds {', '.join(taken)} from elsewhere, which predictions would replace; choose another --output"
+        )
 
 
 class Predictor:
     """Predicts one photograph after another, resized to the model's size, so that it is compiled once."""
 
-    def __init__(self, model: Any, tasks: Mapping[str, Task], labels: images.Labels | None, outputs: OutputFolder, save_raw: bool):
+    def __init__(
+        self, model: Any, tasks: Mapping[str, Task], labels: images.Labels | None, outputs: OutputFolder, save_raw: bool
+    ):
         self._model = model
         self._tasks = tasks
         self._labels = labels
@@ -121,7 +135,9 @@ class Predictor:
                 gallery.add(name, photograph, self._one(shorten_name(name), file, photograph), written)
                 done += 1
         if not done:
-            raise UserError(reason if len(files) == 1 else f"none of the {len(files)} images can be read, the last: {reason}")
+            raise UserError(
+                reason if len(files) == 1 else f"none of the {len(files)} images can be read, the last: {reason}"
+            )
         page = gallery.page().encode()
         path = self._outputs.write("index.html", page)
         console.print(f"{done} images in {time.monotonic() - started:.0f} s, {len(files) - done} left out")
@@ -144,7 +160,11 @@ class Predictor:
         self._outputs.write_image(f"overlay/{name}.png", draw_overlay(photograph, views))
         self._outputs.write_image(f"panels/{name}.png", draw_view_panel(photograph, views))
         if self._save_raw:
-            raw = {f"{task}/{key}": array for task in self._tasks for key, array in postprocess(self._tasks[task], logits[task]).items()}
+            raw = {
+                f"{task}/{key}": array
+                for task in self._tasks
+                for key, array in postprocess(self._tasks[task], logits[task]).items()
+            }
             self._outputs.write_arrays(f"raw/{name}.npz", raw)
         return views
 
@@ -183,7 +203,9 @@ class Rate(progress.ProgressColumn):
 def progress_bar() -> progress.Progress:
     """Makes a progress bar with image count, rate and time left."""
     text, bar, count = progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn()
-    return progress.Progress(text, bar, count, Rate(), progress.TimeRemainingColumn(), progress.TextColumn("left"), console=console)
+    return progress.Progress(
+        text, bar, count, Rate(), progress.TimeRemainingColumn(), progress.TextColumn("left"), console=console
+    )
 
 
 if __name__ == "__main__":

@@ -61,7 +61,9 @@ class Gallery:
             for task, view in views.items()
         ]
         frame = max(width, round(height / MAX_ASPECT))  # width of the image's frame, at the image's height
-        self._examples.append({"name": name, "height": height, "width": width, "frame": frame, "tasks": tasks, "pictures": pictures})
+        self._examples.append(
+            {"name": name, "height": height, "width": width, "frame": frame, "tasks": tasks, "pictures": pictures}
+        )
 
     def page(self) -> str:
         """Renders the page as self-contained HTML. Links to full-size predictions work if they are beside it."""
@@ -83,7 +85,9 @@ class Gallery:
         scale = min(1.0, self._side / max(image.size))
         width, height = (max(1, round(scale * length)) for length in image.size)
         buffer = io.BytesIO()
-        resize_image(image, width, height).save(buffer, "WEBP", lossless=image.getcolors(MAX_FLAT_COLOURS) is not None, quality=QUALITY)
+        resize_image(image, width, height).save(
+            buffer, "WEBP", lossless=image.getcolors(MAX_FLAT_COLOURS) is not None, quality=QUALITY
+        )
         return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

@@ -30,7 +30,11 @@ def find_images(path: pathlib.Path, only: Sequence[str] = ()) -> dict[str, pathl
     """
     try:
         candidates = sorted(path.iterdir()) if path.is_dir() else [path]
-        files = [file for file in candidates if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()]
+        files = [
+            file
+            for file in candidates
+            if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
+        ]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     if not path.exists():
@@ -86,7 +90,9 @@ class Labels:
     """
 
     def __init__(self, root: pathlib.Path, tasks: Mapping[str, Task]):
-        self._files = {name: files_of(root / name, task.suffixes) for name, task in tasks.items() if (root / name).is_dir()}
+        self._files = {
+            name: files_of(root / name, task.suffixes) for name, task in tasks.items() if (root / name).is_dir()
+        }
         if not self._files:
             raise UserError(f"--labels={root}: no labels; expected a folder for at least one of {', '.join(tasks)}")
         self._root, self._tasks = root, with_label_encodings(root, {name: tasks[name] for name in self._files})

@@ -47,7 +47,11 @@ class View:
     @classmethod
     def create(cls, task: Task, values: np.ndarray, label: np.ndarray | None = None) -> "View":
         """Creates a view of `values` and `label`, as `Task.visualize` takes them; label maps (H, W) for class tasks."""
-        nothing = values == 0 if predicts_class(task) and task.classes[:1] == ("background",) else np.zeros(values.shape[:2], bool)
+        nothing = (
+            values == 0
+            if predicts_class(task) and task.classes[:1] == ("background",)
+            else np.zeros(values.shape[:2], bool)
+        )
         legend = task.legend(values)
         if label is None:
             return cls(task.visualize(values), legend, nothing, None, legend)

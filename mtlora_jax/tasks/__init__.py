@@ -67,7 +67,9 @@ def _class_fields(name: str, classes: Sequence[str]) -> dict:
     if isinstance(classes, str) or not classes or not all(isinstance(entry, str) for entry in classes):
         raise UserError(f"classes of task {name!r}: {shown(classes)}; expected a list of at least one name")
     if not all(entry.strip() for entry in classes):
-        raise UserError(f"classes of task {name!r}: name {[bool(entry.strip()) for entry in classes].index(False)} is empty")
+        raise UserError(
+            f"classes of task {name!r}: name {[bool(entry.strip()) for entry in classes].index(False)} is empty"
+        )
     if len(set(classes)) < len(classes):
         twice = next(entry for index, entry in enumerate(classes) if entry in classes[:index])
         raise UserError(f"classes of task {name!r}: the name {shown(twice)} is given twice; expected each once")

@@ -38,7 +38,9 @@ class Depth(Task):
         beyond = np.isfinite(metres) & (metres > IGNORE)  # before float32 makes some of them infinite
         if beyond.any():
             far = f"{metres[beyond].max():g}"
-            raise UserError(f"{source}: depth has the value {far}; expected metres below {IGNORE}, the value for ignore")
+            raise UserError(
+                f"{source}: depth has the value {far}; expected metres below {IGNORE}, the value for ignore"
+            )
         metres = metres.astype(np.float32, copy=False)
         return np.where((metres > 0) & (metres < IGNORE), metres, np.float32(IGNORE))
 

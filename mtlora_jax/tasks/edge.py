@@ -24,7 +24,10 @@ class Edge(Binary):
     primary_metric: str = "loss"
     higher_is_better: bool = False
     score_scale: float = 0.1
-    metric_notes: ClassVar = {"loss": "balanced cross-entropy", "odsF": "what papers print; always at the original size"}
+    metric_notes: ClassVar = {
+        "loss": "balanced cross-entropy",
+        "odsF": "what papers print; always at the original size",
+    }
     has_native_resolution_metrics: ClassVar = True
     ends: ClassVar = ("no edge", "edge")
 
@@ -53,4 +56,6 @@ class Edge(Binary):
         return grey_image(probability, ignored=probability == IGNORE)
 
     def legend(self, *shown: np.ndarray) -> Legend:
-        return Legend(ignored_swatch(shown), bar=pixel_colours(self.visualize(np.linspace(0, 1, BAR_STEPS)[None])), ends=self.ends)
+        return Legend(
+            ignored_swatch(shown), bar=pixel_colours(self.visualize(np.linspace(0, 1, BAR_STEPS)[None])), ends=self.ends
+        )

@@ -52,7 +52,12 @@ ENCODING_OF_ONE_FILE = {
     **dict.fromkeys(ANY_GREY, "grey"),
 }
 # Files that are evidence for an encoding. 0 and 255 alone are no evidence for "no" and "not known".
-SUPPORTS = {"0/255": {WHITE, ONE_BIT}, "0/1": {ONE, ONE_BIT}, "0/1/255": {ONE, ONE | WHITE, ONE_BIT}, "grey": {WHITE, ONE_BIT, *ANY_GREY}}
+SUPPORTS = {
+    "0/255": {WHITE, ONE_BIT},
+    "0/1": {ONE, ONE_BIT},
+    "0/1/255": {ONE, ONE | WHITE, ONE_BIT},
+    "grey": {WHITE, ONE_BIT, *ANY_GREY},
+}
 
 
 def kinds_of_values(pixels: np.ndarray, one_bit: bool) -> int:
@@ -113,5 +118,7 @@ def infer_encoding(name: str, files: Iterable[tuple[str, np.ndarray, bool]]) -> 
     if sum(count[held] for held in others) > MAX_DEVIATING_SHARE * count.total():
         source, values = first[others[0]]
         fitting, usual = next(first[held] for held in count if held in ENCODINGS[best].accepts)
-        raise UserError(f"{source}: {name} has the values {values}, but {fitting} has {usual}; expected one meaning for all; {remedy}")
+        raise UserError(
+            f"{source}: {name} has the values {values}, but {fitting} has {usual}; expected one meaning for all; {remedy}"
+        )
     return best

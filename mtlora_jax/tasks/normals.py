@@ -19,7 +19,13 @@ BYTE_TO_COMPONENT = (2 * np.arange(256) / 255 - 1).astype(np.float32)
 # A component n is sent to the device as the integer UINT16_ZERO + UINT16_SCALE n, which is never IGNORE.
 # Its error is at most 1 / (2 UINT16_SCALE); a direction is off by at most 0.0016 degrees.
 UINT16_ZERO, UINT16_SCALE = 32768, 32000
-DIRECTIONS = {"right": (1, 0, 0), "left": (-1, 0, 0), "up": (0, -1, 0), "down": (0, 1, 0), "towards the viewer": (0, 0, 1)}
+DIRECTIONS = {
+    "right": (1, 0, 0),
+    "left": (-1, 0, 0),
+    "up": (0, -1, 0),
+    "down": (0, 1, 0),
+    "towards the viewer": (0, 0, 1),
+}
 MIN_LENGTH = 1e-6  # shorter vectors have no direction
 
 
@@ -82,7 +88,11 @@ class Normals(Task):
     def postprocess(self, logits: np.ndarray) -> dict[str, np.ndarray]:
         """Returns "normals" (..., H, W, 3) of length 1, towards the viewer where the logits have no direction."""
         length = np.linalg.norm(logits, axis=-1, keepdims=True)
-        return {"normals": np.where(length > MIN_LENGTH, logits / np.maximum(length, MIN_LENGTH), np.array([0, 0, 1], np.float32))}
+        return {
+            "normals": np.where(
+                length > MIN_LENGTH, logits / np.maximum(length, MIN_LENGTH), np.array([0, 0, 1], np.float32)
+            )
+        }
 
     def visualize(self, values: np.ndarray) -> np.ndarray:
         """Renders (n + 1) / 2 as RGB, like the label files."""

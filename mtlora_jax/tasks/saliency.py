@@ -41,4 +41,6 @@ class Saliency(Binary):
         return heatmap(probability, ignored=probability == IGNORE)
 
     def legend(self, *shown: np.ndarray) -> Legend:
-        return Legend(ignored_swatch(shown), bar=pixel_colours(self.visualize(np.linspace(0, 1, BAR_STEPS)[None])), ends=self.ends)
+        return Legend(
+            ignored_swatch(shown), bar=pixel_colours(self.visualize(np.linspace(0, 1, BAR_STEPS)[None])), ends=self.ends
+        )

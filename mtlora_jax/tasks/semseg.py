@@ -42,7 +42,9 @@ class SemSeg(Task):
         """Decodes a palette or grey PNG of 1 to 16 bits. Its stored values are class indices, or 255 for ignore."""
         label = decode_image(data, source, MODES, "a palette or grey PNG of class indices")
         narrow = label.astype(np.uint8, copy=False)
-        if label.max(initial=0) > IGNORE or (narrow + np.uint8(1)).max(initial=0) > self.channels:  # `IGNORE` wraps around to 0
+        if (
+            label.max(initial=0) > IGNORE or (narrow + np.uint8(1)).max(initial=0) > self.channels
+        ):  # `IGNORE` wraps around to 0
             wrong = label[(label >= self.channels) & (label != IGNORE)]
             allowed = f"0 to {self.channels - 1}, or {IGNORE} for ignore"
             raise UserError(f"{source}: {self.name} has the value {wrong[0]}; expected {allowed}")
@@ -72,6 +74,10 @@ class SemSeg(Task):
         """Returns the classes that occur in the label maps `shown`, by decreasing area."""
         names = {**dict(enumerate(self.classes)), IGNORE: "ignored"}
         areas = np.sum([np.bincount(labels.ravel(), minlength=IGNORE + 1) for labels in shown], axis=0)
-        order = [int(index) for index in np.argsort(-areas, kind="stable") if areas[index]] if shown else range(len(self.classes))
+        order = (
+            [int(index) for index in np.argsort(-areas, kind="stable") if areas[index]]
+            if shown
+            else range(len(self.classes))
+        )
         painted = pixel_colours(class_palette())
         return Legend({names[index]: painted[index] for index in order})

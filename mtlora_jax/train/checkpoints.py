@@ -94,7 +94,10 @@ class Checkpoints:
             return
         start = time.monotonic()
         self.wait()
-        trees, rest = split_items(state), copy.deepcopy({"data": data, "loop": loop})  # which the caller may alter while they are written
+        trees, rest = (
+            split_items(state),
+            copy.deepcopy({"data": data, "loop": loop}),
+        )  # which the caller may alter while they are written
         contents = {name: make_manifest(tree) for name, tree in trees.items()} | {
             name: compute_checksum(value) for name, value in rest.items()
         }
@@ -181,12 +184,16 @@ class Checkpoints:
             )
         return None
 
-    def _read(self, step: int, like: Mapping[str, Any], further: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _read(
+        self, step: int, like: Mapping[str, Any], further: tuple[str, ...]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         def restore(**items: Any) -> Any:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
 
         if not (self._folder / str(step) / "contents").is_dir():
-            raise UserError("it does not list its contents: another version of this program wrote it, or something else")
+            raise UserError(
+                "it does not list its contents: another version of this program wrote it, or something else"
+            )
         stored = restore(contents=ocp.args.JsonRestore())["contents"]
         for name, tree in like.items():
             check_compatible(stored[name], tree)
@@ -214,7 +221,14 @@ class Checkpoints:
         """The first file that a written checkpoint lacks; empty if it has them all."""
         wanted = [f"{name}/{pattern}" for name in ("weights", "optimizer") for pattern in ("manifest.ocdbt", "d/*")]
         folder = self._folder / str(step)
-        return next((pattern for pattern in (*wanted, "contents/*") if not any(path.stat().st_size for path in folder.glob(pattern))), "")
+        return next(
+            (
+                pattern
+                for pattern in (*wanted, "contents/*")
+                if not any(path.stat().st_size for path in folder.glob(pattern))
+            ),
+            "",
+        )
 
     def _set_aside(self, steps: list[int]) -> None:
         """Moves checkpoints that cannot be used out of the way of those that training will write."""
@@ -233,7 +247,11 @@ class Checkpoints:
         with contextlib.suppress(OSError):
             self._manager.reload()
         last = self._manager.latest_step()
-        kept = "there is none yet" if last is None else f"the one of step {last} is whole, and the same command goes on from there"
+        kept = (
+            "there is none yet"
+            if last is None
+            else f"the one of step {last} is whole, and the same command goes on from there"
+        )
         return UserError(f"{self._folder}: a checkpoint could not be written ({describe_error(error)}); {kept}")
 
 
@@ -303,7 +321,9 @@ def make_manifest(tree: Any) -> Contents:
     leaves, _ = jax.tree.flatten_with_path(tree)
     arrays = {jax.tree_util.keystr(path): np.ascontiguousarray(jax.device_get(leaf)) for path, leaf in leaves}
     shapes = {jax.tree_util.keystr(path): list(np.shape(leaf)) for path, leaf in leaves}
-    return {name: [shapes[name], str(array.dtype), zlib.crc32(array.view(np.uint8).data)] for name, array in arrays.items()}
+    return {
+        name: [shapes[name], str(array.dtype), zlib.crc32(array.view(np.uint8).data)] for name, array in arrays.items()
+    }
 
 
 def compute_checksum(value: Any) -> int:

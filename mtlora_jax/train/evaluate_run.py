@@ -55,11 +55,15 @@ def evaluate_only(config: Config, workdir: pathlib.Path) -> dict[str, float]:
         what = f"{workdir}, step {step}"
 
     height, width = config.image_size
-    evaluators: dict[str, Evaluator | NativeResolutionEvaluator] = {f"at {height}x{width}": Evaluator(config, experiment, data)}
+    evaluators: dict[str, Evaluator | NativeResolutionEvaluator] = {
+        f"at {height}x{width}": Evaluator(config, experiment, data)
+    }
     if config.evaluation.original_size or config.evaluation.boundaries:
         evaluators["at original size"] = NativeResolutionEvaluator(config, experiment, data)
     unreadable = UnreadableExamples(
-        config.fault_tolerance.max_unreadable_examples, share=config.fault_tolerance.max_unreadable_share, sizes={"evaluation": len(data)}
+        config.fault_tolerance.max_unreadable_examples,
+        share=config.fault_tolerance.max_unreadable_share,
+        sizes={"evaluation": len(data)},
     )
     columns, seconds = {}, 0.0
     for heading, evaluator in evaluators.items():
@@ -67,7 +71,9 @@ def evaluate_only(config: Config, workdir: pathlib.Path) -> dict[str, float]:
         columns[heading] = add_ranking_score(scores, experiment.tasks, baseline)
         seconds += own_seconds
     unreadable.report()
-    notes = {f"{name}/{score}": note for name, task in experiment.tasks.items() for score, note in task.metric_notes.items()}
+    notes = {
+        f"{name}/{score}": note for name, task in experiment.tasks.items() for score, note in task.metric_notes.items()
+    }
     split, images = config.data.eval_split, len(data) - len(unreadable.known)
     print_columns(columns, f"Scores of {what} on {split}", notes)
     console.print(f"{images} images in {seconds:.0f} s, {len(unreadable.known)} left out")

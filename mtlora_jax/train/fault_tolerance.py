@@ -73,7 +73,10 @@ class NonFiniteGuard:
         tasks = list(dict.fromkeys(task for entry in steps for task in entry["tasks"]))
         image_ids = list(dict.fromkeys(image_id for entry in steps for image_id in entry["image_ids"]))
         if jax.process_index() == 0:
-            write_text(self._path, json.dumps({"step": step, "tasks": tasks, "image_ids": image_ids, "steps": steps}, indent=2) + "\n")
+            write_text(
+                self._path,
+                json.dumps({"step": step, "tasks": tasks, "image_ids": image_ids, "steps": steps}, indent=2) + "\n",
+            )
         what = f"loss of {', '.join(tasks)}" if tasks else "gradient"
         raise UserError(
             f"the {what} was not finite in {self.consecutive} steps in a row, the last of them step {step}; {self._path} lists their "
@@ -142,13 +145,18 @@ class UnreadableExamples:
         met = {message: step for message, (step, _) in told.items() if message not in self.known}
         self.known |= met
         if met and self._path is not None and jax.process_index() == 0:
-            write_text(self._path, "".join(json.dumps({"step": step, "error": message}) + "\n" for message, step in self.known.items()))
+            write_text(
+                self._path,
+                "".join(json.dumps({"step": step, "error": message}) + "\n" for message, step in self.known.items()),
+            )
         where = f"{self._path} lists them; the last" if self._path else "the last"
         for purpose, size in self._sizes.items():
             bad = [message for message, of in self._met.items() if of == purpose]
             if len(bad) > math.ceil(self._share * size):
                 share = f"more than fault_tolerance.max_unreadable_share = {self._share:g} of them"
-                raise UserError(f"{len(bad)} of the {size} examples for {purpose} cannot be read, {share}; {where}: {bad[-1]}")
+                raise UserError(
+                    f"{len(bad)} of the {size} examples for {purpose} cannot be read, {share}; {where}: {bad[-1]}"
+                )
         if len(self.known) > self._limit:
             examples = f"examples of {sum(self._sizes.values())}" if self._sizes else "examples"
             raise UserError(

@@ -94,7 +94,9 @@ class Loop:
         """Writes a checkpoint of this step, in the background."""
         pending = self.step_log.fetch_pending()
         self.unreadable.report()
-        loop_state = LoopState(self.batches.get_state(), pending, self.step_log.consecutive_skips, self.unreadable.known)
+        loop_state = LoopState(
+            self.batches.get_state(), pending, self.step_log.consecutive_skips, self.unreadable.known
+        )
         self.checkpoints.save(self.step, self.state, loop_state.data, loop_state.to_json())
 
     def _log(self) -> None:

@@ -9,12 +9,16 @@ import jax
 from mtlora_jax.errors import UserError
 from mtlora_jax.schema import LARGEST, Check, file_name, list_of, mapping, record, whole
 
-number = Check("a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool))  # NaN and infinity too
+number = Check(
+    "a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool)
+)  # NaN and infinity too
 step = whole(0, LARGEST)
 DATA = record({"next_batch": step})
 LOOP = record(
     {
-        "waiting": list_of(record({"step": step, "metrics": mapping(number, file_name), "image_ids": list_of(file_name)}), most=LARGEST),
+        "waiting": list_of(
+            record({"step": step, "metrics": mapping(number, file_name), "image_ids": list_of(file_name)}), most=LARGEST
+        ),
         "skipped_in_row": step,
         "bad_examples": mapping(step, file_name, most=LARGEST),
     }

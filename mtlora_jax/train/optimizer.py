@@ -18,7 +18,9 @@ def make_schedule(options: Mapping[str, Any], batch_size: int, steps_per_epoch: 
     factor = batch_size / options["reference_batch_size"]
     warmup = round(options["warmup_epochs"] * steps_per_epoch)
     if warmup >= steps:
-        raise UserError(f"optimizer.warmup_epochs = {options['warmup_epochs']} is {warmup} steps, but training has only {steps}")
+        raise UserError(
+            f"optimizer.warmup_epochs = {options['warmup_epochs']} is {warmup} steps, but training has only {steps}"
+        )
     return optax.warmup_cosine_decay_schedule(
         init_value=factor * options["warmup_learning_rate"],
         peak_value=factor * options["learning_rate"],
@@ -33,7 +35,9 @@ def decayed(parameters: Mapping[str, jax.Array]) -> Mapping[str, bool]:
     return jax.tree.map(lambda value: value.ndim > 1, parameters)
 
 
-def make_optimizer(options: Mapping[str, Any], schedule: optax.Schedule, trainable: frozenset[str]) -> optax.GradientTransformation:
+def make_optimizer(
+    options: Mapping[str, Any], schedule: optax.Schedule, trainable: frozenset[str]
+) -> optax.GradientTransformation:
     """Gradients of {path: array} -> updates.
 
     Paths outside `trainable` have no optimizer state and get no update, so that a caller who passes a whole model cannot move its
@@ -43,7 +47,14 @@ def make_optimizer(options: Mapping[str, Any], schedule: optax.Schedule, trainab
         raise UserError(f"optimizer.clip_norm = {options['clip_norm']} must be a positive number")
     recipe = optax.chain(
         optax.clip_by_global_norm(options["clip_norm"]),
-        optax.adamw(schedule, b1=options["b1"], b2=options["b2"], eps=options["eps"], weight_decay=options["weight_decay"], mask=decayed),
+        optax.adamw(
+            schedule,
+            b1=options["b1"],
+            b2=options["b2"],
+            eps=options["eps"],
+            weight_decay=options["weight_decay"],
+            mask=decayed,
+        ),
     )
 
     def labels(tree: Mapping[str, Any]) -> dict[str, str]:

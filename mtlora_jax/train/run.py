@@ -61,7 +61,9 @@ def train(config: Config, workdir: pathlib.Path, profile: bool = False, override
     limits = config.fault_tolerance
     with Shutdown(limits.grace_seconds) as shutdown, clear_when_full(workdir), contextlib.ExitStack() as closing:
         # Everything that can be refused, before anything is written.
-        agreement.require_same(agreement.describe_start(config, mode="train", override_config=override, profile=profile))
+        agreement.require_same(
+            agreement.describe_start(config, mode="train", override_config=override, profile=profile)
+        )
         agreement.run_together(lambda: claim(workdir, closing))
         splits = config.data.train_split, config.data.eval_split
         train_data, eval_data = experiments.open_datasets(config, *splits)
@@ -83,7 +85,9 @@ def train(config: Config, workdir: pathlib.Path, profile: bool = False, override
         checkpoints = Checkpoints(workdir, config.keep_checkpoints, writing=True)
         closing.callback(checkpoints.close)
         shutdown.before_exit = checkpoints.wait
-        state = sharding.replicate(create_state(experiment.trainable, experiment.batch_stats, optimizer), experiment.mesh)
+        state = sharding.replicate(
+            create_state(experiment.trainable, experiment.batch_stats, optimizer), experiment.mesh
+        )
         state, loop_state = restore(checkpoints, state, workdir, intervals)
         batches.set_state(loop_state.data)
         step = int(state.step)
@@ -121,7 +125,9 @@ def train(config: Config, workdir: pathlib.Path, profile: bool = False, override
             batches=batches,
             checkpoints=checkpoints,
             step_log=StepLog(intervals, writer, timer, guard, loop_state.pending),
-            validation=Validation(experiment, workdir / "best", evaluator, history, writer, timer, unreadable, check_stop),
+            validation=Validation(
+                experiment, workdir / "best", evaluator, history, writer, timer, unreadable, check_stop
+            ),
             unreadable=unreadable,
             before_step=(lambda step: check_stop(), profiler.step),
         )
@@ -160,7 +166,9 @@ def check_same_config(workdir: pathlib.Path, config: Config) -> None:
     run_config.check_same_config(workdir, config, ["init_from"] if same else [])
 
 
-def restore(checkpoints: Checkpoints, state: TrainState, workdir: pathlib.Path, intervals: Intervals) -> tuple[TrainState, LoopState]:
+def restore(
+    checkpoints: Checkpoints, state: TrainState, workdir: pathlib.Path, intervals: Intervals
+) -> tuple[TrainState, LoopState]:
     """State of the newest whole checkpoint, or the given one where there is none. Raises UserError if the run is longer than asked for."""
     restored = checkpoints.restore(state)
     if restored is None:

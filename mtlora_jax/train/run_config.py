@@ -16,7 +16,16 @@ from mtlora_jax.schema import shown
 CONFIG, DATA = "config.json", "data.json"
 # Keys that do not change what a training run computes.
 ANY_TIME = (
-    *("wandb", "evaluation", "fault_tolerance", "data.num_workers", "eval_batch_size", "remat", "encoder_microbatches", "init_strict"),
+    *(
+        "wandb",
+        "evaluation",
+        "fault_tolerance",
+        "data.num_workers",
+        "eval_batch_size",
+        "remat",
+        "encoder_microbatches",
+        "init_strict",
+    ),
     *("log_every_steps", "keep_checkpoints", "checkpoint_every_epochs", "checkpoint_every_steps"),
 )
 ROOT = "data.root"  # may be another one where `DATA` tells whether it is the same data
@@ -74,7 +83,9 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
         return {}
     value = read_json(path)
     if not isinstance(value, dict):
-        raise UserError(f"{path} holds {type(value).__name__}, expected an object; restore it, or choose another --workdir")
+        raise UserError(
+            f"{path} holds {type(value).__name__}, expected an object; restore it, or choose another --workdir"
+        )
     return value
 
 

@@ -106,8 +106,15 @@ def train_step(
     changed = state._replace(trainable=trainable, batch_stats=batch_stats, opt_state=opt_state)
     kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), changed, state)
     skipped = 1 - finite.astype(jnp.int32)
-    kept = kept._replace(step=state.step + 1, skipped=state.skipped + skipped, skipped_in_row=(state.skipped_in_row + 1) * skipped)
-    metrics = {"loss": total, **{f"loss/{name}": loss for name, loss in losses.items()}, **norms, "skipped": skipped.astype(jnp.float32)}
+    kept = kept._replace(
+        step=state.step + 1, skipped=state.skipped + skipped, skipped_in_row=(state.skipped_in_row + 1) * skipped
+    )
+    metrics = {
+        "loss": total,
+        **{f"loss/{name}": loss for name, loss in losses.items()},
+        **norms,
+        "skipped": skipped.astype(jnp.float32),
+    }
     if schedule is not None:
         metrics["learning_rate"] = jnp.asarray(schedule(state.step - state.skipped), jnp.float32)
     return kept, metrics
@@ -119,4 +126,6 @@ def compute_gradient_norms(gradients: Flat, groups: Mapping[str, str]) -> dict[s
     for path, gradient in gradients.items():
         if path in groups:
             members.setdefault(groups[path], {})[path] = gradient
-    return {"grad_norm": optax.tree.norm(gradients)} | {f"grad_norm/{name}": optax.tree.norm(own) for name, own in members.items()}
+    return {"grad_norm": optax.tree.norm(gradients)} | {
+        f"grad_norm/{name}": optax.tree.norm(own) for name, own in members.items()
+    }

@@ -26,7 +26,14 @@ class StepLog:
       data_wait: to be entered around `next(batches)`.
     """
 
-    def __init__(self, intervals: Intervals, writer: MetricWriter, timer: StepTimer, guard: NonFiniteGuard, pending: Sequence[PendingStep]):
+    def __init__(
+        self,
+        intervals: Intervals,
+        writer: MetricWriter,
+        timer: StepTimer,
+        guard: NonFiniteGuard,
+        pending: Sequence[PendingStep],
+    ):
         self.data_wait = DataWaitTimer()
         self._intervals = intervals
         self._writer = writer
@@ -63,7 +70,9 @@ class StepLog:
         pending, self._pending = self.fetch_pending(), []
         for past in pending:
             self._guard.record(past.step, past.metrics, past.image_ids)
-        scalars = summarise([past.metrics for past in pending]) | {"learning_rate": pending[-1].metrics["learning_rate"]}
+        scalars = summarise([past.metrics for past in pending]) | {
+            "learning_rate": pending[-1].metrics["learning_rate"]
+        }
         data_wait = self.data_wait.take_share(self._timer.elapsed())
         rate = self._intervals.config.batch_size * (self._timer.steps_per_second() or 0.0)
         if rate:
@@ -73,7 +82,9 @@ class StepLog:
 
     def _print(self, step: int, scalars: Mapping[str, float], rate: float) -> None:
         intervals = self._intervals
-        losses = " ".join(f"{name.removeprefix('loss/')} {value:.3f}" for name, value in scalars.items() if name.startswith("loss"))
+        losses = " ".join(
+            f"{name.removeprefix('loss/')} {value:.3f}" for name, value in scalars.items() if name.startswith("loss")
+        )
         remaining = self._timer.format_remaining(intervals.steps - step, intervals.evaluations_left(step))
         console.print(
             f"epoch {step / intervals.steps_per_epoch:.2f}/{intervals.config.epochs} step {step}/{intervals.steps} {losses} "
@@ -85,4 +96,6 @@ class StepLog:
 def summarise(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Means over steps of each scalar, without values that are not finite; "skipped" is the number of skipped steps."""
     finite = {name: [own[name] for own in metrics if math.isfinite(own[name])] for name in metrics[0]}
-    return {name: sum(values) / len(values) for name, values in finite.items() if values} | {"skipped": sum(finite["skipped"])}
+    return {name: sum(values) / len(values) for name, values in finite.items() if values} | {
+        "skipped": sum(finite["skipped"])
+    }

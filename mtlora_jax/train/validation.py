@@ -42,17 +42,23 @@ class Validation:
     def __call__(self, step: int, state: TrainState) -> None:
         """Evaluates the weights of a step. Its line in the log comes last: with that line the evaluation is done."""
         history, tasks = self.history, self.experiment.tasks
-        scores, seconds = self.evaluator(state.trainable, state.batch_stats, lambda batches: self._interruptible(step, batches))
+        scores, seconds = self.evaluator(
+            state.trainable, state.batch_stats, lambda batches: self._interruptible(step, batches)
+        )
         self.timer.add_evaluation(seconds)
         self.unreadable.report()
         is_best = history.add(step, scores)
         for what in history.describe_non_finite():
             console.print(f"step {step}: {what}, so this model cannot be the best one")
         if is_best:
-            self.experiment.save(self.best, state.trainable, state.batch_stats, {"step": step, "scores": history.scores})
+            self.experiment.save(
+                self.best, state.trainable, state.batch_stats, {"step": step, "scores": history.scores}
+            )
         self.writer.images(step, self.evaluator.pictures(state.trainable, state.batch_stats))
         self.writer.write(step, history.to_log())
-        told = ", ".join(f"{name} {tasks[name].primary_metric} {value:.2f}" for name, value in primary_scores(scores, tasks).items())
+        told = ", ".join(
+            f"{name} {tasks[name].primary_metric} {value:.2f}" for name, value in primary_scores(scores, tasks).items()
+        )
         delta = "" if history.delta_m is None else f", Delta_m {history.delta_m:+.2f} %"
         console.print(f"step {step}: {told}{delta} ({seconds:.0f} s)")
         self.timer.start()

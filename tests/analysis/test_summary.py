@@ -14,13 +14,18 @@ from mtlora_jax.analysis import paper_tables
 from mtlora_jax.analysis.paper_tables import CUT, OTHER_HEADS, REMARKS, ROWS, TABLE_6, linear_macs, trainable
 from mtlora_jax.errors import UserError
 
-R64 = ("--config=configs/mtlora_tiny_448.py:64", "--config.data.root=none")  # class counts of the tasks, not of a data set at hand
+R64 = (
+    "--config=configs/mtlora_tiny_448.py:64",
+    "--config.data.root=none",
+)  # class counts of the tasks, not of a data set at hand
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
     """The command as a user gives it in the repository."""
     command = [sys.executable, "-m", "mtlora_jax.summary", *args]
-    return subprocess.run(command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, timeout=600)
+    return subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, timeout=600
+    )
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +37,17 @@ def told() -> dict[str, Any]:
 
 
 def test_json(told):
-    counted = ["trainable", "total", "groups", "trainable_unused", "gmacs", "gmacs_linear", "gmacs_everything", "gmacs_fused", "modules"]
+    counted = [
+        "trainable",
+        "total",
+        "groups",
+        "trainable_unused",
+        "gmacs",
+        "gmacs_linear",
+        "gmacs_everything",
+        "gmacs_fused",
+        "modules",
+    ]
     described = ["tasks", "image_size", "method"]
     assert list(told) == [*counted, *described, "gmacs_merged", "total_merged", "per_task", "memory"]
     assert told["trainable"] == 8_344_634
@@ -65,12 +80,19 @@ def test_multiply_accumulates(told):
 
 
 def test_modules(told):
-    stages = [f"backbone.layers.{i}.{part}" for i in range(4) for part in ("blocks", "downsample") if (i, part) != (3, "downsample")]
+    stages = [
+        f"backbone.layers.{i}.{part}"
+        for i in range(4)
+        for part in ("blocks", "downsample")
+        if (i, part) != (3, "downsample")
+    ]
     assert list(told["modules"]) == ["backbone.patch_embed", *stages, *(f"decoders.{task}" for task in told["tasks"])]
     for key, whole in (("total", "total"), ("trainable", "trainable"), ("gmacs", "gmacs_linear")):
         assert sum(count[key] for count in told["modules"].values()) == pytest.approx(told[whole])
     assert told["modules"]["decoders.semseg"]["total"] == 500_709
-    assert told["modules"]["backbone.layers.0.downsample"]["gmacs"] * 1e9 == pytest.approx(5 * 3136 * 384 * 192)  # shared and four tasks
+    assert told["modules"]["backbone.layers.0.downsample"]["gmacs"] * 1e9 == pytest.approx(
+        5 * 3136 * 384 * 192
+    )  # shared and four tasks
 
 
 def test_task_by_task(told):
@@ -88,7 +110,16 @@ def test_task_by_task(told):
 def test_memory(told):
     """MTLoRA at 448 in a batch of 8."""
     memory = told["memory"]
-    assert list(memory) == ["parameters", "gradients", "optimizer", "batch", "activations", "recomputed", "total", "batch_size"]
+    assert list(memory) == [
+        "parameters",
+        "gradients",
+        "optimizer",
+        "batch",
+        "activations",
+        "recomputed",
+        "total",
+        "batch_size",
+    ]
     assert memory["batch_size"] == 8
     assert memory["gradients"] == 4 * told["trainable"]
     assert memory["parameters"] == 4 * (told["total"] + 8 * 1080)  # and the statistics of four BatchNorms
@@ -98,7 +129,17 @@ def test_memory(told):
 def test_tables(told, capsys):
     summary.tell(told)
     printed = capsys.readouterr().out
-    for number in ("8,344,634", "245,760", "30.40", "30.96", "25.96", "21.45", "backbone.layers.2.blocks", "+554,695", "activations"):
+    for number in (
+        "8,344,634",
+        "245,760",
+        "30.40",
+        "30.96",
+        "25.96",
+        "21.45",
+        "backbone.layers.2.blocks",
+        "+554,695",
+        "activations",
+    ):
         assert number in printed
 
 

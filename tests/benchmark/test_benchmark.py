@@ -85,10 +85,49 @@ def test_data_for_people(flags, capsys):
 
 
 PROGRAM = [
-    *("what", *RATES, "seconds", "steps", "warm_up", "tracing_seconds", "lowering_seconds", "compile_seconds", "compile_cached"),
-    *("gmacs_step", "argument_bytes", "temporary_bytes", "output_bytes", "accessed_bytes", "peak_bytes", "peak_resident_bytes"),
-    *("least_bytes", "peak_flops", "peak_bandwidth", "peak_precision", "peak_from", "mfu", "floor_products", "floor_bytes"),
-    *("floor_accessed", "times_floor", "batch_size", "image_size", "tasks", "method", "compute", "frozen", "device", "devices", "jax"),
+    *(
+        "what",
+        *RATES,
+        "seconds",
+        "steps",
+        "warm_up",
+        "tracing_seconds",
+        "lowering_seconds",
+        "compile_seconds",
+        "compile_cached",
+    ),
+    *(
+        "gmacs_step",
+        "argument_bytes",
+        "temporary_bytes",
+        "output_bytes",
+        "accessed_bytes",
+        "peak_bytes",
+        "peak_resident_bytes",
+    ),
+    *(
+        "least_bytes",
+        "peak_flops",
+        "peak_bandwidth",
+        "peak_precision",
+        "peak_from",
+        "mfu",
+        "floor_products",
+        "floor_bytes",
+    ),
+    *(
+        "floor_accessed",
+        "times_floor",
+        "batch_size",
+        "image_size",
+        "tasks",
+        "method",
+        "compute",
+        "frozen",
+        "device",
+        "devices",
+        "jax",
+    ),
 ]
 EXPLAINED = pathlib.Path(timing.__file__).with_name("__main__.py").read_text().split('"""')[1]
 
@@ -116,7 +155,13 @@ def test_a_program(measured, what):
     assert [key for key in told if not re.search(rf"\b{key}\b", EXPLAINED)] == []
     assert 0 < told["slowest"] <= told["images_per_second"] <= told["fastest"]
     assert told["images_per_second"] == 2 / told["seconds"]
-    assert (told["steps"], told["warm_up"], told["batch_size"], told["frozen"], told["devices"]) == (2, timing.WARM_UP, 2, "bfloat16", 1)
+    assert (told["steps"], told["warm_up"], told["batch_size"], told["frozen"], told["devices"]) == (
+        2,
+        timing.WARM_UP,
+        2,
+        "bfloat16",
+        1,
+    )
     assert min(told[f"{name}_seconds"] for name in ("tracing", "lowering", "compile")) > 0
     assert min(told[f"{name}_bytes"] for name in ("argument", "temporary", "output", "accessed", "least")) > 0
     assert told["mfu"] == pytest.approx(2e9 * told["gmacs_step"] / told["peak_flops"] / told["seconds"])
@@ -134,7 +179,9 @@ def test_memory_on_a_cpu_is_that_of_the_process(measured):
 def test_costs(measured):
     train, infer, merged = (measured[what] for what in ("train", "infer", "merged"))
     assert train["argument_bytes"] > 100 * train["output_bytes"]  # the state is donated, so that only scalars are new
-    assert 2 * train["gmacs_forward"] < train["gmacs_step"] / 2 < 3 * train["gmacs_forward"]  # frozen weights have no gradient
+    assert (
+        2 * train["gmacs_forward"] < train["gmacs_step"] / 2 < 3 * train["gmacs_forward"]
+    )  # frozen weights have no gradient
     assert merged["gmacs_forward"] < infer["gmacs_forward"] == infer["gmacs_step"] / 2
     assert merged["argument_bytes"] < infer["argument_bytes"]
     # Of a forward pass: what comes in is read, logits (21 + 3 + 1 channels) are written.
@@ -154,7 +201,14 @@ def test_without_steps_nothing_runs(measured):
 def test_a_program_for_people(measured, capsys):
     print_program(measured["train"])
     table = capsys.readouterr().out
-    for text in ("Training step", "images/s", "compilation", "temporary memory", "2 x 32x32, semseg, normals, depth", "share of the peak"):
+    for text in (
+        "Training step",
+        "images/s",
+        "compilation",
+        "temporary memory",
+        "2 x 32x32, semseg, normals, depth",
+        "share of the peak",
+    ):
         assert text in table
     assert "frozen bfloat16" in " ".join(table.split())
     print_program(measured["planned"])
@@ -166,7 +220,18 @@ def test_a_program_for_people(measured, capsys):
 def test_feed(flags):
     model = as_flags([*MICRO[5:], "data.num_workers=0", "image_size=32,32", "batch_size=2"])
     measured = printed(*flags, *model, "--what=end_to_end", "--steps=2")
-    keys = ["what", "images_per_second", "seconds", "step_seconds", "device_wait", "host_wait", "steps", "warm_up", "workers", "cores"]
+    keys = [
+        "what",
+        "images_per_second",
+        "seconds",
+        "step_seconds",
+        "device_wait",
+        "host_wait",
+        "steps",
+        "warm_up",
+        "workers",
+        "cores",
+    ]
     assert list(measured) == [*keys, "batch_size", "image_size", "tasks", "device", "devices"]
     assert 0 <= measured["device_wait"] < 1
     assert 0 <= measured["host_wait"] <= 1
@@ -193,7 +258,9 @@ def test_products_of_a_gradient():
 
 
 def test_the_floor(monkeypatch):
-    monkeypatch.setattr(roofline, "peak_of", lambda device, compute: device_peaks.Peak(200.0, "float32", 50.0, "data sheet"))
+    monkeypatch.setattr(
+        roofline, "peak_of", lambda device, compute: device_peaks.Peak(200.0, "float32", 50.0, "data sheet")
+    )
     told = roofline.floor(1000, 1000, 400, 40.0, None, "float32")
     assert (told["floor_products"], told["floor_bytes"], told["floor_accessed"]) == (10.0, 20.0, 8.0)
     assert (told["mfu"], told["times_floor"]) == (0.25, 2.0)
@@ -262,15 +329,24 @@ def test_noise_has_the_form_of_labels():
         (["--what=train", "--merged"], "--merged goes with --what=infer alone"),
         (["--what=end_to_end", "--steps=0"], "--steps=0: feeding takes steps"),
         (["--what=train", "--config.remat=layer"], "remat = 'layer' is not one of none, block, stage"),
-        (["--what=train", "--config.encoder_microbatches=3"], "encoder_microbatches = 3 must be at least 1 and divide the 4 images"),
+        (
+            ["--what=train", "--config.encoder_microbatches=3"],
+            "encoder_microbatches = 3 must be at least 1 and divide the 4 images",
+        ),
         (["--what=infer", "--config.compute_dtype=int8"], "compute_dtype = 'int8' is not one of float32, bfloat16"),
         (["--what=infer", "--config.batch_size=0"], "batch_size = 0 must be a positive multiple"),
         ([], "--what"),
         (["--what=data", "--jsn"], "unknown flag --jsn; did you mean --json"),
         (["--what=data", "--config.data.root=nowhere"], "nowhere: no such folder"),
         (["--what=end_to_end", "--config.data.root=nowhere"], "nowhere: no such folder"),
-        (["--what=data", "--config.data.name=pascal_context", "--config.data.root=nowhere"], "no such data set; build it with"),
-        (["--what=data", "--config.data.augmentation.discrete_scales=true", "--config.data.augmentation.scale=0,1"], "scale"),
+        (
+            ["--what=data", "--config.data.name=pascal_context", "--config.data.root=nowhere"],
+            "no such data set; build it with",
+        ),
+        (
+            ["--what=data", "--config.data.augmentation.discrete_scales=true", "--config.data.augmentation.scale=0,1"],
+            "scale",
+        ),
     ],
 )
 def test_refused(flags, more, message):

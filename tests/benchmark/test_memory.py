@@ -56,11 +56,15 @@ def memory(batch_size: int, *overrides: str) -> dict[str, int]:
 def test_parts_of_the_estimate():
     told = memory(4)
     config = configs.load(CONFIG, SMALL)
-    values = parameters.variables(model_factory.build(model_factory.from_config(config, {"semseg": 21, "normals": 3}))).values()
+    values = parameters.variables(
+        model_factory.build(model_factory.from_config(config, {"semseg": 21, "normals": 3}))
+    ).values()
     assert told["parameters"] == 4 * sum(value.size for value in values)
     assert told["optimizer"] == pytest.approx(2 * told["gradients"], abs=100)  # two moments, and counts of steps
     assert told["batch"] == 4 * 64 * 64 * (3 + 1 + 3 * 2)  # image and classes as bytes, normals as 16-bit numbers
-    logits = 4 * 4 * 64 * 64 * 21  # of semseg at full size, the larger of two losses, which are computed again: exponentials and their sum
+    logits = (
+        4 * 4 * 64 * 64 * 21
+    )  # of semseg at full size, the larger of two losses, which are computed again: exponentials and their sum
     assert logits < told["recomputed"] < 3 * logits
     assert told["total"] == sum(value for key, value in told.items() if key != "total")
 

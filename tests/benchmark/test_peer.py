@@ -22,7 +22,14 @@ from mtlora_jax.models import parameters  # noqa: E402
 from mtlora_jax.models.inputs import normalise  # noqa: E402
 from mtlora_jax.tasks import TASKS, make_tasks  # noqa: E402
 
-TINY = {"name": "swin", "embed_dim": 8, "depths": (2, 1, 1, 1), "num_heads": (1, 2, 2, 4), "window_size": 2, "drop_path_rate": 0.1}
+TINY = {
+    "name": "swin",
+    "embed_dim": 8,
+    "depths": (2, 1, 1, 1),
+    "num_heads": (1, 2, 2, 4),
+    "window_size": 2,
+    "drop_path_rate": 0.1,
+}
 CONFIG = f"""
 from mtlora_jax.defaults import default, of_any_type
 
@@ -157,8 +164,12 @@ def test_losses_by_hand():
     logits = torch.tensor([[[[0.0, 2.0, -1.0, 5.0]]]])
     label = torch.tensor([[[1, 0, 0, 255]]])
     softplus = np.log1p(np.exp([0.0, 2.0, -1.0]))
-    np.testing.assert_allclose(training.balanced_cross_entropy(logits, label), (softplus * [2, 1, 1]).sum() / 9, rtol=1e-6)
-    np.testing.assert_allclose(training.edge_cross_entropy(logits, label), (softplus * [0.95, 0.05, 0.05]).sum() / 3, rtol=1e-6)
+    np.testing.assert_allclose(
+        training.balanced_cross_entropy(logits, label), (softplus * [2, 1, 1]).sum() / 9, rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        training.edge_cross_entropy(logits, label), (softplus * [0.95, 0.05, 0.05]).sum() / 3, rtol=1e-6
+    )
     np.testing.assert_allclose(training.depth_l1(logits, torch.tensor([[[1.0, 2.5, 255.0, 4.0]]])), (1 + 0.5 + 1) / 3)
     normals, label = torch.tensor([3.0, 0.0, 4.0]).view(1, 3, 1, 1), torch.tensor([0.0, 1.0, 255.0]).view(1, 3, 1, 1)
     np.testing.assert_allclose(training.normals_l1(normals, label), (0.6 + 1.0) / 2, rtol=1e-6)
@@ -198,7 +209,9 @@ def test_turns_and_medians(monkeypatch):
             now[0] += seconds[name].pop(0)
 
         peak = {"ours": 30, "peer": 60}[name]
-        return timing.Side(f"device of {name}", "1.0", step, lambda: order.append("forget"), lambda: peak, compile_seconds=100)
+        return timing.Side(
+            f"device of {name}", "1.0", step, lambda: order.append("forget"), lambda: peak, compile_seconds=100
+        )
 
     told = timing.alternated(side("ours"), side("peer"), 2, 3, 8)
     one = ["ours"] * 3 + ["peer"] * 3
@@ -219,7 +232,17 @@ def flags(tmp_path):
     return [f"--config={tmp_path / 'tiny.py'}", "--batch_size=2", "--steps=2", "--rounds=2"]
 
 
-SIDE = {"seconds", "images_per_second", "slowest", "fastest", "spread", "first_seconds", "peak_bytes", "device", "version"}
+SIDE = {
+    "seconds",
+    "images_per_second",
+    "slowest",
+    "fastest",
+    "spread",
+    "first_seconds",
+    "peak_bytes",
+    "device",
+    "version",
+}
 
 
 @pytest.mark.slow  # three programs to compile, two of them with gradients
@@ -232,7 +255,12 @@ def test_training_for_programs(flags, capsys):
     assert told["ours"].keys() == told["peer"].keys() == SIDE
     assert told["ratio"] == told["peer"]["seconds"] / told["ours"]["seconds"]
     assert told["ratio_lowest"] <= told["ratio_highest"]
-    assert (told["merged"], told["compiled"], told["precision"], told["float32_products"]) == (False, False, "float32", "highest")
+    assert (told["merged"], told["compiled"], told["precision"], told["float32_products"]) == (
+        False,
+        False,
+        "float32",
+        "highest",
+    )
     assert (told["batch_size"], told["rounds"], told["steps"], told["memory_ratio"]) == (2, 2, 2, None)
     assert (told["frozen"], told["ours"]["device"]) == ("bfloat16", "cpu")
     assert told["peer"]["version"].startswith("torch 2.")
@@ -244,7 +272,14 @@ def test_inference_for_people(flags, capsys):
     printed = capsys.readouterr().out
     assert printed.startswith("differences: logits ")
     assert "gradients" not in printed
-    for text in ("infer, 2 rounds of 2 steps each", "PyTorch", "batch 2 x 64x64, semseg, sal", "bfloat16", "merged True", "ours is "):
+    for text in (
+        "infer, 2 rounds of 2 steps each",
+        "PyTorch",
+        "batch 2 x 64x64, semseg, sal",
+        "bfloat16",
+        "merged True",
+        "ours is ",
+    ):
         assert text in printed
 
 

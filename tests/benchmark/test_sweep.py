@@ -41,7 +41,9 @@ def machine(monkeypatch):
         for word, (code, said) in failing.items():
             if word in command:
                 return subprocess.CompletedProcess(command, code, "", said)
-        changes = dict(argument.removeprefix("--config.").split("=") for argument in command if argument.startswith("--config."))
+        changes = dict(
+            argument.removeprefix("--config.").split("=") for argument in command if argument.startswith("--config.")
+        )
         setting = {
             "tasks": len(changes.get("tasks", "a,b,c,d").split(",")), "rank": int(changes.get("method.rank", 64)),
             "batch": int(changes["batch_size"]), "side": int(changes.get("image_size", "448").split(",")[0]),
@@ -59,7 +61,16 @@ def results_of(folder):
 
 def test_a_sweep_and_its_costs(machine, tmp_path, capsys):
     calls, _ = machine
-    sweep.main([*CONFIG, f"--output={tmp_path}", "--axes=tasks,rank,batch,side,merged", "--batch=1,8", "--side=224", "--steps=3"])
+    sweep.main(
+        [
+            *CONFIG,
+            f"--output={tmp_path}",
+            "--axes=tasks,rank,batch,side,merged",
+            "--batch=1,8",
+            "--side=224",
+            "--steps=3",
+        ]
+    )
     results = results_of(tmp_path)
     assert results["centre"] == CENTRE
     assert [entry["setting"]["what"] for entry in results["settings"]] == ["train"] * 8 + ["infer"] * 9
@@ -82,11 +93,16 @@ def test_a_sweep_and_its_costs(machine, tmp_path, capsys):
 
 def test_what_is_measured_is_not_measured_again(machine, tmp_path):
     calls, failing = machine
-    failing["--config.batch_size=4"] = (1, "Traceback\nXlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+    failing["--config.batch_size=4"] = (
+        1,
+        "Traceback\nXlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes",
+    )
     failing["--config.batch_size=8"] = (-9, "")
     failing["--config.method.rank=16"] = (1, "Traceback\nValueError: the cable is out")
     command = [*CONFIG, f"--output={tmp_path}", "--what=train", "--axes=rank,batch", "--batch=4,8"]
-    with pytest.raises(UserError, match="1 settings failed, the first with: ValueError: the cable is out; the same command"):
+    with pytest.raises(
+        UserError, match="1 settings failed, the first with: ValueError: the cable is out; the same command"
+    ):
         sweep.main(command)
     assert [entry.get("failed") for entry in results_of(tmp_path)["settings"]] == [
         *(None, "ValueError: the cable is out", "out of memory", "out of memory"),
@@ -110,9 +126,17 @@ def test_nothing_could_be_measured(machine, tmp_path):
 
 
 def test_without_a_centre_there_are_tables_all_the_same(tmp_path):
-    settings = [{"what": "train", **CENTRE}, {"what": "train", **CENTRE, "batch": 1}, {"what": "train", **CENTRE, "rank": 16}]
+    settings = [
+        {"what": "train", **CENTRE},
+        {"what": "train", **CENTRE, "batch": 1},
+        {"what": "train", **CENTRE, "rank": 16},
+    ]
     entries = [{"setting": setting, "command": "", "measured": measured(setting)} for setting in settings[1:]]
-    results = {"flags": [], "centre": CENTRE, "settings": [{"setting": settings[0], "command": "", "failed": "out of memory"}, *entries]}
+    results = {
+        "flags": [],
+        "centre": CENTRE,
+        "settings": [{"setting": settings[0], "command": "", "failed": "out of memory"}, *entries],
+    }
     table = sweep_report.tables(results)
     assert "| **2** | out of memory |" in table
     assert "| 1 | 4.50 s |  | 0.500 GB |  | 45 G |  |" in table
@@ -205,7 +229,10 @@ def test_gpu_script_goes_past_failures(tmp_path):
 
 def test_gpu_script_refuses(tmp_path):
     done = gpu(tmp_path, "trian", python="/bin/echo")
-    assert (done.returncode, done.stderr) == (2, "trian is none of tests, train, infer, peer, data, end_to_end, sweep\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "trian is none of tests, train, infer, peer, data, end_to_end, sweep\n",
+    )
     assert not (tmp_path / "out").exists()
 
 

@@ -97,7 +97,9 @@ def test_config_is_locked_and_the_last_override_wins(file):
 def test_a_value_may_stay_a_placeholder_of_its_type(tmp_path):
     path = tmp_path / "exp.py"
     placeholder = "ConfigDict({'n': config_dict.placeholder(int)})"
-    path.write_text(f"from ml_collections import ConfigDict, config_dict\n\ndef get_config():\n    return {placeholder}\n")
+    path.write_text(
+        f"from ml_collections import ConfigDict, config_dict\n\ndef get_config():\n    return {placeholder}\n"
+    )
     assert config.load(str(path), ["n=3"]).n == 3
     with pytest.raises(UserError, match=r"--config.n=x is not a value of the right type"):
         config.load(str(path), ["n=x"])
@@ -168,7 +170,9 @@ def parser(takes_config: bool) -> cli.Parser:
 
 
 def test_flags_and_config_in_any_order(file):
-    args = parser(True).parse(["--config.tasks=('sal', 'edge')", "--workdir", "w", f"--config={file}:base", "--config.batch_size=4"])
+    args = parser(True).parse(
+        ["--config.tasks=('sal', 'edge')", "--workdir", "w", f"--config={file}:base", "--config.batch_size=4"]
+    )
     assert (args.workdir, args.mode, args.steps) == ("w", "train", 3)
     assert isinstance(args.config, config_dict.ConfigDict)
     assert (args.config.batch_size, args.config.tasks) == (4, ("sal", "edge"))
@@ -242,7 +246,12 @@ class Broken(grain.transforms.Map):
 
 def test_mistake_in_a_data_worker_is_one_line(capsys):
     """The message crosses from a worker process."""
-    dataset = grain.MapDataset.range(4).map(Broken()).to_iter_dataset().mp_prefetch(grain.MultiprocessingOptions(num_workers=1))
+    dataset = (
+        grain.MapDataset.range(4)
+        .map(Broken())
+        .to_iter_dataset()
+        .mp_prefetch(grain.MultiprocessingOptions(num_workers=1))
+    )
 
     def main():
         parser(False).parse(["--workdir=x"])
@@ -257,7 +266,9 @@ def test_mistake_in_a_data_worker_is_one_line(capsys):
 @pytest.fixture
 def command(tmp_path, file):
     (tmp_path / "count.py").write_text(COMMAND)
-    return lambda *argv: subprocess.run([sys.executable, str(tmp_path / "count.py"), *argv], capture_output=True, text=True, timeout=60)
+    return lambda *argv: subprocess.run(
+        [sys.executable, str(tmp_path / "count.py"), *argv], capture_output=True, text=True, timeout=60
+    )
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,11 @@ def test_a_stored_config_is_translated():
     old = json.loads((ROOT / "tests" / "train" / "old_workdir" / "config.json").read_text())
     translated = config_aliases.translate(old)
     assert translated.keys() == json.loads(default().to_json_best_effort()).keys()
-    assert (translated["eval_every_epochs"], translated["checkpoint_every_steps"], translated["frozen_dtype"]) == (2, 5, "float32")
+    assert (translated["eval_every_epochs"], translated["checkpoint_every_steps"], translated["frozen_dtype"]) == (
+        2,
+        5,
+        "float32",
+    )
     assert translated["fault_tolerance"] == dict(default().fault_tolerance)
     assert set(translated["data"]) == set(default().data)
     assert translated["data"]["augmentation"]["discrete_scales"] is False

@@ -77,7 +77,9 @@ def test_weights_of_0_are_allowed():
 
 
 def test_a_batch_of_one_image_and_a_norm_of_pooled_features():
-    with pytest.raises(UserError, match="batch_size = 1: the decoder aspp normalises over the batch and needs at least 2 images"):
+    with pytest.raises(
+        UserError, match="batch_size = 1: the decoder aspp normalises over the batch and needs at least 2 images"
+    ):
         config_checks.check(config(batch_size=1, decoder__name="aspp"))
     config_checks.check(config(batch_size=2, decoder__name="aspp"))
     config_checks.check(config(batch_size=1))

@@ -41,10 +41,17 @@ def trainable(architecture: Mapping[str, Any]) -> dict[str, int]:
     model = model_factory.build(architecture)
     groups = count_parameters(model, model_factory.method_of(architecture))
     count = {group: values["trainable"] for group, values in groups.items()}
-    assert sum(values["total"] for values in groups.values()) == sum(v.size for v in variables(model).values() if isinstance(v, nnx.Param))
+    assert sum(values["total"] for values in groups.values()) == sum(
+        v.size for v in variables(model).values() if isinstance(v, nnx.Param)
+    )
     lora = count.get("ta_lora", 0) + count.get("ts_lora", 0)
     everything = sum(count.values())
-    return {"all": everything, "lora": lora, "decoders": count["decoders"], "other": everything - lora - count["decoders"]}
+    return {
+        "all": everything,
+        "lora": lora,
+        "decoders": count["decoders"],
+        "other": everything - lora - count["decoders"],
+    }
 
 
 # Closed formulas of the counts; C, d and heads are those of the four stages.
@@ -104,7 +111,10 @@ def test_four_single_task_models():
 
 
 def test_no_config_file_is_left_out():
-    assert {path.name for path in CONFIGS.glob("*.py")} == {spec.partition(":")[0] for spec, *_ in PUBLISHED} | {"ccp.py", "demo.py"}
+    assert {path.name for path in CONFIGS.glob("*.py")} == {spec.partition(":")[0] for spec, *_ in PUBLISHED} | {
+        "ccp.py",
+        "demo.py",
+    }
 
 
 @pytest.mark.parametrize("spec", [*(spec for spec, *_ in PUBLISHED), "ccp.py"])
@@ -118,7 +128,9 @@ def test_every_config_names_its_data_set(spec):
     assert Augmentation(**config.data.augmentation) == Augmentation(**(nyud if name == "nyud" else augmentation))
     if name != "folder":
         # It finds what it looks for, or says how to build it.
-        with pytest.raises(UserError, match=f"nowhere/{name}: no such data set; build it with .* --dataset={name} --data_dir=nowhere"):
+        with pytest.raises(
+            UserError, match=f"nowhere/{name}: no such data set; build it with .* --dataset={name} --data_dir=nowhere"
+        ):
             dataset_class(config)("nowhere", config.data.train_split, config.tasks)
 
 
@@ -150,8 +162,16 @@ def test_nyud_has_forty_classes():
         ({"merging": "freeze"}, 6_796_346, 4_798_464),
         # A rank per stage and per task gives the sums of what single ranks give.
         ({"rank": [64, 64, 64, 64], "task_rank": [4, 4, 4, 4]}, 8_344_634, 4_798_464),
-        ({"rank": [8, 16, 32, 64]}, 3_546_170 + 16 * (2 * 96 * 8 + 2 * 192 * 16 + 6 * 384 * 32 + 2 * 768 * 64) + 276_480, None),
-        ({"task_rank": {"semseg": 8, "human_parts": 4, "sal": 2, "normals": [4, 4, 4, 4]}}, 8_344_634 + (8 + 2 - 4 - 4) * 17_280, None),
+        (
+            {"rank": [8, 16, 32, 64]},
+            3_546_170 + 16 * (2 * 96 * 8 + 2 * 192 * 16 + 6 * 384 * 32 + 2 * 768 * 64) + 276_480,
+            None,
+        ),
+        (
+            {"task_rank": {"semseg": 8, "human_parts": 4, "sal": 2, "normals": [4, 4, 4, 4]}},
+            8_344_634 + (8 + 2 - 4 - 4) * 17_280,
+            None,
+        ),
     ],
 )
 def test_options_of_mtlora(method, everything, lora):
@@ -165,7 +185,8 @@ def test_options_of_mtlora(method, everything, lora):
 def test_norm_of_the_patch_embedding():
     """Its 192 values are in both groups and are trained as long as one of the two is."""
     count = {
-        groups: trainable(changed(R64, method={"freeze": list(groups)}))["all"] for groups in ((), ("norms",), ("norms", "patch_embed"))
+        groups: trainable(changed(R64, method={"freeze": list(groups)}))["all"]
+        for groups in ((), ("norms",), ("norms", "patch_embed"))
     }
     assert count[()] - count["norms",] == 17_664 + 5_376
     assert count[()] - count["norms", "patch_embed"] == 17_664 + 5_376 + 4_704 + 192
@@ -219,7 +240,8 @@ def test_decoders_of_table_5(decoder, decoders, everything):
 
 # Published sizes of the ImageNet classifiers, without their last norm and linear layer.
 @pytest.mark.parametrize(
-    ("variant", "classifier"), [("tiny", 28_288_354), ("small", 49_606_258), ("base", 87_768_224), ("large", 196_532_476)]
+    ("variant", "classifier"),
+    [("tiny", 28_288_354), ("small", 49_606_258), ("base", 87_768_224), ("large", 196_532_476)],
 )
 def test_variant_as_published(variant, classifier):
     architecture = architecture_of("full_tiny_448.py", f"backbone.variant={variant}")
@@ -236,7 +258,9 @@ def test_ccp(variant):
     channels = {task: CHANNELS[task] for task in ("semseg", "human_parts", "sal")}
     decoders = decoders_size(stages["embed_dim"], channels)
     merging = sum(8 * c**2 for c in widths[:3])
-    norms = sum(4 * c * depth for c, depth in zip(widths, stages["depths"], strict=True)) + sum(8 * c for c in widths[:3])
+    norms = sum(4 * c * depth for c, depth in zip(widths, stages["depths"], strict=True)) + sum(
+        8 * c for c in widths[:3]
+    )
     tables = 169 * sum(depth * heads for depth, heads in zip(stages["depths"], stages["num_heads"], strict=True))
     small = norms + tables + (48 + 1 + 2) * widths[0]
     shared = 32 * 16 * sum(c * depth for c, depth in zip(widths, stages["depths"], strict=True))
@@ -314,7 +338,11 @@ def test_multiply_accumulates():
         ("mtlora_tiny_448.py:128", (), "mtlora_tiny_448.py:128: the argument is the rank, one of 16, 32, 64"),
         ("mtlora_nyud_tiny_448.py:8", (), "mtlora_nyud_tiny_448.py:8: the argument is the rank, one of 16, 32, 64"),
         ("mtlora_plus_tiny_448.py:32", (), "mtlora_plus_tiny_448.py:32: the argument is the rank, one of 4, 8, 16"),
-        ("mtlora_ta_only_tiny_448.py:4", (), "mtlora_ta_only_tiny_448.py:4: the argument is the rank, one of 16, 32, 64"),
+        (
+            "mtlora_ta_only_tiny_448.py:4",
+            (),
+            "mtlora_ta_only_tiny_448.py:4: the argument is the rank, one of 16, 32, 64",
+        ),
         ("single_task_tiny_448.py:depth", (), "the argument is the task, one of semseg, human_parts, sal, normals"),
         ("full_tiny_448.py:64", (), "takes no argument, but got '64'"),
         ("decoders_only_tiny_448.py:64", (), "takes no argument, but got '64'"),
@@ -331,16 +359,28 @@ def test_multiply_accumulates():
         (R64, ("decoder.channels=18,36,72",), r"decoder.channels = \[18, 36, 72\] must have 4 entries"),
         (R64, ("image_size=16,448",), r"image_size = \[16, 448\] must be \(height, width\)"),
         (R64, ("image_size=448",), r"image_size = \[448\] must be \(height, width\)"),
-        (R64, ("method.name=lora",), "method.name = 'lora' is not one of mtlora, bitfit, decoders_only, full, single_task"),
+        (
+            R64,
+            ("method.name=lora",),
+            "method.name = 'lora' is not one of mtlora, bitfit, decoders_only, full, single_task",
+        ),
         (R64, ("method.merging=frozen",), "method.merging = 'frozen' is not one of train, freeze, lora"),
         (R64, ("method.ts_base=both",), "method.ts_base = 'both' is not one of shared, task"),
         (R64, ("method.locations=qkv,fc3",), "method.locations = 'fc3' is not one of qkv, proj, fc1, fc2"),
-        (R64, ("method.freeze=merging",), "method.freeze = 'merging' is not one of ta_lora, patch_embed, norms, position_tables"),
+        (
+            R64,
+            ("method.freeze=merging",),
+            "method.freeze = 'merging' is not one of ta_lora, patch_embed, norms, position_tables",
+        ),
         (R64, ("method.rank=0",), "method ranks must be at least 1"),
         (R64, ("method.task_rank=-1",), "method.task_rank = -1 must be a whole number from 0 to 4096"),
         (R64, ("method.dropout=1.0",), "method.dropout = 1.0 must be at least 0 and below 1"),
         ("full_tiny_448.py", ("method.rank=8",), "method.rank is unknown"),
-        ("single_task_tiny_448.py:sal", ("tasks=sal,semseg",), "single_task trains one task at a time; the config has 2: sal, semseg"),
+        (
+            "single_task_tiny_448.py:sal",
+            ("tasks=sal,semseg",),
+            "single_task trains one task at a time; the config has 2: sal, semseg",
+        ),
     ],
 )
 def test_refused(spec, overrides, message):
@@ -355,8 +395,16 @@ def test_refused(spec, overrides, message):
         ("method", {"rank": [64, 64, 64]}, r"method.rank = \[64, 64, 64\] has 3 entries; the backbone has 4 stages"),
         ("method", {"rank": [64, 64, 64, 0]}, "method ranks must be at least 1"),
         ("method", {"scale": [4.0, 4.0]}, r"method.scale = \[4.0, 4.0\] has 2 entries"),
-        ("method", {"task_rank": {"semseg": 4}}, "method.task_rank gives no value for human_parts, sal, normals; it has semseg"),
-        ("method", {"task_rank": {"semseg": 0, "human_parts": 4, "sal": 4, "normals": 4}}, "method ranks must be at least 1"),
+        (
+            "method",
+            {"task_rank": {"semseg": 4}},
+            "method.task_rank gives no value for human_parts, sal, normals; it has semseg",
+        ),
+        (
+            "method",
+            {"task_rank": {"semseg": 0, "human_parts": 4, "sal": 4, "normals": 4}},
+            "method ranks must be at least 1",
+        ),
         (
             "method",
             {"task_rank": {"semseg": [4, 4], "human_parts": 4, "sal": 4, "normals": 4}},
@@ -374,7 +422,9 @@ def test_architecture_refused(part, options, message):
 
 
 def test_ranks_per_stage_on_the_command_line():
-    config = configs.load("configs/mtlora_tiny_448.py:64", ["method.rank=64,32,16,8", "method.task_rank=2", "method.locations=qkv,proj"])
+    config = configs.load(
+        "configs/mtlora_tiny_448.py:64", ["method.rank=64,32,16,8", "method.task_rank=2", "method.locations=qkv,proj"]
+    )
     assert config.method.rank == (64, 32, 16, 8)
     architecture = model_factory.from_config(config, {"semseg": 21})
     model = model_factory.build(architecture)
@@ -383,5 +433,7 @@ def test_ranks_per_stage_on_the_command_line():
     for wrong in ("many", "64,32", "64,32,16,x"):
         with pytest.raises(UserError, match=r"method\.rank = "):
             model_factory.build(
-                model_factory.from_config(configs.load("configs/mtlora_tiny_448.py:64", [f"method.rank={wrong}"]), {"semseg": 21})
+                model_factory.from_config(
+                    configs.load("configs/mtlora_tiny_448.py:64", [f"method.rank={wrong}"]), {"semseg": 21}
+                )
             )

@@ -7,7 +7,19 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
-from checkpoints import BARE, HEADS, assert_equal, hugging_face, multitask, official, reference, run_command, saved, timm, weights
+from checkpoints import (
+    BARE,
+    HEADS,
+    assert_equal,
+    hugging_face,
+    multitask,
+    official,
+    reference,
+    run_command,
+    saved,
+    timm,
+    weights,
+)
 from paths import GOLDEN
 
 import mtlora_jax
@@ -112,7 +124,9 @@ def test_golden_checkpoints_come_back(name, tmp_path):
 
 
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("method", [{}, {"locations": ["qkv", "fc2"]}, {"merging": "lora"}, {"scale": [1.0, 2.0, 3.0, 4.0]}])
+@pytest.mark.parametrize(
+    "method", [{}, {"locations": ["qkv", "fc2"]}, {"merging": "lora"}, {"scale": [1.0, 2.0, 3.0, 4.0]}]
+)
 def test_every_layer_has_its_name_in_the_reference(head, method):
     architecture = multitask(head, **method) | {"image_size": [128, 128]}
     arrays = weights(architecture)
@@ -128,11 +142,20 @@ def test_every_layer_has_its_name_in_the_reference(head, method):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": {"name": "merged", "of": {"name": "mtlora"}}}, "no format for merged models; convert the model that was merged"),
+        (
+            {"method": {"name": "merged", "of": {"name": "mtlora"}}},
+            "no format for merged models; convert the model that was merged",
+        ),
         ({"method": {"name": "adapters"}}, "the reference has no method adapters"),
         ({"tasks": {}, "decoder": None}, "bare backbone without tasks"),
-        ({"method": {"name": "mtlora", "ts_base": "task"}}, "the reference computes ts_base 'shared', this model 'task'"),
-        ({"decoder": {**HEADS["segformer"], "dead_classifier": False}}, "the classifier that decoder.dead_classifier = False leaves out"),
+        (
+            {"method": {"name": "mtlora", "ts_base": "task"}},
+            "the reference computes ts_base 'shared', this model 'task'",
+        ),
+        (
+            {"decoder": {**HEADS["segformer"], "dead_classifier": False}},
+            "the classifier that decoder.dead_classifier = False leaves out",
+        ),
         ({"image_size": [128, 256]}, "square images .* 128x256 pixels"),
         ({"image_size": [96, 96]}, r"windows of 4 divide; .* its grids are \[24, 12, 6, 3\]"),
     ],
@@ -221,7 +244,13 @@ def test_hugging_face_model_gives_the_same_features(tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     config = transformers.SwinConfig(
-        image_size=128, patch_size=4, embed_dim=8, depths=[2, 1, 1, 1], num_heads=[1, 2, 2, 4], window_size=4, mlp_ratio=2.0
+        image_size=128,
+        patch_size=4,
+        embed_dim=8,
+        depths=[2, 1, 1, 1],
+        num_heads=[1, 2, 2, 4],
+        window_size=4,
+        mlp_ratio=2.0,
     )
     torch.manual_seed(0)
     model = transformers.SwinModel(config).eval()
@@ -239,7 +268,9 @@ def test_hugging_face_model_gives_the_same_features(tmp_path):
     assert len(features) == len(expected) == 4
     for ours, theirs in zip(features, expected, strict=True):
         scale = np.abs(theirs.numpy()).max()
-        np.testing.assert_allclose(np.asarray(ours.shared).reshape(theirs.shape) / scale, theirs.numpy() / scale, atol=1e-5)
+        np.testing.assert_allclose(
+            np.asarray(ours.shared).reshape(theirs.shape) / scale, theirs.numpy() / scale, atol=1e-5
+        )
 
 
 def test_resized_tables():
@@ -257,7 +288,9 @@ def test_resized_tables():
     np.testing.assert_allclose(grown[11, inside, 1], straight[inside], atol=0.01)
     torch = pytest.importorskip("torch")
     grid = torch.from_numpy(table.T.reshape(1, 3, 13, 13).copy())
-    expected = torch.nn.functional.interpolate(grid, (23, 23), mode="bicubic", align_corners=False)  # what Swin itself does
+    expected = torch.nn.functional.interpolate(
+        grid, (23, 23), mode="bicubic", align_corners=False
+    )  # what Swin itself does
     np.testing.assert_allclose(resize_table(table, 12), expected.numpy().reshape(3, -1).T, atol=1e-5)
 
 

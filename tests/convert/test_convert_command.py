@@ -60,7 +60,9 @@ def test_training_checkpoint_with_pickled_configuration(zipped, tmp_path, yacs):
     torch = pytest.importorskip("torch")
     arrays = weights(multitask())
     scales = {"semseg": [1.0, 2.0, 3.0, 4.0], "edge": [6.0]}
-    checkpoint = training_checkpoint(reference(arrays), SHARED_SCALE=[2.0], SCALE_PER_TASK=scales, DROPOUT=[0.1] * 4, SHARED_MODE="matrix")
+    checkpoint = training_checkpoint(
+        reference(arrays), SHARED_SCALE=[2.0], SCALE_PER_TASK=scales, DROPOUT=[0.1] * 4, SHARED_MODE="matrix"
+    )
     torch.save(checkpoint, tmp_path / "c.pth", _use_new_zipfile_serialization=zipped)
     yacs.undo()
     architecture, found, report, _ = convert(tmp_path / "c.pth")
@@ -74,7 +76,9 @@ def test_training_checkpoint_with_pickled_configuration(zipped, tmp_path, yacs):
     assert architecture["method"]["freeze"] == ["norms"]
     assert any("image size 96 (checkpoint's configuration)" in line for line in report)
 
-    architecture, _, report, _ = convert(tmp_path / "c.pth", scale=5.0, image_size=128)  # a flag beats the configuration
+    architecture, _, report, _ = convert(
+        tmp_path / "c.pth", scale=5.0, image_size=128
+    )  # a flag beats the configuration
     assert architecture["image_size"] == [128, 128]
     assert architecture["method"]["scale"] == [5.0] * 4
     assert architecture["method"]["task_scale"] == {"semseg": [5.0] * 4, "edge": [5.0] * 4}
@@ -108,10 +112,17 @@ def test_configurations_of_odd_values(name, value, expected, tmp_path, capsys):
         config = {part: config}
     state = {key: torch.from_numpy(np.array(x)) for key, x in reference(weights(multitask())).items()}
     torch.save({"model": state, "config": config}, tmp_path / "c.pth")
-    assert_refused([tmp_path / "c.pth", tmp_path / "out"], tmp_path / "out", rf"configuration: {name} = .* must be .*{expected}", capsys)
+    assert_refused(
+        [tmp_path / "c.pth", tmp_path / "out"],
+        tmp_path / "out",
+        rf"configuration: {name} = .* must be .*{expected}",
+        capsys,
+    )
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {"model": {f"module.{k}": v for k, v in s.items()}}])
+@pytest.mark.parametrize(
+    "wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {"model": {f"module.{k}": v for k, v in s.items()}}]
+)
 def test_bare_and_wrapped_state_dicts(wrap, tmp_path):
     torch = pytest.importorskip("torch")
     arrays = weights(BARE)
@@ -155,7 +166,13 @@ def test_command_writes_a_folder_that_loads(tmp_path, capsys):
     source, out = saved(tmp_path, reference(arrays)), tmp_path / "out"
     assert run_command([str(source), str(out), "--scale=2", "--image_size=64"]) == 0
     printed = capsys.readouterr().out
-    for words in ("mtlora (backbone.* with lora_shared_A)", "edge 1, semseg 21", "2/3/4/5 on qkv, proj, fc1, fc2", "2 (flag)", str(out)):
+    for words in (
+        "mtlora (backbone.* with lora_shared_A)",
+        "edge 1, semseg 21",
+        "2/3/4/5 on qkv, proj, fc1, fc2",
+        "2 (flag)",
+        str(out),
+    ):
         assert words in printed
     found, values = model_folder.read(out)
     assert_equal(values, arrays)
@@ -200,16 +217,36 @@ WRONG_TENSORS = {
     "other model": (lambda: {"conv1.weight": np.ones(3)}, [], "no Swin Transformer of a known format"),
     "only a head": (lambda: {"head.weight": np.ones(3)}, ["--from=swin"], "holds no weights in the swin format"),
     "other format": (bare, ["--from=hf"], r"tensors that have no place in the model: .*, \.\.\. \(\d+\)"),
-    "left over": (lambda: bare() | {"absolute_pos_embed": np.ones((1, 4, 8))}, [], r"no place in the model: absolute_pos_embed \(1\)"),
-    "missing": (lambda: without(bare(), "layers.2.blocks.0.mlp.fc2.bias"), [], r"missing: backbone.layers.2.blocks.0.mlp.fc2.bias \(1\)"),
-    "no patches": (lambda: without(bare(), "patch_embed.proj.weight"), ["--from=swin"], "no tensor for backbone.patch_embed.proj.kernel"),
-    "shape": (lambda: bare() | {"layers.0.blocks.1.attn.qkv.bias": np.ones(23)}, [], r"attn.qkv.bias \(23,\) instead of \(24,\)"),
+    "left over": (
+        lambda: bare() | {"absolute_pos_embed": np.ones((1, 4, 8))},
+        [],
+        r"no place in the model: absolute_pos_embed \(1\)",
+    ),
+    "missing": (
+        lambda: without(bare(), "layers.2.blocks.0.mlp.fc2.bias"),
+        [],
+        r"missing: backbone.layers.2.blocks.0.mlp.fc2.bias \(1\)",
+    ),
+    "no patches": (
+        lambda: without(bare(), "patch_embed.proj.weight"),
+        ["--from=swin"],
+        "no tensor for backbone.patch_embed.proj.kernel",
+    ),
+    "shape": (
+        lambda: bare() | {"layers.0.blocks.1.attn.qkv.bias": np.ones(23)},
+        [],
+        r"attn.qkv.bias \(23,\) instead of \(24,\)",
+    ),
     "rank": (
         lambda: bare() | {"layers.0.blocks.1.attn.qkv.weight": np.ones(24)},
         [],
         r"qkv.weight has shape \(24,\), .* not that of a linear",
     ),
-    "scalar": (lambda: bare() | {"patch_embed.norm.bias": np.float32(1)}, [], r"patch_embed.norm.bias has shape \(\), .* of a vector"),
+    "scalar": (
+        lambda: bare() | {"patch_embed.norm.bias": np.float32(1)},
+        [],
+        r"patch_embed.norm.bias has shape \(\), .* of a vector",
+    ),
     "empty": (
         lambda: bare() | {"layers.0.blocks.0.mlp.fc1.weight": np.ones((16, 0))},
         [],
@@ -234,7 +271,11 @@ WRONG_TENSORS = {
     "no number": (bare, ["--scale=big"], "argument --scale: invalid float value: 'big'"),
     "format": (bare, ["--from=caffe"], "invalid choice: 'caffe'"),
     "tasks of a backbone": (bare, ["--tasks=semseg"], "--tasks=semseg: the checkpoint has no tasks"),
-    "unknown task": (adapted, ["--tasks=semseg,depth"], "--tasks=semseg,depth: expected some of edge, semseg, each once"),
+    "unknown task": (
+        adapted,
+        ["--tasks=semseg,depth"],
+        "--tasks=semseg,depth: expected some of edge, semseg, each once",
+    ),
     "task twice": (adapted, ["--tasks=edge,edge"], "--tasks=edge,edge: expected some of edge, semseg, each once"),
     "trainable scale": (
         lambda: adapted() | {"backbone.layers.0.blocks.0.mlp.fc1.lora_shared_scale": np.ones(1)},
@@ -251,10 +292,22 @@ WRONG_TENSORS = {
         [],
         "lora_norm.weight: MTLORA.SHARED_MODE 'addition'",
     ),
-    "split qkv": (lambda: adapted() | {"backbone.layers.0.blocks.0.attn.q.linear.weight": np.ones((8, 8))}, [], "SPLIT_QKV"),
-    "shared projections": (lambda: adapted() | {"downsampler.downsample_0.weight": np.ones((2, 16, 1, 1))}, [], "PER_TASK_DOWNSAMPLER"),
+    "split qkv": (
+        lambda: adapted() | {"backbone.layers.0.blocks.0.attn.q.linear.weight": np.ones((8, 8))},
+        [],
+        "SPLIT_QKV",
+    ),
+    "shared projections": (
+        lambda: adapted() | {"downsampler.downsample_0.weight": np.ones((2, 16, 1, 1))},
+        [],
+        "PER_TASK_DOWNSAMPLER",
+    ),
     "mixed decoders": (mixed_decoders, [], "all tasks must have the same kind of decoder"),
-    "no projections": (lambda: {k: x for k, x in adapted().items() if "downsampler" not in k}, [], "has no 1x1 projections"),
+    "no projections": (
+        lambda: {k: x for k, x in adapted().items() if "downsampler" not in k},
+        [],
+        "has no 1x1 projections",
+    ),
     "low rank everywhere": (
         lambda: adapted() | {"backbone.layers.0.blocks.0.mlp.fc1.lora_tasks_A.edge": np.ones((2, 8))},
         [],
@@ -307,14 +360,20 @@ def test_wrong_files(tmp_path, capsys):
     assert_refused([tmp_path / "model.safetensors", tmp_path], out, "holds the source", capsys)
     assert_refused([tmp_path / "model.safetensors", tmp_path / "weights.h5"], out, "is a file", capsys)
     assert_refused([tmp_path / "model.safetensors"], out, "the following arguments are required: out", capsys)
-    assert_refused([tmp_path / "model.safetensors", tmp_path / "weights.h5" / "out"], out, r"h5/out: cannot be written \(", capsys)
+    assert_refused(
+        [tmp_path / "model.safetensors", tmp_path / "weights.h5" / "out"], out, r"h5/out: cannot be written \(", capsys
+    )
 
 
 def test_wrong_torch_files(tmp_path, capsys):
     torch = pytest.importorskip("torch")
     out = tmp_path / "out"
     whole = (GOLDEN / "mtlora" / "checkpoint.pth").read_bytes()
-    for name, content in [("garbage.pth", b"hello world" * 9), ("cut.pth", whole[: len(whole) // 2]), ("empty.pth", b"")]:
+    for name, content in [
+        ("garbage.pth", b"hello world" * 9),
+        ("cut.pth", whole[: len(whole) // 2]),
+        ("empty.pth", b""),
+    ]:
         (tmp_path / name).write_bytes(content)
         assert_refused([tmp_path / name, out], out, "damaged, or not a PyTorch checkpoint", capsys)
     for content, message in [

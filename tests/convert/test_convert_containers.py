@@ -45,7 +45,16 @@ def lightning(state):
     }  # fmt: skip
 
 
-PREFIXES = ("module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module.", "backbone.", "encoder.", "net.model.backbone.")
+PREFIXES = (
+    "module.",
+    "_orig_mod.",
+    "model.",
+    "module._orig_mod.",
+    "_orig_mod.module.",
+    "backbone.",
+    "encoder.",
+    "net.model.backbone.",
+)
 NAMES = ("model", "state_dict", "net", "network", "student", "weights_v2")
 CONTAINERS = {
     "bare": (SWIN, ""),
@@ -95,8 +104,14 @@ EMA = {
     "timm": ({"state_dict": SWIN, "state_dict_ema": AVERAGED}, "state_dict_ema"),
     "model_ema": ({"model": SWIN, "model_ema": AVERAGED}, "model_ema"),
     "nested": ({"model": SWIN, "ema": {"module": AVERAGED, "decay": 0.99}}, "ema.module"),
-    "teacher": ({"student": prefixed(SWIN, "module.backbone."), "teacher": prefixed(AVERAGED, "backbone.")}, "teacher.backbone"),
-    "prefix": ({"state_dict": prefixed(SWIN, "model.") | prefixed(AVERAGED, "ema_model.module.")}, "state_dict.ema_model.module"),
+    "teacher": (
+        {"student": prefixed(SWIN, "module.backbone."), "teacher": prefixed(AVERAGED, "backbone.")},
+        "teacher.backbone",
+    ),
+    "prefix": (
+        {"state_dict": prefixed(SWIN, "model.") | prefixed(AVERAGED, "ema_model.module.")},
+        "state_dict.ema_model.module",
+    ),
     "ema first": ({"ema_state_dict": AVERAGED, "model": SWIN}, "ema_state_dict"),
 }
 
@@ -122,9 +137,13 @@ def refused(arguments, message, capsys):
 
 def test_no_averaged_weights_and_too_many_others(tmp_path, capsys):
     torch.save({"model": SWIN}, tmp_path / "c.pth")
-    refused([tmp_path / "c.pth", tmp_path / "out", "--ema"], r"--ema: .*c\.pth holds no EMA weights; it has model", capsys)
+    refused(
+        [tmp_path / "c.pth", tmp_path / "out", "--ema"], r"--ema: .*c\.pth holds no EMA weights; it has model", capsys
+    )
     torch.save({"first": SWIN, "second": AVERAGED}, tmp_path / "c.pth")
-    refused([tmp_path / "c.pth", tmp_path / "out"], r"holds several sets of weights: first, second; .*torch\.save", capsys)
+    refused(
+        [tmp_path / "c.pth", tmp_path / "out"], r"holds several sets of weights: first, second; .*torch\.save", capsys
+    )
     model_folder.save(tmp_path / "ours", BARE, ARRAYS)
     refused([tmp_path / "ours", tmp_path / "out", "--ema"], "--ema: .*ours is a model folder already", capsys)
 
@@ -172,7 +191,9 @@ def test_what_training_checkpoints_hold_besides_weights(zipped, tmp_path, pickle
         {"hyper_parameters": AttributeDict(lr=1e-3, more=AttributeDict(a=1))},
         {"message_hub": {"log_scalars": {"loss": HistoryBuffer()}}},
     ):
-        torch.save({"epoch": 3, "state_dict": SWIN, **extra}, tmp_path / "c.pth.tar", _use_new_zipfile_serialization=zipped)
+        torch.save(
+            {"epoch": 3, "state_dict": SWIN, **extra}, tmp_path / "c.pth.tar", _use_new_zipfile_serialization=zipped
+        )
         assert_equal(convert(tmp_path / "c.pth.tar").arrays, ARRAYS)
 
 
@@ -180,7 +201,13 @@ class Poisoned(OrderedDict):
     """Pickles as an ordered dictionary with attributes, which the unpickler of PyTorch sets."""
 
     def __reduce__(self):
-        return OrderedDict, (), dict.fromkeys(("items", "get", "values", "keys", "copy", "_metadata"), 5), None, iter(self.items())
+        return (
+            OrderedDict,
+            (),
+            dict.fromkeys(("items", "get", "values", "keys", "copy", "_metadata"), 5),
+            None,
+            iter(self.items()),
+        )
 
 
 def test_a_pickle_cannot_change_how_its_dictionaries_are_read(tmp_path):
@@ -207,7 +234,9 @@ def test_the_second_swin_is_another_network(key, tmp_path, capsys):
     for prefix in ("", "module.", "backbone."):
         state = {k: x for k, x in official(ARRAYS).items() if not k.endswith("bias_table")} | {key: np.ones((1, 1, 1))}
         refused(
-            [saved(tmp_path, prefixed(state, prefix)), tmp_path / "out"], "is a Swin V2, which is another network and not supported", capsys
+            [saved(tmp_path, prefixed(state, prefix)), tmp_path / "out"],
+            "is a Swin V2, which is another network and not supported",
+            capsys,
         )
 
 
@@ -246,12 +275,20 @@ INDICES = {
     "itself": (lambda index: change(index, **{KEY: ".."}), "'..' is no name of a file|no such file"),
     "an empty name": (lambda index: change(index, **{KEY: ""}), "'' is no name of a file"),
     "a long name": (lambda index: change(index, **{KEY: "a" * 10**4}), "'a{255}' is no name of a file"),
-    "no file": (lambda index: change(index, **{KEY: "c.safetensors"}), r"c\.safetensors: no such file, but .* names it"),
+    "no file": (
+        lambda index: change(index, **{KEY: "c.safetensors"}),
+        r"c\.safetensors: no such file, but .* names it",
+    ),
     "another file": (
-        lambda index: change(index, **{KEY: next(n for n in index["weight_map"].values() if n != index["weight_map"][KEY])}),
+        lambda index: change(
+            index, **{KEY: next(n for n in index["weight_map"].values() if n != index["weight_map"][KEY])}
+        ),
         KEY + r" \(1\) is not in the file",
     ),
-    "no such tensor": (lambda index: change(index, x=index["weight_map"][KEY]), r"x \(1\) is not in the file that it names"),
+    "no such tensor": (
+        lambda index: change(index, x=index["weight_map"][KEY]),
+        r"x \(1\) is not in the file that it names",
+    ),
     "a tensor not named": (
         lambda index: {"weight_map": {k: n for k, n in index["weight_map"].items() if k != KEY}},
         rf"names no file for {KEY} \(1\)",

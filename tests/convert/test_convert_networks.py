@@ -29,7 +29,11 @@ from mtlora_jax.models.parameters import assign
 from mtlora_jax.models.task_features import TaskFeatures
 
 ARRAYS = weights(BARE)
-HEADS = {"decode_head.conv_seg.weight": np.ones((3, 4)), "decode_head.conv_seg.bias": np.ones(3), "auxiliary_head.counter": np.int64(3)}
+HEADS = {
+    "decode_head.conv_seg.weight": np.ones((3, 4)),
+    "decode_head.conv_seg.bias": np.ones(3),
+    "auxiliary_head.counter": np.int64(3),
+}
 
 
 @pytest.mark.parametrize(("layout", "name"), [(mmseg, "mmseg"), (torchvision, "torchvision")])
@@ -45,8 +49,13 @@ def test_merging_of_openmmlab_computes_the_same(tmp_path):
     torch = pytest.importorskip("torch")
     state = mmseg(ARRAYS)
     images = np.random.default_rng(0).normal(size=(2, 6, 4, 8)).astype(np.float32)
-    merging = {key: torch.from_numpy(state[f"stages.0.downsample.{key}"]) for key in ("norm.weight", "norm.bias", "reduction.weight")}
-    quads = torch.nn.functional.unfold(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), 2, stride=2).transpose(1, 2)
+    merging = {
+        key: torch.from_numpy(state[f"stages.0.downsample.{key}"])
+        for key in ("norm.weight", "norm.bias", "reduction.weight")
+    }
+    quads = torch.nn.functional.unfold(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), 2, stride=2).transpose(
+        1, 2
+    )
     normed = torch.nn.functional.layer_norm(quads, (32,), merging["norm.weight"], merging["norm.bias"])
     expected = (normed @ merging["reduction.weight"].T).reshape(2, 3, 2, 16).numpy()
     module = build(BARE)
@@ -118,7 +127,9 @@ def test_segmentation_networks_of_hugging_face(name, tmp_path):
     assert conversion.architecture["backbone"] == BARE["backbone"] | {"drop_path_rate": 0.15}
     whole = {key: x.detach().numpy() for key, x in model.state_dict().items()}
     projection = next(x for key, x in whole.items() if key.endswith("embeddings.patch_embeddings.projection.weight"))
-    np.testing.assert_array_equal(conversion.arrays["backbone.patch_embed.proj.kernel"], projection.transpose(2, 3, 1, 0))
+    np.testing.assert_array_equal(
+        conversion.arrays["backbone.patch_embed.proj.kernel"], projection.transpose(2, 3, 1, 0)
+    )
     assert any(line.startswith("dropped    output norms") for line in conversion.report)
     torch.save(model.state_dict(), tmp_path / "c.bin")
     assert_equal(convert(tmp_path / "c.bin").arrays, conversion.arrays)
@@ -127,12 +138,27 @@ def test_segmentation_networks_of_hugging_face(name, tmp_path):
 TIMM = {"architecture": "swin_tiny_patch4_window7_224", "num_classes": 3, "num_features": 64}
 LARGER = {"pretrained_cfg": {"input_size": [3, 96, 96]}, "model_args": {"img_size": 128}}
 FOLDERS = {  # layout, config.json, image size, rate of stochastic depth and where from
-    "timm": (timm, TIMM | {"pretrained_cfg": {"input_size": [3, 96, 96], "tag": "ms_in1k"}}, [96, 96], (0.2, "default")),
+    "timm": (
+        timm,
+        TIMM | {"pretrained_cfg": {"input_size": [3, 96, 96], "tag": "ms_in1k"}},
+        [96, 96],
+        (0.2, "default"),
+    ),
     "timm, older": (timm, TIMM | {"input_size": [3, 160, 160]}, [160, 160], (0.2, "default")),
     "timm, other images": (timm, TIMM | LARGER, [128, 128], (0.2, "default")),
-    "hf": (hugging_face, {"model_type": "swin", "image_size": 96, "window_size": 4, "drop_path_rate": 0.1}, [96, 96], (0.1, "config.json")),
+    "hf": (
+        hugging_face,
+        {"model_type": "swin", "image_size": 96, "window_size": 4, "drop_path_rate": 0.1},
+        [96, 96],
+        (0.1, "config.json"),
+    ),
     "hf, not square": (hugging_face, {"model_type": "swin", "image_size": [64, 128]}, [64, 128], (0.2, "default")),
-    "hf, large": (hugging_face, {"architectures": ["SwinModel"], "image_size": 640, "drop_path_rate": 0}, [640, 640], (0.0, "config.json")),
+    "hf, large": (
+        hugging_face,
+        {"architectures": ["SwinModel"], "image_size": 640, "drop_path_rate": 0},
+        [640, 640],
+        (0.0, "config.json"),
+    ),
 }
 
 
@@ -143,7 +169,9 @@ def test_folders_of_the_hub(name, file, tmp_path, capsys):
     layout, config, size, (rate, origin) = FOLDERS[name]
     hub, out = tmp_path / "hub", tmp_path / "out"
     hub.mkdir()
-    saved(hub, layout(ARRAYS), file) if file.endswith("safetensors") else torch.save(as_torch(layout(ARRAYS)), hub / file)
+    saved(hub, layout(ARRAYS), file) if file.endswith("safetensors") else torch.save(
+        as_torch(layout(ARRAYS)), hub / file
+    )
     (hub / "config.json").write_text(json.dumps(config))
     for source in (hub, hub / file):
         assert run_command([str(source), str(out), "--overwrite"]) == 0
@@ -207,7 +235,9 @@ def test_messages_never_lead_in_a_circle(tmp_path, capsys):
     path.unlink()
     refused([tmp_path / "ours", tmp_path / "out"], "is weights of mtlora_jax whose config.json is missing", capsys)
     path.write_text('{"note": "the \\"architecture\\": of nothing", "architecture": "swin_tiny"}')
-    with pytest.raises(UserError, match=rf"config\.json describes no mtlora_jax model; .*convert {tmp_path / 'ours'} OUT"):
+    with pytest.raises(
+        UserError, match=rf"config\.json describes no mtlora_jax model; .*convert {tmp_path / 'ours'} OUT"
+    ):
         model_folder.read(tmp_path / "ours")
 
 
@@ -232,7 +262,9 @@ def test_two_converters_of_one_folder(tmp_path, monkeypatch, capsys):
         return read(where)
 
     monkeypatch.setattr(model_folder, "read", slow)
-    refused([tmp_path / "ours", tmp_path / "out"], "out is not empty: choose another folder, or say --overwrite", capsys)
+    refused(
+        [tmp_path / "ours", tmp_path / "out"], "out is not empty: choose another folder, or say --overwrite", capsys
+    )
     assert_equal(read(tmp_path / "out")[1], {path: x + 1 for path, x in ARRAYS.items()})
     assert run_command([str(tmp_path / "ours"), str(tmp_path / "out"), "--overwrite"]) == 0
     assert_equal(read(tmp_path / "out")[1], ARRAYS)

@@ -11,7 +11,20 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from checkpoints import BARE, as_torch, assert_equal, hugging_face, mmseg, multitask, official, reference, run_command, saved, timm, weights
+from checkpoints import (
+    BARE,
+    as_torch,
+    assert_equal,
+    hugging_face,
+    mmseg,
+    multitask,
+    official,
+    reference,
+    run_command,
+    saved,
+    timm,
+    weights,
+)
 
 from mtlora_jax.convert import convert, to_mtlora
 from mtlora_jax.errors import UserError
@@ -36,8 +49,14 @@ def with_one(x, value):
 ODD = {  # what a tensor becomes, and what is said of it
     "nan": (lambda x: with_one(x, np.nan), "has 1 values that are not finite, such as nan"),
     "infinite": (lambda x: with_one(x, -np.inf), "has 1 values that are not finite, such as -inf"),
-    "half infinite": (lambda x: with_one(x, np.inf).astype(np.float16), "has 1 values that are not finite, such as inf"),
-    "beyond float32": (lambda x: with_one(np.asarray(x, np.float64), 1e300), r"has 1 values that are not finite, such as 1e\+300"),
+    "half infinite": (
+        lambda x: with_one(x, np.inf).astype(np.float16),
+        "has 1 values that are not finite, such as inf",
+    ),
+    "beyond float32": (
+        lambda x: with_one(np.asarray(x, np.float64), 1e300),
+        r"has 1 values that are not finite, such as 1e\+300",
+    ),
     "complex": (lambda x: np.asarray(x, np.complex64), "is complex64; weights must be floats"),
     "integer": (lambda x: np.asarray(x).astype(np.int32), "is int32; weights must be floats"),
     "bytes": (lambda x: np.asarray(x).astype(np.uint8), "is uint8; weights must be floats"),
@@ -87,17 +106,27 @@ def test_tensors_of_torch_that_are_not_read(tmp_path, capsys):
 @pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16", "float8_e4m3fn"])
 def test_floats_of_torch_and_parameters(dtype, tmp_path):
     torch = pytest.importorskip("torch")
-    state = {key: x if key.endswith("index") else x.to(getattr(torch, dtype)) for key, x in as_torch(official(ARRAYS)).items()}
+    state = {
+        key: x if key.endswith("index") else x.to(getattr(torch, dtype))
+        for key, x in as_torch(official(ARRAYS)).items()
+    }
     state["patch_embed.norm.bias"] = torch.nn.Parameter(state["patch_embed.norm.bias"])
-    state["layers.0.blocks.0.mlp.fc1.weight"] = state["layers.0.blocks.0.mlp.fc1.weight"].t().contiguous().t()  # other strides
+    state["layers.0.blocks.0.mlp.fc1.weight"] = (
+        state["layers.0.blocks.0.mlp.fc1.weight"].t().contiguous().t()
+    )  # other strides
     torch.save(state, tmp_path / "c.pth")
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
-    assert_equal(convert(tmp_path / "c.pth").arrays, {path: x.astype(kind).astype(np.float32) for path, x in ARRAYS.items()})
+    assert_equal(
+        convert(tmp_path / "c.pth").arrays, {path: x.astype(kind).astype(np.float32) for path, x in ARRAYS.items()}
+    )
 
 
 def test_what_is_dropped_may_be_anything(tmp_path):
     torch = pytest.importorskip("torch")
-    state = as_torch(official(ARRAYS)) | {"head.weight": torch.ones(3, 4).to_sparse(), "norm.bias": torch.tensor([1, 2])}
+    state = as_torch(official(ARRAYS)) | {
+        "head.weight": torch.ones(3, 4).to_sparse(),
+        "norm.bias": torch.tensor([1, 2]),
+    }
     state["head.bias"] = torch.full((3,), torch.nan)
     torch.save(state, tmp_path / "c.pth")
     assert_equal(convert(tmp_path / "c.pth").arrays, ARRAYS)
@@ -114,13 +143,19 @@ def test_folders_bases_and_outputs(tmp_path, capsys):
     safetensors.numpy.save_file(odd, tmp_path / "odd" / "model.safetensors")
     for flags in ([], ["--merge"], ["--tasks=edge"], ["--adapter", f"--base={tmp_path / 'good'}"]):
         refused([tmp_path / "odd", tmp_path / "out", *flags], rf"model\.safetensors: {key} has 1 values", capsys)
-    refused([tmp_path / "good", tmp_path / "out", "--adapter", f"--base={tmp_path / 'odd'}"], rf"{key} has 1 values", capsys)
+    refused(
+        [tmp_path / "good", tmp_path / "out", "--adapter", f"--base={tmp_path / 'odd'}"], rf"{key} has 1 values", capsys
+    )
     with pytest.raises(UserError, match=rf"x\.pth: {key} has 1 values that are not finite"):
         to_mtlora.save(tmp_path / "x.pth", architecture, odd)
     factor = "backbone.layers.0.blocks.0.mlp.fc1.shared_"
     huge = arrays | {factor + end: np.full_like(arrays[factor + end], 1e30) for end in "ab"}
     model_folder.save(tmp_path / "huge", architecture, huge)
-    refused([tmp_path / "huge", tmp_path / "out", "--merge"], rf"huge, merged: {key} has \d+ values that are not finite", capsys)
+    refused(
+        [tmp_path / "huge", tmp_path / "out", "--merge"],
+        rf"huge, merged: {key} has \d+ values that are not finite",
+        capsys,
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["good", "huge", "odd"]
 
 
@@ -175,7 +210,9 @@ def test_a_flipped_bit(checkpoint, tmp_path, capsys):
     refused([tmp_path / "c.pth", tmp_path / "out"], rf"c\.pth: damaged \(the checksum of {name} is wrong\)", capsys)
 
 
-@pytest.mark.parametrize("change", [lambda x: x[:-4], lambda x: x[: len(x) // 2], lambda x: b"", lambda x: x + b"\0" * 8])
+@pytest.mark.parametrize(
+    "change", [lambda x: x[:-4], lambda x: x[: len(x) // 2], lambda x: b"", lambda x: x + b"\0" * 8]
+)
 def test_records_of_another_size_than_their_tensors(change, checkpoint, tmp_path, capsys):
     source = rezipped(checkpoint, tmp_path / "c.pth", lambda r: r | {data(r): change(r[data(r)])})
     refused([source, tmp_path / "out"], r"c\.pth: damaged", capsys)
@@ -196,14 +233,18 @@ def test_two_records_of_one_name(checkpoint, tmp_path, capsys):
 
 def test_the_other_byte_order(checkpoint, tmp_path, capsys):
     def swapped(records):
-        floats = {name: np.frombuffer(x, "<f4").astype(">f4").tobytes() for name, x in records.items() if "/data/" in name}
+        floats = {
+            name: np.frombuffer(x, "<f4").astype(">f4").tobytes() for name, x in records.items() if "/data/" in name
+        }
         return records | floats | {name: b"big" for name in records if name.endswith("byteorder")}
 
     torch = pytest.importorskip("torch")
     floats = {key: x.float() for key, x in as_torch(official(ARRAYS)).items()}
     torch.save(floats, tmp_path / "floats.pth")
     assert_equal(convert(rezipped(tmp_path / "floats.pth", tmp_path / "c.pth", swapped)).arrays, ARRAYS)
-    odd = rezipped(checkpoint, tmp_path / "c.pth", lambda r: r | {name: b"middle" for name in r if name.endswith("byteorder")})
+    odd = rezipped(
+        checkpoint, tmp_path / "c.pth", lambda r: r | {name: b"middle" for name in r if name.endswith("byteorder")}
+    )
     refused([odd, tmp_path / "out"], r"c\.pth: damaged", capsys)
 
 
@@ -240,13 +281,20 @@ class Pickler(pickle.Pickler):
         return tuple(obj) if isinstance(obj, Storage) else None
 
 
-@pytest.mark.parametrize("layout", [(0, (8,), (1,)), (3, (4,), (1,)), (0, (2,), (100,)), (-1, (2,), (1,)), (0, (2, 3), (3, 1))])
+@pytest.mark.parametrize(
+    "layout", [(0, (8,), (1,)), (3, (4,), (1,)), (0, (2,), (100,)), (-1, (2,), (1,)), (0, (2, 3), (3, 1))]
+)
 def test_views_beyond_their_storage(layout, tmp_path, capsys):
     pytest.importorskip("torch")
     content = io.BytesIO()
     Pickler(content, 2).dump({"model": {"patch_embed.norm.bias": View(*layout)}})
     with zipfile.ZipFile(tmp_path / "c.pth", "w") as archive:
-        records = {"data.pkl": content.getvalue(), "byteorder": b"little", "data/0": np.ones(4, "<f4").tobytes(), "version": b"3\n"}
+        records = {
+            "data.pkl": content.getvalue(),
+            "byteorder": b"little",
+            "data/0": np.ones(4, "<f4").tobytes(),
+            "version": b"3\n",
+        }
         for name, value in records.items():
             archive.writestr(f"c/{name}", value)
     refused([tmp_path / "c.pth", tmp_path / "out", "--from=swin"], r"c\.pth: damaged", capsys)

@@ -15,7 +15,9 @@ from mtlora_jax.io.image_files import read_pixels
 from mtlora_jax.tasks.label_images import decode_image as decode_label
 
 
-@pytest.mark.parametrize(("mode", "kind"), [*((mode, "png") for mode in ("L", "1", "P", "RGB", "I;16")), ("L", "jpeg"), ("RGB", "jpeg")])
+@pytest.mark.parametrize(
+    ("mode", "kind"), [*((mode, "png") for mode in ("L", "1", "P", "RGB", "I;16")), ("L", "jpeg"), ("RGB", "jpeg")]
+)
 def test_pixels_are_those_of_pillow(mode, kind):
     """Whichever library decodes them; colours in their order, indices of a palette as they are."""
     shape, dtype = (13, 17, 3) if mode == "RGB" else (13, 17), np.uint16 if mode == "I;16" else np.uint8
@@ -32,7 +34,9 @@ def test_pixels_are_those_of_pillow(mode, kind):
     with Image.open(io.BytesIO(buffer.getvalue())) as opened:
         found = read_pixels(opened, buffer.getvalue())
     assert found.dtype == expected.dtype
-    np.testing.assert_allclose(found.astype(int), expected.astype(int), atol=0 if kind == "png" else 2)  # two decoders of JPEG
+    np.testing.assert_allclose(
+        found.astype(int), expected.astype(int), atol=0 if kind == "png" else 2
+    )  # two decoders of JPEG
 
 
 @pytest.mark.parametrize("bits", [2, 4])
@@ -42,7 +46,10 @@ def test_grey_of_few_bits_is_not_stretched(bits):
     for cut in (data, data + b"more"):  # with OpenCV, and with Pillow
         with Image.open(io.BytesIO(cut)) as opened:
             assert read_pixels(opened, cut).tolist() == values
-    assert decode_image(data, "a.png").tolist() == np.repeat(np.array(values)[..., None] * 255 // (2**bits - 1), 3, axis=2).tolist()
+    assert (
+        decode_image(data, "a.png").tolist()
+        == np.repeat(np.array(values)[..., None] * 255 // (2**bits - 1), 3, axis=2).tolist()
+    )
 
 
 def changed(data, kind, change):
@@ -71,7 +78,8 @@ def written(mode, value, interlaced=False, size=(9, 12)):
         steps = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
         passes = [(len(range(x, size[0], dx)), len(range(y, size[1], dy))) for x, y, dx, dy in steps]
         rows = b"".join(
-            (b"\0" + np.packbits([[value >> bit & 1 for bit in range(MODES[mode])[::-1]]] * w).tobytes()) * h for w, h in passes
+            (b"\0" + np.packbits([[value >> bit & 1 for bit in range(MODES[mode])[::-1]]] * w).tobytes()) * h
+            for w, h in passes
         )
         whole = changed(changed(whole, b"IHDR", lambda x: x[:12] + b"\1"), b"IDAT", lambda x: zlib.compress(rows))
     return whole
@@ -85,7 +93,9 @@ def test_rows_that_are_missing_are_not_made_up(mode, interlaced, capfd):
         whole = written(mode, value, interlaced and mode != "RGB")
         assert np.all(decode_label(whole, "a.png", [mode], "a label") == value)
         assert decode_image(whole, "a.png").shape == (12, 9, 3) if mode != "I;16" else True
-        cut = changed(whole, b"IDAT", lambda content: zlib.compress(zlib.decompress(content)[: -30 if mode != "1" else -2]))
+        cut = changed(
+            whole, b"IDAT", lambda content: zlib.compress(zlib.decompress(content)[: -30 if mode != "1" else -2])
+        )
         taller = changed(whole, b"IHDR", lambda content: content[:4] + struct.pack(">I", 40) + content[8:])
         for damaged in (cut, taller):
             with pytest.raises(UserError, match="^a.png: cannot be read"):

@@ -36,7 +36,9 @@ def test_reads_images_and_labels_of_every_task(root):
     assert np.abs(example["image"].astype(int) - tiny_data.COLOURS[classes]).max() <= 10
     np.testing.assert_array_equal(example["human_parts"], classes)
     np.testing.assert_array_equal(example["sal"], classes > 0)
-    np.testing.assert_allclose(example["normals"], tiny_data.DIRECTIONS[classes], atol=1.001 / 255)  # half a step of the file
+    np.testing.assert_allclose(
+        example["normals"], tiny_data.DIRECTIONS[classes], atol=1.001 / 255
+    )  # half a step of the file
     np.testing.assert_array_equal(example["depth"], tiny_data.METRES[classes])
 
 
@@ -102,9 +104,15 @@ BROKEN = {
         lambda root: _remove(root / "sal"),
         r"no labels for task 'sal'; the data set has semseg, human_parts, normals, edge, depth$",
     ),
-    "no split": (lambda root: _remove(root / "splits" / "val.txt"), r"val.txt: no such file; .* splits elsewhere, train$"),
+    "no split": (
+        lambda root: _remove(root / "splits" / "val.txt"),
+        r"val.txt: no such file; .* splits elsewhere, train$",
+    ),
     "empty split": (lambda root: (root / "splits" / "val.txt").write_text("\n \n"), r"val.txt: empty"),
-    "duplicates": (lambda root: (root / "splits" / "val.txt").write_text("val000\nval001\nval000\n"), r"val.txt: 1 ids .* again: val000$"),
+    "duplicates": (
+        lambda root: (root / "splits" / "val.txt").write_text("val000\nval001\nval000\n"),
+        r"val.txt: 1 ids .* again: val000$",
+    ),
     "no image": (
         lambda root: _remove(root / "images" / "val003.png"),
         r"images: no file \(ID.jpg .*\) for 1 of the 5 ids of .*val.txt: val003$",
@@ -113,7 +121,10 @@ BROKEN = {
         lambda root: _remove(root / "sal" / "val001.png"),
         r"sal: no file \(ID.png\) for 1 of the 5 ids of splits/val.txt: val001$",
     ),
-    "two images": (lambda root: (root / "images" / "val001.jpg").touch(), r"val001.png: a second file for id 'val001', besides val001.jpg"),
+    "two images": (
+        lambda root: (root / "images" / "val001.jpg").touch(),
+        r"val001.png: a second file for id 'val001', besides val001.jpg",
+    ),
     "bad JSON": (lambda root: (root / "classes.json").write_text("{"), r"classes.json is not valid JSON"),
     "classes of no task": (
         lambda root: (root / "classes.json").write_text(json.dumps({"segmentation": ["a", "b"]})),
@@ -127,7 +138,10 @@ BROKEN = {
         lambda root: (root / "classes.json").write_text(json.dumps({"semseg": ["thing"]})),
         r"classes.json: semseg: 'thing' is the only class; expected at least two",
     ),
-    "empty name": (lambda root: (root / "classes.json").write_text(json.dumps({"semseg": ["a", " "]})), r"'semseg': name 1 is empty"),
+    "empty name": (
+        lambda root: (root / "classes.json").write_text(json.dumps({"semseg": ["a", " "]})),
+        r"'semseg': name 1 is empty",
+    ),
     "a class twice": (
         lambda root: (root / "classes.json").write_text(json.dumps({"semseg": ["a", "b", "a"]})),
         r"classes.json: classes of task 'semseg': the name \"a\" is given twice; expected each once$",
@@ -154,7 +168,10 @@ BROKEN = {
         r"images: no file .* for 1 of the 2 ids .*: 'val\\u200b001'; there is 'val001', which is not 'val\\u200b001'$",
     ),
     "space at the end of a file name": (
-        lambda root: [(root / folder / "val001.png").rename(root / folder / "val001 .png") for folder in ("images", "sal", "semseg")],
+        lambda root: [
+            (root / folder / "val001.png").rename(root / folder / "val001 .png")
+            for folder in ("images", "sal", "semseg")
+        ],
         r"no file .*: val001; there is 'val001 ', which is not 'val001'$",
     ),
     "bad classes": (lambda root: (root / "classes.json").write_text(json.dumps({"sal": 2})), r"classes.json: must be"),
@@ -177,10 +194,18 @@ def test_lists_and_classes_in_any_form_of_unicode(root, encoding, end):
     for old, new in names.items():
         for folder in ("images", "semseg"):
             (root / folder / f"{old}.png").rename(root / folder / f"{new}.png")
-    (root / "splits" / "val.txt").write_bytes((end.join(["val000", "\xe9tang", "ba\u0308r", "\u6c34"]) + end).encode(encoding))
-    (root / "classes.json").write_bytes(json.dumps({"semseg": ["rest", "\xc4rmel", "\u6c34", "x"]}, ensure_ascii=False).encode(encoding))
+    (root / "splits" / "val.txt").write_bytes(
+        (end.join(["val000", "\xe9tang", "ba\u0308r", "\u6c34"]) + end).encode(encoding)
+    )
+    (root / "classes.json").write_bytes(
+        json.dumps({"semseg": ["rest", "\xc4rmel", "\u6c34", "x"]}, ensure_ascii=False).encode(encoding)
+    )
     dataset = FolderDataset(root, "val", ["semseg"])
-    assert [dataset[number]["image_id"] for number in range(4)] == dataset.ids == ["val000", "\xe9tang", "ba\u0308r", "\u6c34"]
+    assert (
+        [dataset[number]["image_id"] for number in range(4)]
+        == dataset.ids
+        == ["val000", "\xe9tang", "ba\u0308r", "\u6c34"]
+    )
     assert dataset.tasks["semseg"].classes == ("rest", "\xc4rmel", "\u6c34", "x")
 
 

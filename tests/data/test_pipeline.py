@@ -27,7 +27,9 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def train(root):
-    return functools.partial(train_batches, FolderDataset(root, "train", TASKS), image_size=(32, 48), batch_size=4, seed=7)
+    return functools.partial(
+        train_batches, FolderDataset(root, "train", TASKS), image_size=(32, 48), batch_size=4, seed=7
+    )
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,11 @@ def assert_equal(actual, expected):
 
 def test_contents_of_a_batch(train):
     batch = next(train())
-    shapes = {key: (value.shape, value.dtype.kind, value.dtype.itemsize) for key, value in batch.items() if value.dtype.kind != "U"}
+    shapes = {
+        key: (value.shape, value.dtype.kind, value.dtype.itemsize)
+        for key, value in batch.items()
+        if value.dtype.kind != "U"
+    }
     assert shapes == {
         "image": ((4, 32, 48, 3), "u", 1),
         "semseg": ((4, 32, 48), "u", 1),
@@ -64,7 +70,9 @@ def test_contents_of_a_batch(train):
 
 
 def test_every_epoch_holds_every_image_once_in_another_order(train):
-    ids = np.concatenate([batch["image_id"] for batch in take(train(), 6)]).reshape(4, 6)  # 6 batches of 4 are 4 epochs of 6
+    ids = np.concatenate([batch["image_id"] for batch in take(train(), 6)]).reshape(
+        4, 6
+    )  # 6 batches of 4 are 4 epochs of 6
     assert {tuple(sorted(epoch)) for epoch in ids} == {tuple(f"train{i}" for i in range(6))}
     assert len({tuple(epoch) for epoch in ids}) > 1
 
@@ -72,7 +80,12 @@ def test_every_epoch_holds_every_image_once_in_another_order(train):
 def test_augmentation_differs_from_epoch_to_epoch_and_can_be_off(train):
     def pictures_of_first_image(augmentation):
         batches = take(train(augmentation=augmentation), 6)
-        return [image for batch in batches for image, id_ in zip(batch["image"], batch["image_id"], strict=True) if id_ == "train0"]
+        return [
+            image
+            for batch in batches
+            for image, id_ in zip(batch["image"], batch["image_id"], strict=True)
+            if id_ == "train0"
+        ]
 
     first, second, *_ = pictures_of_first_image(Augmentation())
     assert np.any(first != second)
@@ -229,7 +242,10 @@ def test_full_shared_memory_is_an_error_of_one_line(monkeypatch, error):
         return 4096
 
     monkeypatch.setattr(os, "pwritev", write)
-    with pytest.raises(UserError, match=r"^/dev/shm: a batch of 5 MB cannot be shared .*[Nn]o space left.*fewer --config.data.num_workers"):
+    with pytest.raises(
+        UserError,
+        match=r"^/dev/shm: a batch of 5 MB cannot be shared .*[Nn]o space left.*fewer --config.data.num_workers",
+    ):
         batching.collate(examples(), shared=True)
     assert names
     assert not os.path.exists(names[0])

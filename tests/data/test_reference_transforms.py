@@ -32,7 +32,11 @@ def by_opencv(pixels, transform, flags):
 
 
 def run(example, transform):
-    return reference_transforms.warp(example, TASKS, transform, SIZE) if transform else reference_transforms.resize(example, TASKS, SIZE)
+    return (
+        reference_transforms.warp(example, TASKS, transform, SIZE)
+        if transform
+        else reference_transforms.resize(example, TASKS, SIZE)
+    )
 
 
 @pytest.mark.parametrize("transform", [*TRANSFORMS, None])
@@ -70,7 +74,9 @@ def test_normals(transform):
     vectors = np.where(example["normals"] == IGNORE, 0, example["normals"]).astype(float)
     if transform:
         vectors[..., 0] *= -1 if transform.flip else 1
-        turned = (vectors[..., 0] + 1j * vectors[..., 1]) * np.exp(-1j * np.deg2rad(transform.degrees))  # y down: the other way round
+        turned = (vectors[..., 0] + 1j * vectors[..., 1]) * np.exp(
+            -1j * np.deg2rad(transform.degrees)
+        )  # y down: the other way round
         vectors = np.stack([turned.real, turned.imag, vectors[..., 2]], axis=-1)
     vectors = by_opencv(vectors, transform, cv2.INTER_CUBIC)
     length = np.sqrt((vectors**2).sum(axis=-1, keepdims=True))
@@ -81,7 +87,10 @@ def test_normals(transform):
 
 
 def test_what_comes_from_outside():
-    white = square_example() | {"image": np.full((80, 120, 3), 200, np.uint8), "semseg": np.full((80, 120), 3, np.uint8)}
+    white = square_example() | {
+        "image": np.full((80, 120, 3), 200, np.uint8),
+        "semseg": np.full((80, 120), 3, np.uint8),
+    }
     moved = reference_transforms.warp(white, TASKS, AffineTransform(scale=0.5), (80, 120))
     for name in CLASSES:
         assert moved[name][0, 0] == 0, name

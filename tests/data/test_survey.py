@@ -15,7 +15,9 @@ from mtlora_jax.errors import UserError
 
 @pytest.fixture
 def root(tmp_path):
-    return tiny_data.write_tiny_dataset(tmp_path / "tiny", ["semseg", "human_parts", "sal", "normals", "depth"], train=12)
+    return tiny_data.write_tiny_dataset(
+        tmp_path / "tiny", ["semseg", "human_parts", "sal", "normals", "depth"], train=12
+    )
 
 
 def paint(root, task, change):
@@ -47,7 +49,9 @@ def test_a_class_that_no_label_has_is_told(root):
     assert lacks(root, "semseg", "sal") == ["semseg: no training label has class 2 'green'; 255 means ignored"]
     (root / "classes.json").unlink()
     (line,) = lacks(root, "semseg")
-    assert line.startswith("semseg: no training label has class 2 'bicycle', class 4 'boat', class 5 'bottle', class 6 'bus', ")
+    assert line.startswith(
+        "semseg: no training label has class 2 'bicycle', class 4 'boat', class 5 'bottle', class 6 'bus', "
+    )
     assert line.endswith(" and 13 more; 255 means ignored")
 
 
@@ -76,8 +80,16 @@ def test_of_a_large_data_set_some_labels_are_looked_at(root, monkeypatch):
             lambda label: 0 * label,
             r"no training label has class 1 .* nothing but class 0 'background': there is nothing to learn",
         ),
-        ("sal", lambda label: 0 * label, r"no training label has class 1 'salient'; all 12 hold nothing but class 0 'not salient'"),
-        ("normals", lambda label: 0 * label, r"^normals: no training label has a pixel whose value is known: there is nothing to learn"),
+        (
+            "sal",
+            lambda label: 0 * label,
+            r"no training label has class 1 'salient'; all 12 hold nothing but class 0 'not salient'",
+        ),
+        (
+            "normals",
+            lambda label: 0 * label,
+            r"^normals: no training label has a pixel whose value is known: there is nothing to learn",
+        ),
         ("depth", lambda label: 0 * label, r"^depth: no training label has a pixel whose value is known"),
     ],
 )

@@ -142,7 +142,9 @@ def test_ids_are_those_of_the_images(copy):
     names = PEOPLE["train"]
     assert ids("human_parts") == names
     (_all(copy) / "metadata.json").unlink()
-    assert PascalContext(copy, "train", ["human_parts", "sal"]).ids == list("012345")  # an older builder's: their numbers
+    assert PascalContext(copy, "train", ["human_parts", "sal"]).ids == list(
+        "012345"
+    )  # an older builder's: their numbers
 
 
 def test_nyud(tmp_path, folder):
@@ -207,17 +209,33 @@ def _all(root):
 
 BUILD = r"python -m tfds_pascal_context.build --dataset=pascal_context --data_dir=\S+data"
 BROKEN = {
-    "no data_dir": (lambda root: shutil.rmtree(root), ["sal"], rf"pascal_context: no such data set; build it with {BUILD}$"),
+    "no data_dir": (
+        lambda root: shutil.rmtree(root),
+        ["sal"],
+        rf"pascal_context: no such data set; build it with {BUILD}$",
+    ),
     "no info": (_forget_info, ["sal"], "no such data set; build it"),
-    "being built": (_only_half, ["sal"], rf"incomplete.ABC_1.0.0: the data set is only half built; finish it with {BUILD}"),
+    "being built": (
+        _only_half,
+        ["sal"],
+        rf"incomplete.ABC_1.0.0: the data set is only half built; finish it with {BUILD}",
+    ),
     "stopped": (_partial, ["sal"], "all.partial: the data set is only half built; finish it"),
     "a task it has not": (
         lambda root: shutil.rmtree(_all(root)),
         ["semseg", "sal"],
         rf"no config has the tasks semseg, sal; built: semseg. Build another with {BUILD}$",
     ),
-    "info is no JSON": (lambda root: (_all(root) / "dataset_info.json").write_text("{"), ["sal"], "1.0.0: cannot be read as a prepared"),
-    "no features": (lambda root: (_all(root) / "features.json").unlink(), ["sal"], "1.0.0: cannot be read as a prepared data set"),
+    "info is no JSON": (
+        lambda root: (_all(root) / "dataset_info.json").write_text("{"),
+        ["sal"],
+        "1.0.0: cannot be read as a prepared",
+    ),
+    "no features": (
+        lambda root: (_all(root) / "features.json").unlink(),
+        ["sal"],
+        "1.0.0: cannot be read as a prepared data set",
+    ),
     "no metadata": (lambda root: (_all(root) / "metadata.json").unlink(), ["human_parts"], "1.0.0: .*metadata"),
     "no shard": (
         lambda root: next(_all(root).glob("*val*")).unlink(),

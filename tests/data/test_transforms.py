@@ -93,7 +93,9 @@ def test_half_turn_is_exact():
 def test_mirror_then_rotate_is_rotate_back_then_mirror():
     example = random_example()
     one = warp(example, flip=True, degrees=13, scale=1.1)
-    turned = warp(example, degrees=-13, scale=1.1) | {"normals": example["normals"]}  # a compact label cannot be warped again
+    turned = warp(example, degrees=-13, scale=1.1) | {
+        "normals": example["normals"]
+    }  # a compact label cannot be warped again
     other = warp(turned, flip=True)
     # Positions are rounded to 1/32 pixel: a few values on the rounding edge may differ.
     for name in ("semseg", "sal"):
@@ -125,7 +127,9 @@ def test_labels_come_from_where_scipy_finds_them(transform, size):
     example = random_example()
     height, width = example["sal"].shape
     rows, columns = np.mgrid[: size[0], : size[1]]
-    x = (columns + 0.5) * width / size[1] - width / 2  # of the target's pixel, seen from the centre of the unstretched image
+    x = (columns + 0.5) * width / size[
+        1
+    ] - width / 2  # of the target's pixel, seen from the centre of the unstretched image
     y = (rows + 0.5) * height / size[0] - height / 2
     angle, scale = np.deg2rad(transform.get("degrees", 0)), transform.get("scale", 1)
     source_x = (x * np.cos(angle) - y * np.sin(angle)) / scale * (-1 if transform.get("flip") else 1) + width / 2 - 0.5
@@ -136,7 +140,9 @@ def test_labels_come_from_where_scipy_finds_them(transform, size):
     assert clear.mean() > 0.9
     inside = (source_x > -0.5) & (source_x < width - 0.5) & (source_y > -0.5) & (source_y < height - 0.5)
     for name in ("semseg", "human_parts", "sal", "edge"):
-        expected = np.where(inside, scipy.ndimage.map_coordinates(example[name], [source_y, source_x], order=0, mode="nearest"), IGNORE)
+        expected = np.where(
+            inside, scipy.ndimage.map_coordinates(example[name], [source_y, source_x], order=0, mode="nearest"), IGNORE
+        )
         np.testing.assert_array_equal(moved[name][clear], expected[clear], err_msg=name)
 
 
@@ -175,7 +181,10 @@ def test_labels_hold_no_value_that_was_not_there(seed):
 
 
 def test_outside_is_ignored_and_black():
-    example = square_example() | {"semseg": np.zeros((80, 120), np.uint8), "image": np.full((80, 120, 3), 200, np.uint8)}
+    example = square_example() | {
+        "semseg": np.zeros((80, 120), np.uint8),
+        "image": np.full((80, 120, 3), 200, np.uint8),
+    }
     small = warp(example, scale=0.5)
     for name in TASKS:
         assert np.all(small[name][0, 0] == IGNORE), name

@@ -51,7 +51,9 @@ def test_labels_arrive_as_they_were_rendered(data_dir, split):
         assert np.mean(np.abs(example["image"].astype(int) - scene.image)) < 6  # JPEG
         np.testing.assert_array_equal(example["semseg"], scene.semseg)
         np.testing.assert_array_equal(example["sal"], scene.sal)
-        people = np.any([mask for category, mask, _ in scene.objects if category == 15] or [np.zeros(SIZE, bool)], axis=0)
+        people = np.any(
+            [mask for category, mask, _ in scene.objects if category == 15] or [np.zeros(SIZE, bool)], axis=0
+        )
         np.testing.assert_array_equal(example["human_parts"] > 0, people)
         known = example["normals"][..., 0] != 255
         assert known.any()
@@ -92,7 +94,9 @@ def test_written_again_nothing_changes(tmp_path):
     assert len(files) == 2 * 6 + 2
     (tmp_path / "ImageSets" / "Context" / "val.txt").unlink()  # as if it had been stopped
     demo.write(tmp_path, {"train": 1, "val": 1}, (40, 48))
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == {p: data for p, data in files.items() if p.suffix == ".png"}
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == {
+        p: data for p, data in files.items() if p.suffix == ".png"
+    }
 
 
 @pytest.mark.parametrize("method", ["mtlora", "decoders_only"])
@@ -118,7 +122,9 @@ def test_both_methods_start_from_the_same_decoders(tmp_path):
 
 
 def test_configs_differ_in_the_method_only():
-    one, other = (json.loads(configs.load(f"{ROOT}/configs/demo.py:{method}").to_json_best_effort()) for method in command.METHODS)
+    one, other = (
+        json.loads(configs.load(f"{ROOT}/configs/demo.py:{method}").to_json_best_effort()) for method in command.METHODS
+    )
     assert {key for key in one if one[key] != other[key]} == {"method"}
 
 

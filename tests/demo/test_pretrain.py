@@ -36,7 +36,8 @@ def test_surprise_is_small_only_where_all_three_are_right():
     batch = Scenes(np.zeros((*shape, 3), np.uint8), classes, outlines, nearness)
     tags = np.float32(40) * np.asarray(pretrain.tag_cells(classes, side)) - 20
     small = [
-        part[:, ::2, ::2].reshape(1, 2, 4, 2, 4).swapaxes(2, 3).reshape(1, 2, 2, 16).astype(np.float32) for part in (outlines, nearness)
+        part[:, ::2, ::2].reshape(1, 2, 4, 2, 4).swapaxes(2, 3).reshape(1, 2, 2, 16).astype(np.float32)
+        for part in (outlines, nearness)
     ]
     right = [tags, np.float32(40) * small[0] - 20, small[1]]
     assert pretrain.stage_loss(np.concatenate(right, -1), batch, side) < 1e-6
@@ -46,7 +47,9 @@ def test_surprise_is_small_only_where_all_three_are_right():
 
 
 def test_crop_moves_everything_alike():
-    ramp = np.broadcast_to(np.arange(pretrain.RENDERED_SIDE, dtype=np.uint8), (pretrain.RENDERED_SIDE, pretrain.RENDERED_SIDE)).copy()
+    ramp = np.broadcast_to(
+        np.arange(pretrain.RENDERED_SIDE, dtype=np.uint8), (pretrain.RENDERED_SIDE, pretrain.RENDERED_SIDE)
+    ).copy()
     scene = Scenes(np.repeat(ramp[..., None], 3, -1), ramp, ramp, ramp.astype(np.float16))
     mirrored = set()
     for seed in range(8):
@@ -65,7 +68,9 @@ def test_precision_of_a_perfect_and_of_a_useless_classifier():
     classes = np.zeros(shape, np.uint8)
     classes[:2] = 1
     classes[2:, :, :96] = 2
-    scenes = Scenes(np.repeat(classes[..., None], 3, -1) * 100, classes, np.zeros(shape, np.uint8), np.zeros(shape, np.float16))
+    scenes = Scenes(
+        np.repeat(classes[..., None], 3, -1) * 100, classes, np.zeros(shape, np.uint8), np.zeros(shape, np.float16)
+    )
     assert pretrain.mean_average_precision(_brightness, scenes, 2) == pytest.approx(100)
     assert pretrain.mean_average_precision(lambda images: -_brightness(images), scenes, 2) < 60
 
@@ -83,7 +88,9 @@ def test_command_writes_a_backbone(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "map_on_all_cores", lambda function, seeds, title: map(function, seeds))
     monkeypatch.setattr(pretrain, "RENDERED_SIDE", 72)
     monkeypatch.setattr(pretrain, "IMAGE_SIDE", 64)
-    monkeypatch.setitem(pretrain.Swin.VARIANTS, "micro", {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)})
+    monkeypatch.setitem(
+        pretrain.Swin.VARIANTS, "micro", {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)}
+    )
     pretrain.main([f"--output={tmp_path / 'swin'}", "--scenes=3", "--steps=2", "--batch_size=2"])
     config = model_folder.read_config(tmp_path / "swin")
     assert config["architecture"]["tasks"] == {}

@@ -17,7 +17,9 @@ from mtlora_jax.demo.scenes.solids import Solid, Thing, ball, box, half_space, h
 from mtlora_jax.demo.scenes.textures import PATTERNS, Material
 
 GREY = Material((0.5, 0.5, 0.5))
-LIGHT = Light(np.array([0.0, 0.6, 0.8]), np.ones(3), 0.5 * np.ones(3), 0.3 * np.ones(3), 0.01, Material((0.2, 0.4, 0.8)))
+LIGHT = Light(
+    np.array([0.0, 0.6, 0.8]), np.ones(3), 0.5 * np.ones(3), 0.3 * np.ones(3), 0.01, Material((0.2, 0.4, 0.8))
+)
 SIZE = (96, 128)
 SEEDS = range(12)
 
@@ -68,7 +70,9 @@ def test_ray_meets_shape(shape, origin, direction, distance, normal):
     np.testing.assert_allclose(outward / np.linalg.norm(outward), normal, atol=1e-12)
 
 
-@pytest.mark.parametrize("shape", [Ball(), Frustum(1, 0.5), RoundCone(1, 0.5, 2), Ring(1, 2, 0.5)], ids=lambda shape: type(shape).__name__)
+@pytest.mark.parametrize(
+    "shape", [Ball(), Frustum(1, 0.5), RoundCone(1, 0.5, 2), Ring(1, 2, 0.5)], ids=lambda shape: type(shape).__name__
+)
 def test_ray_misses_shape(shape):
     assert np.isinf(shape.hit(*ray((0, 9, 5), (0, 0, -1)))[0][0])
     assert np.isinf(shape.hit(*ray((0, 9, 5), (0, 1, 0)))[0][0])
@@ -111,7 +115,9 @@ def test_ball_has_the_normals_of_a_ball():
     np.testing.assert_allclose(seen.normals[30, 30], [0, 0.2 * t, 4 - t], atol=1e-6)  # lower half: y points down
 
 
-@pytest.mark.parametrize("make", [box, lambda material, centre, size: hull(material, _corners(centre, size))], ids=["box", "hull"])
+@pytest.mark.parametrize(
+    "make", [box, lambda material, centre, size: hull(material, _corners(centre, size))], ids=["box", "hull"]
+)
 def test_box_has_the_normals_of_its_faces(make):
     seen = scene_of(make(GREY, (0, 0.4, 0), (1.0, 0.4, 1.0)))
     # The front face, at depth 3.5, spans y in 0.2..0.6: rows 20.5 + 50 * (0.4..0.8) / 3.5 = 26.2..31.9.
@@ -172,7 +178,9 @@ def test_a_shadow_falls_away_from_the_light():
     floor = half_space(GREY, (0, 1, 0), 0, "floor")
     camera = look_at(np.zeros(3), 4.0, 0.0, 1.2, 0.0, 60.0, (61, 61))
     light = Light(np.array([0.8, 0.6, 0]), np.ones(3), 0.3 * np.ones(3), 0.3 * np.ones(3), 0.01, GREY)
-    seen = photograph([Thing("", (floor,)), Thing("car", (ball(GREY, (0, 0.5, 0), 0.25),))], camera, light, np.random.default_rng(0))
+    seen = photograph(
+        [Thing("", (floor,)), Thing("car", (ball(GREY, (0, 0.5, 0), 0.25),))], camera, light, np.random.default_rng(0)
+    )
     image = seen.image.mean(axis=-1)
     # The light comes from the right at 37 degrees: the shadow's middle lies 0.5 * 0.8 / 0.6 to the left.
     u, v, _ = camera.project(np.array([[-0.667], [0], [0]]))
@@ -240,7 +248,9 @@ def test_every_class_can_be_drawn_and_occurs():
     assert drawn == {"", *MAKERS}
     assert {VOC[name] for name in MAKERS} == set(range(1, 21))
     for name, make in MAKERS.items():
-        seen = photograph([Thing("", ()), make(np.random.default_rng(7))], level_camera(), LIGHT, np.random.default_rng(0))
+        seen = photograph(
+            [Thing("", ()), make(np.random.default_rng(7))], level_camera(), LIGHT, np.random.default_rng(0)
+        )
         assert [category for category, _, _ in seen.objects] == [VOC[name]]
         assert np.all(seen.context[seen.sal] == CONTEXT[name])
 
@@ -274,7 +284,10 @@ def test_a_person_shows_all_six_parts():
 
 
 def test_the_left_arm_of_who_faces_us_is_on_the_right():
-    left, right = ([s.frame.offset[0] for s in person(np.random.default_rng(0)).solids if s.part == name] for name in ("luarm", "ruarm"))
+    left, right = (
+        [s.frame.offset[0] for s in person(np.random.default_rng(0)).solids if s.part == name]
+        for name in ("luarm", "ruarm")
+    )
     assert left > right
 
 

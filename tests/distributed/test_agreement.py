@@ -36,7 +36,8 @@ def test_alone_a_process_agrees():
 def test_the_first_difference_is_told_with_both_values(others):
     others += [lambda value: value, lambda value: value | {"b": [2.5]}]
     with pytest.raises(
-        UserError, match=r"the processes differ in b: \[1\] in process 0, \[2.5\] in process 2; give all processes the same"
+        UserError,
+        match=r"the processes differ in b: \[1\] in process 0, \[2.5\] in process 2; give all processes the same",
     ):
         agreement.require_same({"a": 0, "b": (1,)})
 
@@ -64,7 +65,9 @@ def test_the_fault_of_all_is_told_plainly(others):
         agreement.run_together(fails)
 
 
-@pytest.mark.parametrize("key", ["optimizer.learning_rate", "seed", "tasks", "method.rank", "data.augmentation.flip", "compute_dtype"])
+@pytest.mark.parametrize(
+    "key", ["optimizer.learning_rate", "seed", "tasks", "method.rank", "data.augmentation.flip", "compute_dtype"]
+)
 def test_every_key_of_the_config_counts(key):
     found = agreement.describe_start(default(), mode="train")
     assert f"config.{key}" in found

@@ -64,7 +64,9 @@ def base(tmp_path_factory) -> pathlib.Path:
     text = CONFIG.replace("ROOT", repr(str(path / "data")))
     (path / "micro.py").write_text(text.replace("INIT", repr(str(path / "weights"))))
     config = load(str(path / "micro.py"))
-    architecture = model_factory.from_config(config, {name: task.channels for name, task in experiments.build_tasks(config).items()})
+    architecture = model_factory.from_config(
+        config, {name: task.channels for name, task in experiments.build_tasks(config).items()}
+    )
     model_folder.save(path / "weights", architecture, micro.random_arrays(architecture))
     return path
 
@@ -82,7 +84,8 @@ def many(request, base) -> Job:
 
 def assert_same_losses(log: list[dict], expected: list[dict], tolerance: float = 1e-5) -> None:
     kept = [
-        [{"step": line["step"]} | {k: v for k, v in line.items() if k.startswith("loss")} for line in lines] for lines in (log, expected)
+        [{"step": line["step"]} | {k: v for k, v in line.items() if k.startswith("loss")} for line in lines]
+        for lines in (log, expected)
     ]
     assert [line["step"] for line in kept[0]] == [line["step"] for line in kept[1]]
     for ours, theirs in zip(*kept, strict=True):
@@ -168,7 +171,13 @@ def test_stopped_on_two_processes_it_goes_on_with_one(base):
 def test_what_one_host_lacks_ends_the_job(base):
     """Process 1 of 2 finds no data: it says so and all end, within the time that `leave` grants and what JAX needs."""
     port = free_port()
-    command = [sys.executable, "-m", "mtlora_jax.main", f"--config={base / 'micro.py'}", f"--workdir={base / 'lacking'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "mtlora_jax.main",
+        f"--config={base / 'micro.py'}",
+        f"--workdir={base / 'lacking'}",
+    ]
     command += [f"--coordinator_address=localhost:{port}", "--num_processes=2"]
     roots = [base / "data", base / "nowhere"]
     both = [
@@ -199,9 +208,15 @@ def differing(base: pathlib.Path) -> dict[str, tuple[list[str], str]]:
     config = model_folder.read_config(base / "weights")
     model_folder.save(base / "copy", config["architecture"], {**arrays, path: np.nextafter(arrays[path], 9)})
     return {
-        "config": (["--config.optimizer.learning_rate=0.2"], "config.optimizer.learning_rate: 0.1 in process 0, 0.2 in process 1"),
+        "config": (
+            ["--config.optimizer.learning_rate=0.2"],
+            "config.optimizer.learning_rate: 0.1 in process 0, 0.2 in process 1",
+        ),
         "weights": ([f"--config.init_from={base / 'copy'}"], f"first weights of {path}: "),
-        "images": ([f"--config.data.root={base / 'fewer'}"], "number of images of val: 11 in process 0, 10 in process 1"),
+        "images": (
+            [f"--config.data.root={base / 'fewer'}"],
+            "number of images of val: 11 in process 0, 10 in process 1",
+        ),
         "contents": ([f"--config.data.root={base / 'other'}"], "contents of train train0: "),
         "mode": (["--mode=evaluate"], 'mode: "train" in process 0, "evaluate" in process 1'),
         "a bad value": (["--config.optimizer.learning_rate=nan"], "optimizer.learning_rate = nan must be finite"),
@@ -219,6 +234,8 @@ def test_processes_that_differ_end_together_and_say_in_what(base):
         both = [subprocess.Popen([*command, f"--process_id={i}", *(flags if i else [])], **pipes) for i in range(2)]
         for process, (_, printed) in [(process, process.communicate(timeout=400)) for process in both]:
             assert process.returncode == 2, printed
-            assert re.search(rf"^error: (the processes differ in |process 1: |){re.escape(told)}", printed, re.MULTILINE), printed
+            assert re.search(
+                rf"^error: (the processes differ in |process 1: |){re.escape(told)}", printed, re.MULTILINE
+            ), printed
             assert printed.count("error: ") == 1
         assert not workdir.exists()

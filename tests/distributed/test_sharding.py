@@ -21,7 +21,8 @@ def test_all_devices_are_in_one_row(mesh):
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_a_batch_needs_images(batch_size, mesh):
     with pytest.raises(
-        UserError, match=f"eval_batch_size = {batch_size} must be a positive multiple of the number of devices, {mesh.size}"
+        UserError,
+        match=f"eval_batch_size = {batch_size} must be a positive multiple of the number of devices, {mesh.size}",
     ):
         sharding.check_batch_size(batch_size, mesh, "eval_batch_size")
 

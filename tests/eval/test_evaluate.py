@@ -47,7 +47,14 @@ def config_for(root, **changes):
     """A model that compiles in a second or two."""
     config = default("decoders_only")
     with config.unlocked():
-        config.backbone = {"name": "swin", "embed_dim": 8, "depths": (1,), "num_heads": (1,), "window_size": 4, "drop_path_rate": 0.0}
+        config.backbone = {
+            "name": "swin",
+            "embed_dim": 8,
+            "depths": (1,),
+            "num_heads": (1,),
+            "window_size": 4,
+            "drop_path_rate": 0.0,
+        }
         config.update(changes)
     config.tasks = TASKS
     config.image_size = (32, 32)
@@ -78,7 +85,9 @@ def logits(made):
     _, experiment, data = made
     batch = next(eval_batches(data, image_size=(32, 32), batch_size=5))
     graph = experiment.graph
-    forward = jax.jit(lambda images: logits_of(experiment.trainable, experiment.batch_stats, experiment.frozen, images, graph=graph))
+    forward = jax.jit(
+        lambda images: logits_of(experiment.trainable, experiment.batch_stats, experiment.frozen, images, graph=graph)
+    )
     found = jax.device_get(forward(batch["image"]))
     return [{name: found[name][row] for name in TASKS} for row in range(5)]
 
@@ -106,7 +115,10 @@ def test_scores_at_original_size_against_numpy(made, logits, at_original_size):
     for index, prediction in enumerate(logits):
         example = data[index]
         height, width = example["image"].shape[:2]
-        large = {name: cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR) for name, values in prediction.items()}
+        large = {
+            name: cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR)
+            for name, values in prediction.items()
+        }
         np.add.at(confusion, (example["semseg"], large["semseg"].argmax(-1)), 1)
         normals, true = large["normals"].astype(np.float64), example["normals"].astype(np.float64)
         cosine = np.sum(normals * true, -1) / np.linalg.norm(normals, axis=-1) / np.linalg.norm(true, axis=-1)
@@ -245,11 +257,15 @@ print(json.dumps(found))
 
 
 def test_scores_are_the_same_for_any_batch_size_and_number_of_devices(root, tmp_path):
-    (tmp_path / "devices.py").write_text(f"if __name__ == '__main__':\n{''.join(f'    {line}' for line in DEVICES.splitlines(True))}")
+    (tmp_path / "devices.py").write_text(
+        f"if __name__ == '__main__':\n{''.join(f'    {line}' for line in DEVICES.splitlines(True))}"
+    )
     more = {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
         "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join([str(SUPPORT), str(pathlib.Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join(
+            [str(SUPPORT), str(pathlib.Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+        ),
     }
     command = [sys.executable, str(tmp_path / "devices.py"), str(root)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | more)
@@ -300,7 +316,9 @@ def test_a_merged_model_is_evaluated_like_any_other(made, tmp_path):
 
 def write_metrics(folder, **scores):
     folder.mkdir(parents=True)
-    (folder / "metrics.json").write_text(json.dumps({"step": 9, **{name.replace("_", "/"): value for name, value in scores.items()}}))
+    (folder / "metrics.json").write_text(
+        json.dumps({"step": 9, **{name.replace("_", "/"): value for name, value in scores.items()}})
+    )
     return str(folder)
 
 

@@ -32,7 +32,15 @@ CLASSES = {"semseg": ["sky", "road", "car"]}
 FILES = ["load.py", "metadata.json", "model.jax_export", "weights.safetensors"]
 TOLERANCE = 1e-5  # of the largest logit: two programs that round differently
 
-LOADER_NEEDS = ("jax", "numpy", "flatbuffers", "jaxlib", "ml_dtypes", "opt_einsum", "scipy")  # the last four are JAX's own requirements
+LOADER_NEEDS = (
+    "jax",
+    "numpy",
+    "flatbuffers",
+    "jaxlib",
+    "ml_dtypes",
+    "opt_einsum",
+    "scipy",
+)  # the last four are JAX's own requirements
 
 
 def saved(where: pathlib.Path, architecture: dict) -> pathlib.Path:
@@ -73,7 +81,9 @@ def assert_same(logits, model, images):
     for task in model.tasks:
         assert logits[task].dtype == np.float32
         assert logits[task].shape == wanted[task].shape
-        np.testing.assert_allclose(logits[task], wanted[task], rtol=0, atol=TOLERANCE * np.abs(wanted[task]).max(), err_msg=task)
+        np.testing.assert_allclose(
+            logits[task], wanted[task], rtol=0, atol=TOLERANCE * np.abs(wanted[task]).max(), err_msg=task
+        )
 
 
 def test_one_artifact_takes_any_batch_and_size(exported, model):
@@ -190,7 +200,9 @@ def test_a_model_that_has_to_know_the_size(small, tmp_path, monkeypatch, capsys)
     assert json.loads((tmp_path / "out" / "metadata.json").read_text())["input"]["shape"] == ["B", 32, 32, 3]
 
 
-@pytest.mark.parametrize(("window", "depths", "side"), [(7, [2, 2, 6, 2], 225), (12, [2, 2, 18, 2], 385), (4, [2, 1], 33)])
+@pytest.mark.parametrize(
+    ("window", "depths", "side"), [(7, [2, 2, 6, 2], 225), (12, [2, 2, 18, 2], 385), (4, [2, 1], 33)]
+)
 def test_smallest_open_side(window, depths, side):
     """The coarsest map has a pixel for 32 of the image (8 with two stages) and must be larger than the window."""
     options = {**ARCHITECTURE["backbone"], "depths": depths, "num_heads": [1] * len(depths), "window_size": window}
@@ -264,7 +276,9 @@ def test_an_earlier_export_is_replaced_whole_or_not_at_all(small, tmp_path, monk
 
 def test_onnx_without_its_libraries(source, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
-    with pytest.raises(UserError, match=r"--format=onnx needs jax2onnx, which is not installed: pip install 'mtlora_jax\[onnx\]'"):
+    with pytest.raises(
+        UserError, match=r"--format=onnx needs jax2onnx, which is not installed: pip install 'mtlora_jax\[onnx\]'"
+    ):
         main([f"--model={source}", f"--output={tmp_path / 'out'}", "--format=onnx"])
     assert not (tmp_path / "out").exists()
 
@@ -313,6 +327,8 @@ def test_onnx_metadata(onnx_folder):
 def test_an_onnx_model_that_computes_something_else_is_not_written(small, tmp_path, monkeypatch):
     pytest.importorskip("jax2onnx")
     monkeypatch.setattr(onnx, "TOLERANCE", 0.0)
-    with pytest.raises(UserError, match=r"the ONNX model is not this model: onnxruntime's logits differ by .* of the largest"):
+    with pytest.raises(
+        UserError, match=r"the ONNX model is not this model: onnxruntime's logits differ by .* of the largest"
+    ):
         main([f"--model={small}", f"--output={tmp_path / 'out'}", "--format=onnx"])
     assert not list(tmp_path.iterdir())

@@ -44,7 +44,10 @@ def test_a_scalar_and_an_array_without_values():
 
 
 HOSTILE = {
-    "terabytes": (lying("(1000000, 1000000)"), r"float32 of shape \(1000000, 1000000\) needs 4000000000000 bytes, but the file has 48"),
+    "terabytes": (
+        lying("(1000000, 1000000)"),
+        r"float32 of shape \(1000000, 1000000\) needs 4000000000000 bytes, but the file has 48",
+    ),
     "more than a number can say": (lying(f"({10**30}, {10**30})"), "but the file has 48"),
     "of no values": (lying(f"(0, {10**30})", body=b""), ""),
     "too few": (lying("(2, 2)"), "needs 16 bytes, but the file has 48"),
@@ -76,6 +79,8 @@ HOSTILE = {
 @pytest.mark.parametrize("case", HOSTILE)
 def test_what_is_no_array_of_numbers_is_one_line(case):
     data, reason = HOSTILE[case]
-    with pytest.raises(UserError, match=rf"^x\.npy: cannot be read \(.*{reason}.*\); expected a NumPy array of metres$") as caught:
+    with pytest.raises(
+        UserError, match=rf"^x\.npy: cannot be read \(.*{reason}.*\); expected a NumPy array of metres$"
+    ) as caught:
         arrays.read_npy(data, "x.npy", "a NumPy array of metres")
     assert len(str(caught.value)) < 500

@@ -39,5 +39,10 @@ def test_a_run_from_data_to_predictions(tmp_path):
     assert "кошка 猫" in (base / "run" / "best" / "README.md").read_text(encoding="utf-8")
     assert json.loads((base / "run" / "best" / "config.json").read_text(encoding="utf-8"))["classes"]["semseg"] == NAMES
     assert "semseg/IoU/кошка 猫" in json.loads((base / "run" / "metrics.json").read_text(encoding="utf-8"))
-    run("mtlora_jax.predict", f"--model={base / 'run' / 'best'}", f"--images={base / 'data' / 'images'}", f"--output={base / 'out'}")
+    run(
+        "mtlora_jax.predict",
+        f"--model={base / 'run' / 'best'}",
+        f"--images={base / 'data' / 'images'}",
+        f"--output={base / 'out'}",
+    )
     assert "<li>" in (base / "out" / "index.html").read_text(encoding="utf-8")

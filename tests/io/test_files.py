@@ -14,7 +14,24 @@ from mtlora_jax.errors import UserError
 from mtlora_jax.io import files
 
 # Characters that patterns, addresses, shells and terminals read in their own way.
-NAMES = ["lr[0.1]", "a*b", "a?b", "a**b", "a\\b", "a%41b", "a#b", "a b", "кошка", "[!x]", "-x", "a\nb", "{a}", "$HOME", "a:b", "x" * 255]
+NAMES = [
+    "lr[0.1]",
+    "a*b",
+    "a?b",
+    "a**b",
+    "a\\b",
+    "a%41b",
+    "a#b",
+    "a b",
+    "кошка",
+    "[!x]",
+    "-x",
+    "a\nb",
+    "{a}",
+    "$HOME",
+    "a:b",
+    "x" * 255,
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -154,7 +171,8 @@ def test_a_reader_sees_one_whole_save(tmp_path):
     writer.start()
     try:
         seen = [
-            files.read_consistently(folder, lambda: [files.read_text(folder / name) for name in ("config", "weights")]) for _ in range(2000)
+            files.read_consistently(folder, lambda: [files.read_text(folder / name) for name in ("config", "weights")])
+            for _ in range(2000)
         ]
     finally:
         done.set()
@@ -234,7 +252,12 @@ def test_what_the_system_says_is_one_line(what, told):
 def test_letters_that_a_terminal_lacks():
     """Python itself would end with a traceback."""
     program = "from mtlora_jax import cli; cli.run(lambda: print('кошка'))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": "latin-1"})
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONIOENCODING": "latin-1"},
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == r"\u043a\u043e\u0448\u043a\u0430" + "\n"
 

@@ -24,7 +24,11 @@ def as_format(name):
 
 CONTENTS = {
     "EPS": EPS,
-    "EPS with a preview": b"\xc5\xd0\xd3\xc6" + (32).to_bytes(4, "little") + len(EPS).to_bytes(4, "little") + bytes(20) + EPS,
+    "EPS with a preview": b"\xc5\xd0\xd3\xc6"
+    + (32).to_bytes(4, "little")
+    + len(EPS).to_bytes(4, "little")
+    + bytes(20)
+    + EPS,
     "PDF": b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n",
     **{name: as_format(name) for name in ("TIFF", "ICO", "BMP", "GIF", "PPM", "TGA", "PCX", "SGI")},
 }
@@ -60,7 +64,10 @@ def test_other_formats_are_refused_and_start_nothing(tmp_path, ghostscript, cont
 
 def test_images_of_bounded_size():
     """A file of some thousand bytes may hold any number of pixels."""
-    for size, told in [((70_000, 1), "70000x1 pixels; expected at most 65535 on a side"), ((14_000, 14_000), "178956970 pixels")]:
+    for size, told in [
+        ((70_000, 1), "70000x1 pixels; expected at most 65535 on a side"),
+        ((14_000, 14_000), "178956970 pixels"),
+    ]:
         buffer = io.BytesIO()
         PIL.Image.new("1", size).save(buffer, "PNG")
         with pytest.raises(UserError, match=told):

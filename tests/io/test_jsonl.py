@@ -18,9 +18,34 @@ GOOD = '{"step": 3, "loss": 0.5, "eval/semseg/mIoU": 40.0}'
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "null", "7", '"step"', "[1]", "{}", '{"loss": 1}', '{"step": null}', '{"step": "3"}', '{"step": [3]}', '{"step": true}'),
-        *('{"step": -1}', '{"step": 1e300}', '{"step": NaN}', '{"step": 2.5}', f'{{"step": {10**30}}}', f'{{"step": {"9" * 5000}}}'),
-        *('{"step": 3, "loss": "low"}', '{"step": 3, "loss": {}}', '{"step": 3, "lo', "[" * 100_000, '{"step": 3} {"step": 4}'),
+        *(
+            "",
+            "null",
+            "7",
+            '"step"',
+            "[1]",
+            "{}",
+            '{"loss": 1}',
+            '{"step": null}',
+            '{"step": "3"}',
+            '{"step": [3]}',
+            '{"step": true}',
+        ),
+        *(
+            '{"step": -1}',
+            '{"step": 1e300}',
+            '{"step": NaN}',
+            '{"step": 2.5}',
+            f'{{"step": {10**30}}}',
+            f'{{"step": {"9" * 5000}}}',
+        ),
+        *(
+            '{"step": 3, "loss": "low"}',
+            '{"step": 3, "loss": {}}',
+            '{"step": 3, "lo',
+            "[" * 100_000,
+            '{"step": 3} {"step": 4}',
+        ),
     ],
 )
 def test_what_is_no_line(tmp_path, text):

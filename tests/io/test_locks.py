@@ -28,7 +28,10 @@ def holder(kind: str, folder) -> subprocess.Popen:
 
 
 def state_of(folder) -> dict:
-    return {path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"") for path in sorted(folder.rglob("*"))}
+    return {
+        path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+        for path in sorted(folder.rglob("*"))
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -51,7 +51,9 @@ def test_places_that_cannot_be_written(base, command, out):
 def test_one_program_at_a_time(base, command):
     with LOCKS[command](base / "out"):
         before = entries(base)
-        with pytest.raises(UserError, match=rf"out: another program writes there \(host \S+, process {os.getpid()}, since "):
+        with pytest.raises(
+            UserError, match=rf"out: another program writes there \(host \S+, process {os.getpid()}, since "
+        ):
             COMMANDS[command](base, base / "out")
         assert entries(base) == before
 

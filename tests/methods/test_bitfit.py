@@ -76,7 +76,9 @@ def test_a_task_is_the_plain_encoder_with_its_own_biases(task):
     """The features of a task are those of a model without task biases, into whose biases they were added."""
     graph, trainable, frozen, stats = trained_parts(micro.architecture("bitfit"))
     rng = np.random.default_rng(1)
-    noise = {p: jnp.asarray(0.1 * rng.normal(size=v.shape), jnp.float32) for p, v in trainable.items() if "task_bias" in p}
+    noise = {
+        p: jnp.asarray(0.1 * rng.normal(size=v.shape), jnp.float32) for p, v in trainable.items() if "task_bias" in p
+    }
     images = micro.random_images(2)
     logits = micro.jit(lambda values: parameters.merge(graph, values, frozen, stats)(images))(trainable | noise)
 

@@ -170,7 +170,9 @@ def test_batch_norm_follows_pytorch():
         x = rng.normal(2.0, 3.0, (2, 3, 2, 4))
         flat = x.reshape(-1, 4)
         y = norm(jnp.asarray(x), train=True)
-        np.testing.assert_allclose(y, (x - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-5) * scale + bias, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            y, (x - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-5) * scale + bias, rtol=1e-5, atol=1e-5
+        )
         mean = 0.9 * mean + 0.1 * flat.mean(0)
         var = 0.9 * var + 0.1 * flat.var(0, ddof=1)
         np.testing.assert_allclose(norm.mean[...], mean, rtol=1e-5)
@@ -199,7 +201,9 @@ def test_dropout_keeps_the_expectation():
     y = np.asarray(dropout(jnp.full((1000, 1000), 2.0), 0.3, nnx.Rngs(dropout=0)))
     kept = y[y != 0]
     np.testing.assert_allclose(kept, 2 / 0.7, rtol=2e-5)  # the rate is rounded to 2^-16
-    assert abs(np.corrcoef(y[:, ::2].ravel(), y[:, 1::2].ravel())[0, 1]) < 5 / (y.size / 2) ** 0.5  # neighbours are independent
+    assert (
+        abs(np.corrcoef(y[:, ::2].ravel(), y[:, 1::2].ravel())[0, 1]) < 5 / (y.size / 2) ** 0.5
+    )  # neighbours are independent
     np.testing.assert_allclose(y.mean(), 2.0, atol=5 * 2 * (0.3 / 0.7 / y.size) ** 0.5)  # five standard deviations
 
 
@@ -244,12 +248,16 @@ def test_every_stream_of_the_model_has_its_own_stochastic_depth():
 @pytest.mark.parametrize("locations", [("qkv", "fc1"), ("proj", "fc2")], ids=",".join)
 def test_a_location_left_out_is_a_branch_of_zeros(trained, images, all_locations, locations):
     zeroed = {
-        path: np.zeros_like(v) for path, v in trained.items() if ("shared_b" in path or "task_b" in path) and not within(path, locations)
+        path: np.zeros_like(v)
+        for path, v in trained.items()
+        if ("shared_b" in path or "task_b" in path) and not within(path, locations)
     }
     expected = jax.device_get(all_locations(trained | zeroed))
     architecture = micro.architecture(locations=locations)
     factors = [
-        p for p, v in parameters.variables(model_factory.build(architecture)).items() if isinstance(v, SharedLoRAParam | TaskLoRAParam)
+        p
+        for p, v in parameters.variables(model_factory.build(architecture)).items()
+        if isinstance(v, SharedLoRAParam | TaskLoRAParam)
     ]
     assert all(within(path, locations) for path in factors)
     assert all(any(within(path, [location]) for path in factors) for location in locations)
@@ -317,7 +325,9 @@ def test_freeze_groups(freeze, pattern):
 def test_all_that_tasks_share_can_be_frozen():
     left, own = trainable_paths(freeze=FREEZABLE, merging="freeze")
     assert left == {
-        path for path, v in own.items() if path.startswith("decoders.") and isinstance(v, nnx.Param) or isinstance(v, TaskLoRAParam)
+        path
+        for path, v in own.items()
+        if path.startswith("decoders.") and isinstance(v, nnx.Param) or isinstance(v, TaskLoRAParam)
     }
 
 

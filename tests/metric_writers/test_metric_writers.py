@@ -309,8 +309,16 @@ def test_trace_of_a_run_that_ends_before(tmp_path):
 
 
 def test_tables(capsys):
-    scores = {"semseg/mIoU": 50.0, "semseg/IoU/cat": 20.0, "semseg/IoU/cat/dog": 80.0, "normals/mean": 17.0, "delta_m": math.nan}
-    print_columns({"at 448x448": scores, "at original size": {"semseg/mIoU": 51.25}}, "Scores of it", {"normals/mean": "degrees"})
+    scores = {
+        "semseg/mIoU": 50.0,
+        "semseg/IoU/cat": 20.0,
+        "semseg/IoU/cat/dog": 80.0,
+        "normals/mean": 17.0,
+        "delta_m": math.nan,
+    }
+    print_columns(
+        {"at 448x448": scores, "at original size": {"semseg/mIoU": 51.25}}, "Scores of it", {"normals/mean": "degrees"}
+    )
     printed = capsys.readouterr().out
     rows = [line.replace("│", " ").replace("┃", " ").split() for line in printed.splitlines()]
     expected = "semseg/mIoU 50.00 51.25", "normals/mean 17.00 degrees", "delta_m nan", "cat 20.00", "cat/dog 80.00"

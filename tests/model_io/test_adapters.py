@@ -22,7 +22,11 @@ from mtlora_jax.models import parameters
 
 ARCHITECTURE = micro.architecture()
 BARE = micro.architecture("full", tasks=())
-EXTRA = {"classes": {"semseg": ["a", "b", "c"]}, "step": 7, "scores": {"semseg/mIoU": 1.0, "sal/mIoU": 2.0, "delta_m": 3.0}}
+EXTRA = {
+    "classes": {"semseg": ["a", "b", "c"]},
+    "step": 7,
+    "scores": {"semseg/mIoU": 1.0, "sal/mIoU": 2.0, "delta_m": 3.0},
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +40,14 @@ def folders(arrays, tmp_path_factory) -> dict[str, pathlib.Path]:
     root = tmp_path_factory.mktemp("folders")
     where = {name: root / name for name in ("base", "model", "adapter", "other")}
     backbone = {path: array for path, array in arrays.items() if path in parameters.variables(build(BARE))}
-    started = {path: array if path in adapters.frozen_paths(ARCHITECTURE) else array + 1 for path, array in backbone.items()}
+    started = {
+        path: array if path in adapters.frozen_paths(ARCHITECTURE) else array + 1 for path, array in backbone.items()
+    }
     model_folder.save(where["base"], BARE, started)
     model_folder.save(
-        where["other"], BARE, {path: array + 1e-6 * path.endswith("blocks.0.mlp.fc1.kernel") for path, array in started.items()}
+        where["other"],
+        BARE,
+        {path: array + 1e-6 * path.endswith("blocks.0.mlp.fc1.kernel") for path, array in started.items()},
     )
     model_folder.save(where["model"], ARCHITECTURE, arrays, EXTRA)
     adapters.save_adapter(mtlora_jax.load(where["model"]), where["adapter"], where["base"])
@@ -58,7 +66,11 @@ def assert_same_arrays(found, expected):
 
 
 def test_base_and_adapter_are_the_model(folders, arrays, model):
-    assert sorted(path.name for path in folders["adapter"].iterdir()) == ["README.md", "adapter.safetensors", "config.json"]
+    assert sorted(path.name for path in folders["adapter"].iterdir()) == [
+        "README.md",
+        "adapter.safetensors",
+        "config.json",
+    ]
     loaded = mtlora_jax.load(folders["adapter"], base=folders["base"])
     assert_same_arrays(parameters.arrays(loaded.module), arrays)
     assert loaded.config == model.config
@@ -69,7 +81,11 @@ def test_what_is_shipped(folders, arrays):
     shipped = safetensors.numpy.load_file(folders["adapter"] / "adapter.safetensors")
     layer = "backbone.layers.0.blocks.1.mlp.fc1."
     assert {layer + "shared_a", layer + "task_b.sal", "backbone.layers.0.downsample.reduction.kernel"} <= shipped.keys()
-    assert {"decoders.sal.head.norm.mean", "decoders.sal.head.norm.var", "backbone.patch_embed.proj.kernel"} <= shipped.keys()
+    assert {
+        "decoders.sal.head.norm.mean",
+        "decoders.sal.head.norm.var",
+        "backbone.patch_embed.proj.kernel",
+    } <= shipped.keys()
     assert not {path for path in shipped if re.search(r"(qkv|proj|fc1|fc2)\.(kernel|bias)$", path)} - {
         "backbone.patch_embed.proj.kernel",
         "backbone.patch_embed.proj.bias",
@@ -91,7 +107,9 @@ def test_size_of_the_papers_model():
 
 
 def test_another_base_is_refused(folders, model, tmp_path):
-    with pytest.raises(UserError, match=r"other is not the base of .*adapter: .* SHA-256 \w{12}, expected \w{12} \(base\)$"):
+    with pytest.raises(
+        UserError, match=r"other is not the base of .*adapter: .* SHA-256 \w{12}, expected \w{12} \(base\)$"
+    ):
         mtlora_jax.load(folders["adapter"], base=folders["other"])
     with pytest.raises(UserError, match=r"other is not the base of this model; other values: .*fc1\.kernel.* \(2\)$"):
         mtlora_jax.save_adapter(model, tmp_path / "x", folders["other"])
@@ -103,7 +121,9 @@ def test_another_base_is_refused(folders, model, tmp_path):
 
 
 def test_an_adapter_alone_is_no_model(folders):
-    with pytest.raises(UserError, match=r"adapter is an adapter of base: open it with --base=BASE or mtlora_jax\.load\(ADAPTER, base="):
+    with pytest.raises(
+        UserError, match=r"adapter is an adapter of base: open it with --base=BASE or mtlora_jax\.load\(ADAPTER, base="
+    ):
         mtlora_jax.load(folders["adapter"])
     with pytest.raises(UserError, match="model is a whole model and needs no base"):
         mtlora_jax.load(folders["model"], base=folders["base"])
@@ -138,7 +158,9 @@ def test_an_interrupted_save_leaves_nothing(model, folders, tmp_path, monkeypatc
 def test_methods_without_a_base(folders, tmp_path):
     full = micro.architecture("full")
     config = {"architecture": full}
-    with pytest.raises(UserError, match="method full has no adapter, for it trains every weight: ship the model folder"):
+    with pytest.raises(
+        UserError, match="method full has no adapter, for it trains every weight: ship the model folder"
+    ):
         adapters.write_adapter(tmp_path / "x", config, {}, folders["base"])
 
 
@@ -182,9 +204,14 @@ def test_a_task_of_another_model(model, arrays):
     assert again.config["scores"] == {"semseg/mIoU": 1.0, "sal/mIoU": 2.0}
     assert_same_arrays(parameters.arrays(again.module), arrays)
     other = model_folder.filled(
-        {}, ARCHITECTURE, {**arrays, "backbone.patch_embed.norm.bias": arrays["backbone.patch_embed.norm.bias"] + 1}, "x"
+        {},
+        ARCHITECTURE,
+        {**arrays, "backbone.patch_embed.norm.bias": arrays["backbone.patch_embed.norm.bias"] + 1},
+        "x",
     )
-    with pytest.raises(UserError, match=r"trained with other shared weights; different: backbone\.patch_embed\.norm\.bias \(1\)"):
+    with pytest.raises(
+        UserError, match=r"trained with other shared weights; different: backbone\.patch_embed\.norm\.bias \(1\)"
+    ):
         mtlora_jax.add_task(smaller, "sal", source=other)
     with pytest.raises(UserError, match="the source has no task depth; it has semseg, sal, normals"):
         mtlora_jax.add_task(model, "depth", source=model)
@@ -200,7 +227,10 @@ def test_a_further_task_is_trained_beside_the_others(tmp_path):
     architecture = from_config(config, {"semseg": 4})
     first = model_folder.filled({}, architecture, micro.random_arrays(architecture), "first")
     mtlora_jax.drop_task(mtlora_jax.add_task(first, "sal"), "semseg").save(tmp_path / "sal")
-    beside = ("--config.method.merging=freeze", "--config.method.freeze=('ta_lora','patch_embed','norms','position_tables')")
+    beside = (
+        "--config.method.merging=freeze",
+        "--config.method.freeze=('ta_lora','patch_embed','norms','position_tables')",
+    )
     tiny_runs.run(tmp_path, "second", f"--config.init_from={tmp_path / 'sal'}", *beside)
     second = mtlora_jax.load(tmp_path / "second" / "best")
     both = mtlora_jax.add_task(first, "sal", source=second)
@@ -226,10 +256,18 @@ def test_tasks_that_cannot_be(model):
 def test_options_per_task():
     one_rank = micro.architecture(task_rank=2)
     assert one_more(one_rank, "edge", 1, None, {})["method"] == one_rank["method"]
-    assert one_more(one_rank, "edge", 1, 0, {"task_rank": 5})["method"]["task_rank"] == {"semseg": 2, "sal": 2, "normals": 2, "edge": 5}
+    assert one_more(one_rank, "edge", 1, 0, {"task_rank": 5})["method"]["task_rank"] == {
+        "semseg": 2,
+        "sal": 2,
+        "normals": 2,
+        "edge": 5,
+    }
     assert one_more(ARCHITECTURE, "edge", 1, None, {})["method"]["task_rank"]["edge"] == [1, 2]
     merged = {**ARCHITECTURE, "method": {"name": "merged", "of": ARCHITECTURE["method"]}}
-    assert only(merged, ["sal"])["method"] == {"name": "merged", "of": {**ARCHITECTURE["method"], "task_rank": {"sal": 2}}}
+    assert only(merged, ["sal"])["method"] == {
+        "name": "merged",
+        "of": {**ARCHITECTURE["method"], "task_rank": {"sal": 2}},
+    }
 
 
 def test_command(folders, arrays, tmp_path, capsys):
@@ -242,7 +280,9 @@ def test_command(folders, arrays, tmp_path, capsys):
     assert list(config["architecture"]["tasks"]) == ["normals", "sal"]
     assert "adapter" not in config
     assert config["scores"] == {"sal/mIoU": 2.0}
-    assert_same_arrays(model_folder.read(tmp_path / "whole")[1], {p: a for p, a in arrays.items() if "semseg" not in p.split(".")})
+    assert_same_arrays(
+        model_folder.read(tmp_path / "whole")[1], {p: a for p, a in arrays.items() if "semseg" not in p.split(".")}
+    )
     assert "tasks normals, sal" in capsys.readouterr().out
     assert json.loads((tmp_path / "whole" / "config.json").read_text()) == config
 
@@ -272,7 +312,9 @@ WRONG_FLAGS = {
 @pytest.mark.parametrize("message", WRONG_FLAGS)
 def test_wrong_flags(message, folders, tmp_path, capsys):
     source, *flags = WRONG_FLAGS[message]
-    flags = [f"--base={folders.get(flag[7:], tmp_path / 'base')}" if flag.startswith("--base=") else flag for flag in flags]
+    flags = [
+        f"--base={folders.get(flag[7:], tmp_path / 'base')}" if flag.startswith("--base=") else flag for flag in flags
+    ]
     assert run_command([str(folders[source]), str(tmp_path / "out.bin"), *flags]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -317,8 +359,14 @@ ODD_ADAPTERS = {  # what the tensors become, and what is said of them
     "another name": (lambda t, a: t | {"decoders.depth.bias": a[BIAS]}, r"left over: decoders\.depth\.bias \(1\)$"),
     "nothing": (lambda t, a: {"x": a[BIAS]}, r"left over: x \(1\); missing: "),
     "one less": (lambda t, a: {k: x for k, x in t.items() if k != SHARED_A}, rf"missing: {SHARED_A} \(1\)$"),
-    "no statistics": (lambda t, a: {k: x for k, x in t.items() if not k.endswith(".var")}, r"missing: decoders\..*\.var"),
-    "not finite": (lambda t, a: t | {SHARED_A: t[SHARED_A] * np.nan}, rf"adapter\.safetensors: {SHARED_A} has \d+ values"),
+    "no statistics": (
+        lambda t, a: {k: x for k, x in t.items() if not k.endswith(".var")},
+        r"missing: decoders\..*\.var",
+    ),
+    "not finite": (
+        lambda t, a: t | {SHARED_A: t[SHARED_A] * np.nan},
+        rf"adapter\.safetensors: {SHARED_A} has \d+ values",
+    ),
     "integers": (lambda t, a: t | {SHARED_A: t[SHARED_A].astype(np.int32)}, rf"{SHARED_A} is int32; weights must be"),
 }
 

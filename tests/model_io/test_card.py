@@ -17,7 +17,10 @@ from mtlora_jax.models import parameters
 
 ARCHITECTURE = micro.architecture(stages=1)
 SCORES = {"semseg/mIoU": 61.234, "semseg/IoU/a": 5.5, "normals/rmse": 27.5, "normals/mean": 18.25, "delta_m": 2.541}
-TRAINING = {"command": "python -m mtlora_jax.main --config=configs/x.py", "config": {"data": {"name": "folder", "eval_split": "val"}}}
+TRAINING = {
+    "command": "python -m mtlora_jax.main --config=configs/x.py",
+    "config": {"data": {"name": "folder", "eval_split": "val"}},
+}
 FULL = {
     "architecture": ARCHITECTURE,
     "classes": {"semseg": ["a", "b", "c"]},
@@ -62,7 +65,10 @@ def test_scores_training_and_numbers(full):
     assert "| semseg | mIoU | 61.23 |  |" in lines
     assert "| semseg | 3 | a, b, c |" in lines
     means = [line for line in lines if line.startswith("| normals | ") and "degrees" in line]
-    assert [line.split(" | ")[1:3] for line in means] == [["mean", "18.25"], ["rmse", "27.5"]]  # that of the papers comes first
+    assert [line.split(" | ")[1:3] for line in means] == [
+        ["mean", "18.25"],
+        ["rmse", "27.5"],
+    ]  # that of the papers comes first
     assert "| all | delta_m | +2.54 | percent over models of one task each |" in lines
     assert "    python -m mtlora_jax.main --config=configs/x.py" in lines
     assert "IoU/a" not in full
@@ -115,7 +121,9 @@ def test_training_leaves_what_the_card_tells(tmp_path, monkeypatch):
     origin = {"file": "swin.pth", "format": "swin"}
     model_folder.save(tmp_path / "swin", bare, parameters.arrays(micro.fresh(bare)), {"converted_from": origin})
     assert origin_of(str(tmp_path / "swin")) == {"folder": "swin", **origin}
-    model_folder.save(tmp_path / "best", bare, parameters.arrays(micro.fresh(bare)), {"started_from": {"folder": "swin", **origin}})
+    model_folder.save(
+        tmp_path / "best", bare, parameters.arrays(micro.fresh(bare)), {"started_from": {"folder": "swin", **origin}}
+    )
     assert origin_of(str(tmp_path / "best")) == {"folder": "best", **origin}
 
     monkeypatch.setattr(sys, "orig_argv", ["/usr/bin/python3", "-m", "mtlora_jax.main", "--config=a b.py"])
@@ -144,7 +152,9 @@ HOSTILE = (
 
 def tokens_of(text: str) -> list:
     """Everything Markdown makes of a card, without its metadata."""
-    parser = pytest.importorskip("markdown_it").MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    parser = (
+        pytest.importorskip("markdown_it").MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    )
     parsed = parser.parse(text.split("---\n", 2)[2])
     return [part for token in parsed for part in (token, *(token.children or ()))]
 
@@ -182,7 +192,9 @@ def with_text(text: str, scores: dict) -> dict:
 @pytest.mark.parametrize("evaluated", [True, False])
 def test_texts_of_strangers_are_no_markup(text, evaluated):
     name = text.replace("/", "")  # with one, it is the score of a class, which the card leaves out
-    told, plain = (card(with_text(t, {f"semseg/{n}": 1.0} if evaluated else {}), {}) for t, n in ((text, name), ("x", "x")))
+    told, plain = (
+        card(with_text(t, {f"semseg/{n}": 1.0} if evaluated else {}), {}) for t, n in ((text, name), ("x", "x"))
+    )
     assert "<script" not in told
     assert html_of(told) <= {"details", "summary", "code", "pre"}
     assert shape_of(told) == shape_of(plain)

@@ -23,16 +23,54 @@ EXTRA = {
     "classes": {"semseg": ["a", "b", "c"], "sal": ["background", "salient"]},
     "step": 300,
     "scores": {"semseg/mIoU": 61.2, "sal/mIoU": None, "delta_m": 2.5},
-    "training": {"command": "python -m mtlora_jax.main", "config": {"data": {"name": "folder", "eval_split": "val"}, "epochs": 3}},
+    "training": {
+        "command": "python -m mtlora_jax.main",
+        "config": {"data": {"name": "folder", "eval_split": "val"}, "epochs": 3},
+    },
     "started_from": {"folder": "swin", "file": "swin.pth", "format": "swin"},
     "converted_from": {"file": "r64.pth", "format": "mtlora"},
     "base_model": "someone/swin",
 }
 ODD = (
     *(0, -1, 1, 2, 3, 7, 10**3, 10**6, 10**9, 10**18, 2**63, 10**400, -(10**9), 0.0, 0.5, -0.5, 1e-300, 1e300),
-    *(float("nan"), float("inf"), -float("inf"), True, False, None, "", "x", "../x", "a.b", "a/b", "\ud800", "\udc80", "\0", "x" * 10**5),
-    *("<script>alert(1)</script>", "a|b`c\nd", "swin", "merged", "__class__", [], [[]], [1], [1, 2], [10**9], [0] * 10**4),
-    *({}, {"name": "swin"}, {"name": "merged", "of": {"name": "merged", "of": {}}}, {"a": {"b": {"c": 1}}}, {"": 1}, {"semseg": 10**9}),
+    *(
+        float("nan"),
+        float("inf"),
+        -float("inf"),
+        True,
+        False,
+        None,
+        "",
+        "x",
+        "../x",
+        "a.b",
+        "a/b",
+        "\ud800",
+        "\udc80",
+        "\0",
+        "x" * 10**5,
+    ),
+    *(
+        "<script>alert(1)</script>",
+        "a|b`c\nd",
+        "swin",
+        "merged",
+        "__class__",
+        [],
+        [[]],
+        [1],
+        [1, 2],
+        [10**9],
+        [0] * 10**4,
+    ),
+    *(
+        {},
+        {"name": "swin"},
+        {"name": "merged", "of": {"name": "merged", "of": {}}},
+        {"a": {"b": {"c": 1}}},
+        {"": 1},
+        {"semseg": 10**9},
+    ),
 )
 
 
@@ -127,7 +165,9 @@ def test_mutations(broken):
 @pytest.mark.slow
 def test_mutations_through_every_door(broken):
     mutations(
-        broken, {"read": model_folder.read_config, "load": mtlora_jax.load, "convert": converted, "predict": predicted}, range(1000, 1400)
+        broken,
+        {"read": model_folder.read_config, "load": mtlora_jax.load, "convert": converted, "predict": predicted},
+        range(1000, 1400),
     )
 
 
@@ -161,10 +201,26 @@ BAD = {
     "architecture.method.dropout": [1, -0.5, True, "0"],
     "architecture.method.locations": ["qkv", ["fc3"], [["qkv"]], None],
     "architecture.method.name": ["merged", "lora", 3, []],
-    "classes.semseg": [["a", "b"], ["a", "a", "b"], ["a", "b", 3], "abc", {"a": 1}, [], ["a", "b", "x" * 10**5], ["a", "b", "\ud800"]],
+    "classes.semseg": [
+        ["a", "b"],
+        ["a", "a", "b"],
+        ["a", "b", 3],
+        "abc",
+        {"a": 1},
+        [],
+        ["a", "b", "x" * 10**5],
+        ["a", "b", "\ud800"],
+    ],
     "scores": [[], {"sal/mIoU": "high"}, {"sal/mIoU": float("nan")}, {"sal/mIoU": True}],
     "step": [-1, 1.5, "300", True],
-    "training": [[], "python", {"config": []}, {"command": 3}, {"config": {"data": "folder"}}, {"config": {"x": float("inf")}}],
+    "training": [
+        [],
+        "python",
+        {"config": []},
+        {"command": 3},
+        {"config": {"data": "folder"}},
+        {"config": {"x": float("inf")}},
+    ],
     "started_from": ["swin", {}, {"folder": 3}],
     "converted_from": ["swin", {}, {"file": 3, "format": "swin"}],
     "base_model": [3, [], "x" * 10**4],
@@ -174,7 +230,9 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in BAD.items() for value in values], ids=lambda x: str(x)[:40])
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in BAD.items() for value in values], ids=lambda x: str(x)[:40]
+)
 def test_what_is_wrong_is_named(saved, broken, key, value):
     config = json.loads((saved / "config.json").read_text())
     *path, last = key.split(".")

@@ -49,8 +49,16 @@ def changed(**parts):
 FEWER = micro.architecture(tasks=("semseg", "sal"), task_rank={"semseg": [1, 2], "sal": 2})
 CLASSIFIER = {f"decoders.semseg.head.classifier.{name}" for name in ("kernel", "bias")}
 OTHERS = {
-    "more classes": (changed(tasks={"semseg": 4}), [*NAMES, "grey"], "decoders.semseg.head.classifier: 3 classes there, 4 here"),
-    "other names": (SOURCE, ["red", "blue", "green"], "decoders.semseg.head.classifier: class 1 is 'green' there, 'blue' here"),
+    "more classes": (
+        changed(tasks={"semseg": 4}),
+        [*NAMES, "grey"],
+        "decoders.semseg.head.classifier: 3 classes there, 4 here",
+    ),
+    "other names": (
+        SOURCE,
+        ["red", "blue", "green"],
+        "decoders.semseg.head.classifier: class 1 is 'green' there, 'blue' here",
+    ),
     "ranks": (changed(method={"rank": [3, 4]}), NAMES, "low-rank factors: rank 2 there, 4 here"),
     "task ranks": (changed(method={"task_rank": 2}), NAMES, "task-specific factors: rank 1 there, 2 here"),
     "fewer tasks": (FEWER, NAMES, "the config has no task normals"),
@@ -94,7 +102,9 @@ def test_what_fits_is_taken_when_asked(source, arrays, case, capsys):
     own = parameters.variables(build(architecture))
     new = own.keys() - found.keys()
     assert all(re.search(NEW[case], path) for path in new)
-    assert {path for path in own if path.startswith("backbone.") and not re.search("shared_|task_", path)} <= found.keys()
+    assert {
+        path for path in own if path.startswith("backbone.") and not re.search("shared_|task_", path)
+    } <= found.keys()
     assert all(np.array_equal(found[path], arrays[path]) for path in found)
     assert told in " ".join(capsys.readouterr().out.split())
 
@@ -108,7 +118,9 @@ def test_only_the_classifier_of_other_classes_is_new(source):
 
 def test_an_evaluation_needs_all_of_it(source, tmp_path):
     assert loaded(source, SOURCE, complete=True)
-    with pytest.raises(UserError, match="predicts other classes than the data has: semseg: class 1 is 'green' there, 'blue' here"):
+    with pytest.raises(
+        UserError, match="predicts other classes than the data has: semseg: class 1 is 'green' there, 'blue' here"
+    ):
         loaded(source, SOURCE, ["red", "blue", "green"], complete=True, strict=False)
     with pytest.raises(UserError, match="does not fit the model; left over"):
         loaded(source, FEWER, complete=True, strict=False)
@@ -123,7 +135,9 @@ def test_an_evaluation_computes_what_was_trained(source, option):
         loaded(source, changed(method=option), complete=True)
     assert "give the values it was trained with" in str(error.value)
     assert loaded(
-        source, changed(method={"dropout": 0.5, "scale": [4, 4.0], "freeze": ["norms"]}, backbone={"drop_path_rate": 0.0}), complete=True
+        source,
+        changed(method={"dropout": 0.5, "scale": [4, 4.0], "freeze": ["norms"]}, backbone={"drop_path_rate": 0.0}),
+        complete=True,
     )
 
 
@@ -147,7 +161,10 @@ def test_the_backbone_must_be_whole(arrays, tmp_path, strict):
     model_folder.save(tmp_path / "less", bare, dict(list(backbone.items())[1:]))
     with pytest.raises(UserError, match=f"missing: {next(iter(backbone))}"):
         loaded(str(tmp_path / "less"), SOURCE, strict=strict)
-    for part, told in (({"window_size": 2}, "window_size 4 there, 2 in the config"), ({"mlp_ratio": 4.0}, "mlp_ratio 2.0 there, 4.0")):
+    for part, told in (
+        ({"window_size": 2}, "window_size 4 there, 2 in the config"),
+        ({"mlp_ratio": 4.0}, "mlp_ratio 2.0 there, 4.0"),
+    ):
         with pytest.raises(UserError, match=f"holds another backbone: {told}"):
             loaded(str(tmp_path / "bare"), changed(backbone=part), strict=strict)
     defaults = {key: value for key, value in SOURCE["backbone"].items() if key != "mlp_ratio"}

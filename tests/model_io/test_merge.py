@@ -66,7 +66,14 @@ def structure(architecture: dict[str, Any]) -> tuple:
     method = architecture["method"]
     specific = method.get("task_rank", 0) != 0
     locations = frozenset(method.get("locations", ("qkv", *TASK_LAYERS)))
-    return method["name"], specific, method.get("merging"), method.get("ts_base", "shared"), locations, architecture["decoder"]["name"]
+    return (
+        method["name"],
+        specific,
+        method.get("merging"),
+        method.get("ts_base", "shared"),
+        locations,
+        architecture["decoder"]["name"],
+    )
 
 
 @functools.cache
@@ -101,11 +108,16 @@ NOT_MERGED = {"bitfit_tiny_448.py"}  # an encoder of its own for each task
 
 def test_every_config_is_covered():
     assert {path.name for path in CONFIGS.glob("*.py")} == set(ARGUMENTS) | NOT_MERGED
-    covered = {structure(CASES[name] | {"method": {"merging": "train", "task_rank": 4} | CASES[name]["method"]}) for name in CASES}
+    covered = {
+        structure(CASES[name] | {"method": {"merging": "train", "task_rank": 4} | CASES[name]["method"]})
+        for name in CASES
+    }
     for file, arguments in ARGUMENTS.items():
         for argument in arguments:
             config = configs.load(str(CONFIGS / (f"{file}:{argument}" if argument else file)), ("data.root=none",))
-            architecture = model_factory.from_config(config, {name: task.channels for name, task in build_tasks(config).items()})
+            architecture = model_factory.from_config(
+                config, {name: task.channels for name, task in build_tasks(config).items()}
+            )
             method = {"merging": "train", "task_rank": 4} | architecture["method"]
             assert structure(architecture | {"method": method}) in covered, f"{file}:{argument}"
 
@@ -134,7 +146,9 @@ def test_factors_are_gone_where_they_fold():
         "fc1 alone": set(),
     }.items():
         _, arrays = merged_arrays(CASES[name], arrays_of(name))
-        factors = {path.removeprefix("backbone.").removesuffix(".shared_a") for path in arrays if path.endswith(".shared_a")}
+        factors = {
+            path.removeprefix("backbone.").removesuffix(".shared_a") for path in arrays if path.endswith(".shared_a")
+        }
         assert factors == left, name
         assert not any("norm" in path.split(".")[-2] for path in arrays if path.startswith("decoders."))
         assert all(array.dtype == np.float32 for array in arrays.values())
@@ -157,7 +171,9 @@ def test_weights_that_merge_are_those_of_the_equations():
     reduction = "backbone.layers.0.downsample.reduction."
     reduced = arrays[f"{reduction}kernel"] + scale * arrays[f"{reduction}shared_a"] @ arrays[f"{reduction}shared_b"]
     close("decoders.sal.projections.0.kernel", reduced @ arrays["decoders.sal.projections.0.kernel"])
-    head = {name: arrays[f"decoders.sal.head.{name}"] for name in ("fuse.kernel", "fuse.bias", *(f"norm.{n}" for n in NORM))}
+    head = {
+        name: arrays[f"decoders.sal.head.{name}"] for name in ("fuse.kernel", "fuse.bias", *(f"norm.{n}" for n in NORM))
+    }
     gain = head["norm.scale"] / np.sqrt(head["norm.var"] + 1e-5)
     close("decoders.sal.head.fuse.kernel", head["fuse.kernel"] * gain)
     close("decoders.sal.head.fuse.bias", (head["fuse.bias"] - head["norm.mean"]) * gain + head["norm.bias"])
@@ -210,7 +226,10 @@ def test_nothing_of_a_merged_model_trains():
         ({"name": "merged"}, "method 'merged' needs of"),
         ({"name": "merged", "of": "mtlora"}, "method.of = 'mtlora' must be the name and options"),
         ({"name": "merged", "of": {"name": "merged", "of": {"name": "full"}}}, "cannot be merged again"),
-        ({"name": "merged", "of": {"name": "mtlora", "rnak": 3}}, "method 'mtlora' has no option 'rnak'; did you mean rank"),
+        (
+            {"name": "merged", "of": {"name": "mtlora", "rnak": 3}},
+            "method 'mtlora' has no option 'rnak'; did you mean rank",
+        ),
     ],
 )
 def test_refused(method, message):
@@ -227,7 +246,13 @@ def test_arrays_that_do_not_fit():
 def task_layer(ts_base: str) -> tuple[TaskLoRALinear, dict[str, np.ndarray]]:
     """A layer 5 -> 4 with random weights, and those weights in float64."""
     layer = TaskLoRALinear(
-        Linear(5, 4), rank=2, scale=3.0, dropout=0.0, task_rank={"a": 1, "b": 3}, task_scale={"a": 2.0, "b": 0.5}, ts_base=ts_base
+        Linear(5, 4),
+        rank=2,
+        scale=3.0,
+        dropout=0.0,
+        task_rank={"a": 1, "b": 3},
+        task_scale={"a": 2.0, "b": 0.5},
+        ts_base=ts_base,
     )
     rng = np.random.default_rng(0)
     values = {path: rng.normal(size=variable.shape) for path, variable in parameters.variables(layer).items()}
@@ -279,7 +304,11 @@ def test_norm_folds_into_the_layer_before(kind, bias):
     norm = BatchNorm(4)
     rng = np.random.default_rng(0)
     for module in (layer, norm):
-        parameters.assign(module, {path: np.abs(rng.normal(size=v.shape)) for path, v in parameters.variables(module).items()}, "values")
+        parameters.assign(
+            module,
+            {path: np.abs(rng.normal(size=v.shape)) for path, v in parameters.variables(module).items()},
+            "values",
+        )
     x = np.float32(rng.normal(size=(2, 6, 7, 5)))
     expected = norm(layer(x), False)
     left = norm.fold_into(layer)

@@ -70,7 +70,9 @@ def test_round_trip(saved, arrays):
 
 def test_arrays_that_are_not_contiguous(arrays, tmp_path):
     """A safetensors file written from strided memory would hold other numbers."""
-    model_folder.save(tmp_path / "model", ARCHITECTURE, {path: np.asfortranarray(value) for path, value in arrays.items()})
+    model_folder.save(
+        tmp_path / "model", ARCHITECTURE, {path: np.asfortranarray(value) for path, value in arrays.items()}
+    )
     for path, value in model_folder.read(tmp_path / "model")[1].items():
         np.testing.assert_array_equal(value, arrays[path])
 
@@ -129,7 +131,9 @@ def test_other_sizes_are_resized_as_in_evaluations(model):
     found = model(image)
     assert list(found) == list(micro.TASKS)
     for task, outputs in micro.TASKS.items():
-        expected = cv2.resize(np.asarray(inside[task]), (26, 44), interpolation=cv2.INTER_LINEAR).reshape(44, 26, outputs)
+        expected = cv2.resize(np.asarray(inside[task]), (26, 44), interpolation=cv2.INTER_LINEAR).reshape(
+            44, 26, outputs
+        )
         assert_close(found[task], expected)
 
 
@@ -229,8 +233,17 @@ def test_damaged_config(copy, text, message):
 
 
 def test_scores_that_are_no_numbers(arrays, tmp_path):
-    model_folder.save(tmp_path / "model", ARCHITECTURE, arrays, {"scores": {"sal/mIoU": float("nan"), "sal/F": None, "normals/mean": 3.5}})
-    assert model_folder.read_config(tmp_path / "model")["scores"] == {"sal/mIoU": None, "sal/F": None, "normals/mean": 3.5}
+    model_folder.save(
+        tmp_path / "model",
+        ARCHITECTURE,
+        arrays,
+        {"scores": {"sal/mIoU": float("nan"), "sal/F": None, "normals/mean": 3.5}},
+    )
+    assert model_folder.read_config(tmp_path / "model")["scores"] == {
+        "sal/mIoU": None,
+        "sal/F": None,
+        "normals/mean": 3.5,
+    }
 
 
 @pytest.fixture
@@ -246,7 +259,9 @@ def run(saved, tmp_path) -> pathlib.Path:
 @pytest.mark.parametrize("inside", ["", "checkpoints", "checkpoints/24", "bset"])
 def test_a_run_in_place_of_its_model(run, inside):
     what = "is a run" if not inside else f"is part of the run {run}"
-    with pytest.raises(UserError, match=f"{re.escape(f'{run / inside} {what}')}; its best model is {re.escape(str(run / 'best'))}$"):
+    with pytest.raises(
+        UserError, match=f"{re.escape(f'{run / inside} {what}')}; its best model is {re.escape(str(run / 'best'))}$"
+    ):
         mtlora_jax.load(run / inside)
     shutil.rmtree(run / "best")
     with pytest.raises(UserError, match=f"{re.escape(f'{run / inside} {what}')}; it has no best model yet"):
@@ -273,7 +288,9 @@ def commands(base: pathlib.Path, where: pathlib.Path) -> dict:
         "export": lambda: export([f"--model={where}", f"--output={out}"]),
         "convert": lambda: convert([str(where), out]),
         "base": lambda: convert([str(where / "best"), out, "--adapter", f"--base={where}"]),
-        "init": lambda: initial_weights.load(build(ARCHITECTURE), str(where), ARCHITECTURE, micro.tasks_of(ARCHITECTURE)),
+        "init": lambda: initial_weights.load(
+            build(ARCHITECTURE), str(where), ARCHITECTURE, micro.tasks_of(ARCHITECTURE)
+        ),
         "origin": lambda: initial_weights.origin_of(str(where)),
     }
 

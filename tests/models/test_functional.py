@@ -38,8 +38,16 @@ def plain_hidden(base, low, b, a):
 
 CASES = {
     "gelu": (functional.gelu, plain_gelu, (3 * normal(4, 5, 6),)),
-    "layer_norm": (lambda *a: functional.layer_norm(*a, 1e-5), plain_layer_norm, (2 + normal(3, 4, 8), normal(8), normal(8))),
-    "batch_norm": (lambda *a: functional.batch_norm(*a, 1e-5)[0], plain_batch_norm, (2 + normal(2, 3, 4, 5), normal(5), normal(5))),
+    "layer_norm": (
+        lambda *a: functional.layer_norm(*a, 1e-5),
+        plain_layer_norm,
+        (2 + normal(3, 4, 8), normal(8), normal(8)),
+    ),
+    "batch_norm": (
+        lambda *a: functional.batch_norm(*a, 1e-5)[0],
+        plain_batch_norm,
+        (2 + normal(2, 3, 4, 5), normal(5), normal(5)),
+    ),
     "fused_gelu_lora": (
         fused_mlp.fused_gelu_lora,
         plain_hidden,

@@ -29,7 +29,9 @@ def gradients(arrays, architecture, images, fused):
     return jax.device_get((logits, found))
 
 
-@pytest.mark.parametrize("options", [{}, {"ts_base": "task"}, {"merging": "lora"}, {"locations": ("fc1", "fc2")}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"ts_base": "task"}, {"merging": "lora"}, {"locations": ("fc1", "fc2")}], ids=str
+)
 def test_logits_and_gradients_of_two_stages(options):
     """The first stage has a patch merging, whose reduction task streams leave to the decoders unless it has a branch of its own."""
     architecture = micro.architecture(**options)
@@ -51,7 +53,10 @@ def test_coarse_maps_are_multiplied_where_they_are(sides, cheaper):
     for _, variable in nnx.iter_graph(head):
         if isinstance(variable, nnx.Variable):
             variable.set_value(jnp.asarray(RNG.standard_normal(variable.shape), jnp.float32))
-    features = [jnp.asarray(RNG.standard_normal((2, side, side, c)), jnp.float32) for side, c in zip(sides, channels, strict=True)]
+    features = [
+        jnp.asarray(RNG.standard_normal((2, side, side, c)), jnp.float32)
+        for side, c in zip(sides, channels, strict=True)
+    ]
     fused = head.fuse_all(features)
     head.fused = False
     plain = head.fuse_all(features)

@@ -75,7 +75,11 @@ class Case:
         def run(images, labels):
             model = parameters.merge(self.graph, self.trainable, self.frozen, self.stats)
             logits = model(images)
-            return [level.projected() for level in model.backbone(images)], logits, compute_losses(logits, labels, self.tasks, self.weights)
+            return (
+                [level.projected() for level in model.backbone(images)],
+                logits,
+                compute_losses(logits, labels, self.tasks, self.weights),
+            )
 
         return jax.device_get(run(self.images, self.labels))
 
@@ -109,7 +113,11 @@ def close_to_largest(actual: np.ndarray, golden: np.ndarray, relative: float) ->
 
 def test_counts(case):
     method = model_factory.method_of(case.architecture)
-    own = {p: v for p, v in parameters.variables(model_factory.build(case.architecture)).items() if isinstance(v, nnx.Param)}
+    own = {
+        p: v
+        for p, v in parameters.variables(model_factory.build(case.architecture)).items()
+        if isinstance(v, nnx.Param)
+    }
     assert sum(v.size for v in own.values()) == case.meta["counts"]["total"]
     assert sum(v.size for p, v in own.items() if method.is_trainable(p, v)) == case.meta["counts"]["trainable"]
 
@@ -172,6 +180,8 @@ def test_dead_parameters_get_exactly_zero_gradient(case):
     golden = case.ours(case.reference_grads)
     dead = sorted(set(grads) - set(golden))
     last_fc2 = "backbone.layers.3.blocks.1.mlp.fc2."
-    assert dead == ([] if case.architecture["method"]["name"] == "full" else [last_fc2 + "shared_a", last_fc2 + "shared_b"])
+    assert dead == (
+        [] if case.architecture["method"]["name"] == "full" else [last_fc2 + "shared_a", last_fc2 + "shared_b"]
+    )
     for path in dead:
         assert not grads[path].any()

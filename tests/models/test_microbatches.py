@@ -40,11 +40,22 @@ def steps():
     results = {}
     for parts in (1, 4):
         step = functools.partial(
-            train_step, graph=graph, tasks=tasks, weights={name: task.weight for name, task in tasks.items()}, optimizer=optimizer
+            train_step,
+            graph=graph,
+            tasks=tasks,
+            weights={name: task.weight for name, task in tasks.items()},
+            optimizer=optimizer,
         )
         state = create_state(trainable, stats, optimizer)
-        compiled = micro.jit(functools.partial(step, encoder_microbatches=parts)).lower(state, frozen, batch, jax.random.key(0)).compile()
-        results[parts] = (*jax.device_get(compiled(state, frozen, batch, jax.random.key(0))), compiled.memory_analysis().temp_size_in_bytes)
+        compiled = (
+            micro.jit(functools.partial(step, encoder_microbatches=parts))
+            .lower(state, frozen, batch, jax.random.key(0))
+            .compile()
+        )
+        results[parts] = (
+            *jax.device_get(compiled(state, frozen, batch, jax.random.key(0))),
+            compiled.memory_analysis().temp_size_in_bytes,
+        )
     return jax.device_get(trainable), results
 
 
@@ -57,7 +68,9 @@ def test_four_parts_give_the_update_of_the_whole_batch(steps):
         np.testing.assert_allclose(parts.batch_stats[path], value, rtol=1e-5, atol=1e-6, err_msg=path)
     gradients, others = ({path: before[path] - state.trainable[path] for path in before} for state in (whole, parts))
     norm = float(metrics["grad_norm"])
-    assert norm == pytest.approx(np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in gradients.values())), rel=1e-4)
+    assert norm == pytest.approx(
+        np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in gradients.values())), rel=1e-4
+    )
     for path, gradient in gradients.items():
         assert np.linalg.norm(others[path] - gradient) <= 1e-5 * max(np.linalg.norm(gradient), 0.01 * norm), path
 
@@ -94,7 +107,9 @@ def test_each_part_has_draws_of_its_own():
     ones = np.ones((4, 8, 8, 3), np.float32)
     kept = np.asarray(in_microbatches(Doubling.__call__, Doubling(), ones, rngs, 4)[0].shared) > 0
     assert len({image.tobytes() for image in kept}) == 4
-    again = np.asarray(in_microbatches(Doubling.__call__, Doubling(), ones, rngs, 4)[0].shared) > 0  # the counter went on
+    again = (
+        np.asarray(in_microbatches(Doubling.__call__, Doubling(), ones, rngs, 4)[0].shared) > 0
+    )  # the counter went on
     assert not {image.tobytes() for image in kept} & {image.tobytes() for image in again}
 
 
@@ -110,7 +125,9 @@ def print_program() -> None:
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     forward = jax.jit(
-        lambda images: in_microbatches(Doubling.__call__, Doubling(), images, None, 2)[0], in_shardings=split, out_shardings=split
+        lambda images: in_microbatches(Doubling.__call__, Doubling(), images, None, 2)[0],
+        in_shardings=split,
+        out_shardings=split,
     )
     print(forward.lower(jax.ShapeDtypeStruct((16, 8, 8, 3), jnp.float32)).compile().as_text())
 
@@ -122,7 +139,9 @@ def test_parts_that_fit(parts, batch_size, devices):
 
 @pytest.mark.parametrize(("parts", "batch_size", "devices"), [(0, 32, 1), (-2, 32, 1), (3, 32, 1), (8, 32, 8)])
 def test_parts_must_divide_the_batch_of_each_device(parts, batch_size, devices):
-    with pytest.raises(UserError, match=rf"encoder_microbatches = {parts} must .* divide the {batch_size // devices} images"):
+    with pytest.raises(
+        UserError, match=rf"encoder_microbatches = {parts} must .* divide the {batch_size // devices} images"
+    ):
         check_encoder_microbatches(parts, batch_size, devices)
 
 

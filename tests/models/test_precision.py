@@ -34,7 +34,9 @@ class Setting:
         model = model_factory.build(ARCHITECTURE)
         model_factory.configure(model, **options)
         parameters.assign(model, ARRAYS, "arrays")
-        self.graph, self.trainable, self.frozen, self.stats = parameters.split(model, model_factory.method_of(ARCHITECTURE).is_trainable)
+        self.graph, self.trainable, self.frozen, self.stats = parameters.split(
+            model, model_factory.method_of(ARCHITECTURE).is_trainable
+        )
         self.frozen = parameters.narrowed(self.frozen, frozen)
         self.batch = jax.device_put(micro.random_batch(2))
         self.key = key
@@ -62,7 +64,9 @@ def exact():
 def distance(values: dict, others: dict) -> float:
     """Norm of the difference of all values together, relative to their own norm."""
     norm = functools.partial(functools.reduce, math.hypot)
-    return norm(np.linalg.norm(values[k].astype(np.float64) - others[k]) for k in values) / norm(np.linalg.norm(v) for v in values.values())
+    return norm(np.linalg.norm(values[k].astype(np.float64) - others[k]) for k in values) / norm(
+        np.linalg.norm(v) for v in values.values()
+    )
 
 
 def equations(program):
@@ -92,9 +96,10 @@ def test_bfloat16_is_as_close_to_float32_as_eight_bits_are(exact):
     assert one < distance(gradients, other_gradients) < 1.5 * math.sqrt(150) * one
     assert 0 < abs(loss - other_loss) < UNIT * loss  # a mean over pixels, whose errors cancel
     assert distance(stats, other_stats) < UNIT
-    assert {value.dtype.name for value in (other_loss, *other_logits.values(), *other_stats.values(), *other_gradients.values())} == {
-        "float32"
-    }
+    assert {
+        value.dtype.name
+        for value in (other_loss, *other_logits.values(), *other_stats.values(), *other_gradients.values())
+    } == {"float32"}
 
 
 def test_products_are_bfloat16_and_what_is_delicate_is_float32():
@@ -102,7 +107,11 @@ def test_products_are_bfloat16_and_what_is_delicate_is_float32():
     for equation in equations(Setting(compute="bfloat16").program()):
         if equation.primitive.name == "reduce_sum" and summands(equation) <= len(TASKS):
             continue  # gradients of the tasks meet in the shared stream
-        dtypes = {variable.aval.dtype.name for variable in equation.invars if jnp.issubdtype(variable.aval.dtype, jnp.floating)}
+        dtypes = {
+            variable.aval.dtype.name
+            for variable in equation.invars
+            if jnp.issubdtype(variable.aval.dtype, jnp.floating)
+        }
         found.setdefault(equation.primitive.name, set()).update(dtypes)
     assert found["dot_general"] == found["conv_general_dilated"] == {"bfloat16"}
     # Softmax and losses (exp, log1p), norms (sqrt), GELU (erf), and every long sum, gradients of biases and scales included.
@@ -130,7 +139,9 @@ def test_how_it_is_executed_changes_nothing(options, with_dropout):
 @pytest.fixture(scope="module")
 def with_dropout(exact):
     results = Setting(key=jax.random.key(1)).results()
-    assert abs(results[0][0] - exact[0][0]) > 1e-3 * exact[0][0]  # the draws matter, so that equal results have equal draws
+    assert (
+        abs(results[0][0] - exact[0][0]) > 1e-3 * exact[0][0]
+    )  # the draws matter, so that equal results have equal draws
     return results
 
 
@@ -150,7 +161,8 @@ def test_frozen_weights_take_half_the_memory_and_are_otherwise_rounded_ones():
         assert narrow.frozen[path].nbytes == value.nbytes // (2 if path in matrices else 1)
     assert {value.dtype.name for value in narrow.trainable.values()} == {"float32"}
     wide.frozen = {
-        path: value.astype(jnp.bfloat16).astype(jnp.float32) if path in matrices else value for path, value in wide.frozen.items()
+        path: value.astype(jnp.bfloat16).astype(jnp.float32) if path in matrices else value
+        for path, value in wide.frozen.items()
     }
     one, other = (jax.device_get(micro.jit(setting.loss)(setting.trainable)) for setting in (narrow, wide))
     np.testing.assert_allclose(one[0], other[0], rtol=1e-6)
@@ -161,7 +173,9 @@ def test_models_are_saved_in_float32(tmp_path):
     setting = Setting("bfloat16")
     method = model_factory.method_of(ARCHITECTURE)
     parts = setting.graph, setting.trainable, setting.frozen, setting.stats
-    Experiment(make_mesh(), TASKS, ARCHITECTURE, method, *parts).save(tmp_path / "model", setting.trainable, setting.stats, {})
+    Experiment(make_mesh(), TASKS, ARCHITECTURE, method, *parts).save(
+        tmp_path / "model", setting.trainable, setting.stats, {}
+    )
     _, values = model_folder.read(tmp_path / "model")
     assert {value.dtype.name for value in values.values()} == {"float32"}
     for path, value in setting.frozen.items():

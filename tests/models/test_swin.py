@@ -43,7 +43,11 @@ def hugging_face():
     generator = torch.Generator().manual_seed(0)
     shapes = {key: value.shape for key, value in their_swin(transformers, (56, 56)).state_dict().items()}
     # biases and tables too, which are initialised to zero
-    return transformers, torch, {key: torch.normal(0.0, 0.3, shape, generator=generator) for key, shape in shapes.items()}
+    return (
+        transformers,
+        torch,
+        {key: torch.normal(0.0, 0.3, shape, generator=generator) for key, shape in shapes.items()},
+    )
 
 
 def their_swin(transformers, image_size):
@@ -155,4 +159,6 @@ def test_relative_position_index():
 
 def test_smaller_windows_use_the_centre_of_the_table():
     tokens = [7 * row + column for row in range(3) for column in range(5)]
-    np.testing.assert_array_equal(relative_position_index((3, 5), 7), relative_position_index((7, 7), 7)[np.ix_(tokens, tokens)])
+    np.testing.assert_array_equal(
+        relative_position_index((3, 5), 7), relative_position_index((7, 7), 7)[np.ix_(tokens, tokens)]
+    )

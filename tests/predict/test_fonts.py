@@ -46,7 +46,9 @@ def test_letters_that_no_font_has_are_written_as_numbers(installed, names, text,
 
 def test_legends_leave_room_for_every_script(installed):
     installed(DEJAVU)
-    image = panels.draw_legend(Legend({"дорога": (255, 0, 0), "路": (0, 0, 255)}, bar=((0, 0, 0), (9, 9, 9)), ends=("näher", "ferner")))
+    image = panels.draw_legend(
+        Legend({"дорога": (255, 0, 0), "路": (0, 0, 255)}, bar=((0, 0, 0), (9, 9, 9)), ends=("näher", "ferner"))
+    )
     assert image.size == (panels.TILE, 2 * panels.LINE + panels.MARGIN)
     pixels = np.asarray(image).reshape(-1, 3).tolist()
     assert [255, 0, 0] in pixels

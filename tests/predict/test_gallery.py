@@ -24,7 +24,14 @@ BARE = "later 9"  # has no label, though others do
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), "")
 # No start page, no updates, no account: the browser talks to nobody.
 FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *(
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+    ),
     *("--disable-component-update", "--disable-sync", "--window-size=1000,800", "--enable-logging=stderr"),
 )
 
@@ -35,7 +42,12 @@ def example(number, size=(60, 90)):
     photograph = rng.integers(0, 256, (*size, 3), np.uint8)
     classes = np.full(size, number % 2, np.uint8)
     classes[: size[0] // 2] = 2
-    values = {"semseg": classes, "human_parts": classes, "sal": rng.random((*size, 1)), "depth": rng.uniform(0, 10, size)}
+    values = {
+        "semseg": classes,
+        "human_parts": classes,
+        "sal": rng.random((*size, 1)),
+        "depth": rng.uniform(0, 10, size),
+    }
     labels = {} if NAMES[number] == BARE else {"semseg": np.where(classes == 2, 255, classes), "sal": classes // 2}
     return photograph, {name: View.create(task, values[name], labels.get(name)) for name, task in TASKS.items()}
 
@@ -236,7 +248,14 @@ addEventListener("load", async () => {
 
 def visit(page: pathlib.Path, profile: pathlib.Path) -> tuple[str, list[str]]:
     """The page as it is after its scripts ran, and what the console says."""
-    command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "--virtual-time-budget=10000000", "--dump-dom", page.as_uri()]
+    command = [
+        CHROMIUM,
+        *FLAGS,
+        f"--user-data-dir={profile}",
+        "--virtual-time-budget=10000000",
+        "--dump-dom",
+        page.as_uri(),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]

@@ -129,7 +129,12 @@ def folder(tmp_path):
 
 def test_find(folder):
     found = images.find_images(folder)
-    assert {name: file.name for name, file in found.items()} == {"a.png": "a.png", "a.webp": "a.webp", "b": "b.JPG", "c": "c.jpeg"}
+    assert {name: file.name for name, file in found.items()} == {
+        "a.png": "a.png",
+        "a.webp": "a.webp",
+        "b": "b.JPG",
+        "c": "c.jpeg",
+    }
     assert list(images.find_images(folder, ["c", "b"])) == ["c", "b"]
     assert list(images.find_images(folder / "b.JPG")) == ["b"]
 

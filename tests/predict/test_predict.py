@@ -46,7 +46,9 @@ class Colours:
         red, blue = images[..., 0] > 127, images[..., 2] > 127
         probable = np.where(red, 8.0, -8.0)[..., None]
         return {
-            "depth": np.full((*red.shape, 1), 5.0),  # not in the order of the tasks, as the keys of a compiled function's result
+            "depth": np.full(
+                (*red.shape, 1), 5.0
+            ),  # not in the order of the tasks, as the keys of a compiled function's result
             "edge": -probable,
             "normals": np.broadcast_to([0.0, 0.0, 2.0], (*red.shape, 3)),
             "sal": probable,
@@ -113,13 +115,17 @@ def test_every_file(model, tmp_path, capsys):
     mode, classes = read(out / "semseg" / "a.png")
     assert (mode, classes.shape) == ("P", (40, 60))
     np.testing.assert_array_equal(classes, np.where(labels == 255, 1 + (np.arange(60) >= 30), labels))
-    np.testing.assert_array_equal(np.array(PIL.Image.open(out / "semseg" / "a.png").getpalette()).reshape(-1, 3), class_palette())
+    np.testing.assert_array_equal(
+        np.array(PIL.Image.open(out / "semseg" / "a.png").getpalette()).reshape(-1, 3), class_palette()
+    )
     for task, left, right in (("sal", 1, 0), ("edge", 0, 1), ("depth", 0.5, 0.5)):
         mode, picture = read(out / task / "a.png")
         assert (mode, picture.shape) == ("RGB", (40, 60, 3))
         heat = heatmap(np.array([[left, right]]), np.zeros((1, 2), bool))[0]
         expected = {"edge": np.array([[left] * 3, [right] * 3]) * 255}.get(task, heat)
-        np.testing.assert_allclose(picture[20, [0, -1]].astype(int), expected.astype(int), atol=2)  # 8 is not quite certain
+        np.testing.assert_allclose(
+            picture[20, [0, -1]].astype(int), expected.astype(int), atol=2
+        )  # 8 is not quite certain
     assert read(out / "normals" / "a.png")[1][20, 30].tolist() == [128, 128, 255]
 
     panel = read(out / "panels" / "a.png")[1]
@@ -172,7 +178,9 @@ def test_legends_name_what_occurs():
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
 def test_photographs_are_turned_upright(model, tmp_path, suffix):
-    write_photograph(tmp_path / "images" / f"a.{suffix}", orientation=6)  # the stored left column is to be seen at the top
+    write_photograph(
+        tmp_path / "images" / f"a.{suffix}", orientation=6
+    )  # the stored left column is to be seen at the top
     command(tmp_path)
     classes = read(tmp_path / "out" / "semseg" / "a.png")[1]
     assert classes.shape == (60, 40)
@@ -223,7 +231,12 @@ def test_labels_are_found_as_training_finds_them(model, tmp_path, capsys):
 
 def test_any_name_has_its_place_on_the_page(model, tmp_path):
     """Bytes that are no text, and names as long as names can be; two of them differ in the ending alone."""
-    names = (os.fsdecode(b"caf\xe9 #1%.png"), "a.png", *(f"{'x' * 250}{suffix}" for suffix in (".png", ".jpg")), "\u732b" * 83 + ".png")
+    names = (
+        os.fsdecode(b"caf\xe9 #1%.png"),
+        "a.png",
+        *(f"{'x' * 250}{suffix}" for suffix in (".png", ".jpg")),
+        "\u732b" * 83 + ".png",
+    )
     for name in names:
         write_photograph(tmp_path / "images" / name)
     command(tmp_path, "--save-raw")
@@ -243,7 +256,9 @@ def test_pictures_of_any_shape_take_little_room(model, tmp_path, height, width):
         with PIL.Image.open(tmp_path / "out" / kind / "a.png") as image:
             assert image.width <= 6 * (room + panels.GAP)
             assert image.height <= 2 * (panels.MAX_ASPECT * room + 200)
-    frame, high = re.findall(r"--ratio: (\d+) / (\d+)", (tmp_path / "out" / "index.html").read_text(encoding="utf-8"))[0]
+    frame, high = re.findall(r"--ratio: (\d+) / (\d+)", (tmp_path / "out" / "index.html").read_text(encoding="utf-8"))[
+        0
+    ]
     assert int(high) <= 1.5 + panels.MAX_ASPECT * int(frame)
     assert read(tmp_path / "out" / "semseg" / "a.png")[1].shape == (height, width)
 
@@ -326,7 +341,9 @@ def test_classes_may_be_named_of_tasks_that_choose_none(model, tmp_path):
     assert read(tmp_path / "out" / "sal" / "a.png")[0] == "RGB"
     assert read(tmp_path / "out" / "sal" / "a.png")[1][20, 0].min() > 100  # salient, where the photograph is red
     blended = read(tmp_path / "out" / "overlay" / "a.png")[1]
-    assert blended[panels.TITLE + 100, panels.TILE + panels.GAP + 300].tolist() == pytest.approx([0, 0, 100], abs=4)  # black over blue
+    assert blended[panels.TITLE + 100, panels.TILE + panels.GAP + 300].tolist() == pytest.approx(
+        [0, 0, 100], abs=4
+    )  # black over blue
 
 
 def test_an_adapter_with_its_base(model, tmp_path, monkeypatch):
@@ -386,7 +403,11 @@ def test_a_model(made, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "told"),
-    [("backbone", "a bare backbone without tasks"), ("nowhere", "nowhere is not a model folder"), ("", "is not a model folder")],
+    [
+        ("backbone", "a bare backbone without tasks"),
+        ("nowhere", "nowhere is not a model folder"),
+        ("", "is not a model folder"),
+    ],
 )
 def test_what_is_no_model(made, tmp_path, name, told):
     images(tmp_path)

@@ -116,13 +116,19 @@ METHODS["gains"] = Gains
 def toy_command(folder, module, *flags):
     program = "import toys\nfrom mtlora_jax import cli\nimport importlib\n"
     program += f"cli.run(importlib.import_module('mtlora_jax.{module}').main)"
-    done = subprocess.run([sys.executable, "-c", program, *flags], cwd=folder, env=environment(folder), capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *flags], cwd=folder, env=environment(folder), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stdout
 
 
 def environment(folder):
-    return os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "XLA_FLAGS": "--xla_backend_optimization_level=0", "COLUMNS": "200"}
+    return os.environ | {
+        "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "COLUMNS": "200",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -132,16 +138,24 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("backbone", "method"), [("toy", "gains"), ("toy", "mtlora"), ("toy", "full"), ("swin", "gains")])
+@pytest.mark.parametrize(
+    ("backbone", "method"), [("toy", "gains"), ("toy", "mtlora"), ("toy", "full"), ("swin", "gains")]
+)
 def test_a_toy_trains_by_the_real_command(folder, backbone, method):
     text = (folder / "micro.py").read_text()
     if backbone == "toy":
         start = text.index("        config.backbone = ")
-        text = text[:start] + '        config.backbone = {"name": "toy", "width": 4}\n' + text[text.index("\n", start) + 1 :]
+        text = (
+            text[:start]
+            + '        config.backbone = {"name": "toy", "width": 4}\n'
+            + text[text.index("\n", start) + 1 :]
+        )
     name = f"{backbone}_{method}"
     (folder / f"{name}.py").write_text(text)
     config, workdir = f"--config={folder / name}.py:{method}", folder / f"run_{name}"
-    toy_command(folder, "main", config, f"--workdir={workdir}", "--config.epochs=1", "--config.optimizer.warmup_epochs=0.0")
+    toy_command(
+        folder, "main", config, f"--workdir={workdir}", "--config.epochs=1", "--config.optimizer.warmup_epochs=0.0"
+    )
     log = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in log if "loss" in line]
     assert len(losses) >= 2

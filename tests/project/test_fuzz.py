@@ -43,7 +43,9 @@ def said(folder: pathlib.Path) -> str:
 
 
 def end_in_one_line(arguments: list[str], environment: dict[str, str]) -> None:
-    done = subprocess.run([sys.executable, "-m", *arguments], env=environment, capture_output=True, text=True, timeout=60 * MINUTES)
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments], env=environment, capture_output=True, text=True, timeout=60 * MINUTES
+    )
     told = [line for line in done.stderr.splitlines() if not line.startswith(WORDS_OF_LIBRARIES)]
     assert done.returncode == 2, done.stderr
     assert len(told) == 1, done.stderr

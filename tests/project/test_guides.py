@@ -24,7 +24,9 @@ from mtlora_jax.methods import METHODS
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-COMMAND = re.compile(r"python -m ((?:mtlora_jax|tfds_pascal_context)[\w.]*)((?:\\\n|[^\n`])*)")  # up to the end of the line or of the code
+COMMAND = re.compile(
+    r"python -m ((?:mtlora_jax|tfds_pascal_context)[\w.]*)((?:\\\n|[^\n`])*)"
+)  # up to the end of the line or of the code
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*(?=[=\s\])]|$)")
 CONFIG_KEY = re.compile(r"--config\.([a-z][\w.]*)")
 
@@ -38,7 +40,9 @@ QUICKLY = {
 def run(guide: str, folder: pathlib.Path, **environment: str) -> None:
     command = [sys.executable, SUPPORT / "run_guide.py", ROOT / "docs" / guide]
     environment = {**os.environ, **QUICKLY, **environment}
-    done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     assert done.returncode == 0, done.stdout
 
 
@@ -69,7 +73,10 @@ def test_notebook_is_small_and_whole(path):
     assert path.stat().st_size < 500_000
     cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
     counts = [cell["execution_count"] for cell in cells]
-    assert counts in (list(range(1, len(cells) + 1)), [None] * len(cells))  # its outputs are those of one run, or there are none
+    assert counts in (
+        list(range(1, len(cells) + 1)),
+        [None] * len(cells),
+    )  # its outputs are those of one run, or there are none
     assert not [output for cell in cells for output in cell["outputs"] if output["output_type"] == "error"]
 
 
@@ -131,7 +138,12 @@ def commands() -> dict[str, set[str]]:
 
 
 def test_commands_are_found():
-    assert {"mtlora_jax.main", "mtlora_jax.convert", "mtlora_jax.predict", "tfds_pascal_context.build"} <= commands().keys()
+    assert {
+        "mtlora_jax.main",
+        "mtlora_jax.convert",
+        "mtlora_jax.predict",
+        "tfds_pascal_context.build",
+    } <= commands().keys()
     assert {"--config", "--workdir", "--mode", "--coordinator_address"} <= commands()["mtlora_jax.main"]
 
 
@@ -148,7 +160,9 @@ def test_commands_take_the_flags_that_documents_give_them(module, monkeypatch, c
 def keys(config, prefix: str = "") -> set[str]:
     """Dotted names of all values and groups."""
     groups = {name: value for name, value in config.items() if hasattr(value, "items")}
-    return {prefix + name for name in config} | set().union(*(keys(value, f"{prefix}{name}.") for name, value in groups.items()))
+    return {prefix + name for name in config} | set().union(
+        *(keys(value, f"{prefix}{name}.") for name, value in groups.items())
+    )
 
 
 def test_keys_of_configs_that_documents_name_exist():

@@ -16,7 +16,9 @@ LAUNCH = ROOT / "launch"
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
 
 
-def run(script: str, *flags: str, path: pathlib.Path, stand_ins: dict[str, str], **environment: str) -> tuple[int, list[str]]:
+def run(
+    script: str, *flags: str, path: pathlib.Path, stand_ins: dict[str, str], **environment: str
+) -> tuple[int, list[str]]:
     """(exit code, commands that were called, with their arguments) of a script of launch/. `stand_ins` are {command: bash}."""
     called = path / "called"
     called.touch()
@@ -25,7 +27,9 @@ def run(script: str, *flags: str, path: pathlib.Path, stand_ins: dict[str, str],
         command.write_text(f'#!/usr/bin/env bash\necho "{name} $*" >> {called}\n{body}\n')
         command.chmod(0o755)
     environment = os.environ | {"PATH": f"{path}:{os.environ['PATH']}"} | environment
-    done = subprocess.run([LAUNCH / script, *flags], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [LAUNCH / script, *flags], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
     return done.returncode, called.read_text().splitlines()
 
 
@@ -42,7 +46,13 @@ def test_scripts_are_sound(script):
 
 @pytest.mark.parametrize(
     ("code", "state", "requeued"),
-    [(0, "RUNNING", False), (2, "RUNNING", False), (134, "RUNNING", False), (143, "RUNNING", True), (143, "COMPLETING", False)],
+    [
+        (0, "RUNNING", False),
+        (2, "RUNNING", False),
+        (134, "RUNNING", False),
+        (143, "RUNNING", True),
+        (143, "COMPLETING", False),
+    ],
 )
 def test_a_slurm_job_is_requeued_when_it_was_asked_to_stop(tmp_path, code, state, requeued):
     stand_ins = {"srun": f"exit {code}", "squeue": f"echo {state}", "scontrol": ""}
@@ -77,7 +87,12 @@ def test_processes_of_a_slurm_job_find_each_other(tmp_path):
     python.write_text(f"#!/usr/bin/env bash\nexec {sys.executable} {tmp_path / 'program.py'} {tmp_path / 'process'}\n")
     python.chmod(0o755)
     (tmp_path / "program.py").write_text(PROGRAM)
-    variables = {"SLURM_JOB_ID": str(os.getpid()), "PYTHON": str(python), "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    variables = {
+        "SLURM_JOB_ID": str(os.getpid()),
+        "PYTHON": str(python),
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+    }
     variables["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
     code, _ = run("slurm.sh", path=tmp_path, stand_ins={"srun": SRUN}, **variables)
     assert code == 0
@@ -105,12 +120,16 @@ esac
 def test_a_preempted_tpu_is_made_again(tmp_path, code):
     gcloud = GCLOUD.replace("{path}", str(tmp_path)).replace("{code}", str(code))
     flags = ["name", "zone", "v5litepod-16", "v2-alpha-tpuv5-lite", "--config=a b.py", "--workdir=/shared/run"]
-    ended, called = run("tpu_vm.sh", *flags, path=tmp_path, stand_ins={"gcloud": gcloud}, REPOSITORY="https://x/y", PAUSE="0")
+    ended, called = run(
+        "tpu_vm.sh", *flags, path=tmp_path, stand_ins={"gcloud": gcloud}, REPOSITORY="https://x/y", PAUSE="0"
+    )
     assert ended == code
     verbs = [line.split()[4] for line in called]
     made = ["create", "ssh", "ssh"]  # and mounted, installed
     assert verbs == ["describe", *made, "ssh", "describe", "delete", *made, "ssh"]
-    assert called[-1].endswith(r"--command=cd mtlora_jax && .venv/bin/python -m mtlora_jax.main --config=a\ b.py --workdir=/shared/run")
+    assert called[-1].endswith(
+        r"--command=cd mtlora_jax && .venv/bin/python -m mtlora_jax.main --config=a\ b.py --workdir=/shared/run"
+    )
     assert all("name --zone=zone" in line for line in called)
 
 
@@ -130,7 +149,11 @@ def test_kubernetes_job_agrees_with_itself_and_the_program():
     [container] = pod["containers"]
     rows, columns = map(int, pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"))
     assert spec["completionMode"] == "Indexed"
-    assert spec["completions"] == spec["parallelism"] == rows * columns / container["resources"]["limits"]["google.com/tpu"]
+    assert (
+        spec["completions"]
+        == spec["parallelism"]
+        == rows * columns / container["resources"]["limits"]["google.com/tpu"]
+    )
     assert pod["subdomain"] == service["metadata"]["name"]
     assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}

@@ -86,7 +86,9 @@ def imports_of(node: ast.AST) -> set[str]:
 
 def imports_at_start(tree: ast.Module) -> set[str]:
     """As `imports_of`, without those inside of functions, which break circles."""
-    return imports_of(ast.Module([node for node in tree.body if not isinstance(node, ast.FunctionDef | ast.ClassDef)], []))
+    return imports_of(
+        ast.Module([node for node in tree.body if not isinstance(node, ast.FunctionDef | ast.ClassDef)], [])
+    )
 
 
 def own_modules(names: set[str]) -> set[str]:
@@ -138,12 +140,18 @@ def test_nothing_imports_what_comes_later(path):
     assert not later
 
 
-@pytest.mark.parametrize(("room", "path"), [(room, path) for room in INSIDE for path in sorted((PACKAGE / room).rglob("*.py"))], ids=str)
+@pytest.mark.parametrize(
+    ("room", "path"), [(room, path) for room in INSIDE for path in sorted((PACKAGE / room).rglob("*.py"))], ids=str
+)
 def test_nothing_inside_a_room_imports_what_comes_later(room, path):
     order = numbered(INSIDE[room])
     module = path.relative_to(PACKAGE / room).parts[0].removesuffix(".py")
     names = [name.split(".") for name in imports_at_start(ast.parse(path.read_text()))]
-    imported = {name[2] if name[2] in order else "__init__" for name in names if name[:2] == ["mtlora_jax", room] and len(name) > 2}
+    imported = {
+        name[2] if name[2] in order else "__init__"
+        for name in names
+        if name[:2] == ["mtlora_jax", room] and len(name) > 2
+    }
     later = {other for other in imported if order[other] > order[module]}
     assert not later
 

@@ -10,14 +10,53 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for package in PACKAGES for pat
 
 # The last words of calls that open a file, or make something of its contents.
 OPENING = {
-    *("open", "fdopen", "FileIO", "read_text", "write_text", "read_bytes", "write_bytes", "fromfile", "memmap", "tofile"),
-    *("imread", "imdecode", "imreadmulti", "imwrite", "loadmat", "loadtxt", "genfromtxt", "savetxt", "safe_open", "load_file", "save_file"),
+    *(
+        "open",
+        "fdopen",
+        "FileIO",
+        "read_text",
+        "write_text",
+        "read_bytes",
+        "write_bytes",
+        "fromfile",
+        "memmap",
+        "tofile",
+    ),
+    *(
+        "imread",
+        "imdecode",
+        "imreadmulti",
+        "imwrite",
+        "loadmat",
+        "loadtxt",
+        "genfromtxt",
+        "savetxt",
+        "safe_open",
+        "load_file",
+        "save_file",
+    ),
 }
 FULL = {
-    *("json.load", "json.loads", "json.dump", "np.load", "np.save", "np.savez", "np.savez_compressed", "pickle.load", "pickle.loads"),
+    *(
+        "json.load",
+        "json.loads",
+        "json.dump",
+        "np.load",
+        "np.save",
+        "np.savez",
+        "np.savez_compressed",
+        "pickle.load",
+        "pickle.loads",
+    ),
     *("torch.load", "torch.save", "safetensors.numpy.load", "safetensors.numpy.save", "yaml.load", "yaml.safe_load"),
 }
-OURS = ("files", "weights", "arrays", "image_files", "checkpoint_reader")  # modules whose functions are meant to be called
+OURS = (
+    "files",
+    "weights",
+    "arrays",
+    "image_files",
+    "checkpoint_reader",
+)  # modules whose functions are meant to be called
 
 # {file: {call: why it is there}}
 ALLOWED = {
@@ -26,10 +65,19 @@ ALLOWED = {
     ),
     "mtlora_jax/io/locks.py": {"os.open": "locks are descriptors"},
     "mtlora_jax/io/image_files.py": dict.fromkeys(("PIL.Image.open", "cv2.imdecode"), "the place of pictures"),
-    "mtlora_jax/io/weights.py": dict.fromkeys(("safetensors.numpy.load_file", "safetensors.numpy.save_file"), "the place of weights"),
+    "mtlora_jax/io/weights.py": dict.fromkeys(
+        ("safetensors.numpy.load_file", "safetensors.numpy.save_file"), "the place of weights"
+    ),
     "mtlora_jax/io/arrays.py": dict.fromkeys(("np.load", "np.lib.format.open_memmap"), "the place of arrays"),
     "mtlora_jax/convert/checkpoint_reader.py": dict.fromkeys(
-        ("torch.load", "safetensors.numpy.load_file", "safetensors.safe_open", "zipfile.ZipFile.open", "archive.open", "path.open"),
+        (
+            "torch.load",
+            "safetensors.numpy.load_file",
+            "safetensors.safe_open",
+            "zipfile.ZipFile.open",
+            "archive.open",
+            "path.open",
+        ),
         "the place of checkpoints of others",
     ),
     "mtlora_jax/convert/torchfile.py": {"torch.load": "the place of pickles: weights_only"},
@@ -49,26 +97,46 @@ ALLOWED = {
     "mtlora_jax/distributed/sharding.py": {"json.loads": "what another process of ours sent"},
     "mtlora_jax/io/output_folder.py": {"np.savez_compressed": "into memory"},
     "mtlora_jax/benchmark/timing.py": {"pathlib.Path('/proc/self/clear_refs').write_text": "a switch of the system"},
-    "mtlora_jax/export/__main__.py": {"importlib.resources.files(export).joinpath(export.LOADER).read_text": "a resource of the package"},
+    "mtlora_jax/export/__main__.py": {
+        "importlib.resources.files(export).joinpath(export.LOADER).read_text": "a resource of the package"
+    },
     "mtlora_jax/export/load.py": dict.fromkeys(
-        ("(folder / 'weights.safetensors').read_bytes", "(folder / 'model.jax_export').read_bytes", "json.loads", "np.load", "np.savez")
+        (
+            "(folder / 'weights.safetensors').read_bytes",
+            "(folder / 'model.jax_export').read_bytes",
+            "json.loads",
+            "np.load",
+            "np.savez",
+        )
         + ("(folder / 'metadata.json').read_text",),
         "runs without this package",
     ),
     "benchmarks/sweep.py": {"json.loads": "what our own command printed"},
-    "tfds_pascal_context/convert.py": dict.fromkeys(("json.loads", "cached.open", "temporary.write_bytes"), "its own cache"),
-    "tfds_pascal_context/download.py": dict.fromkeys(("path.open", "part.open"), "an archive of gigabytes, part by part")
+    "tfds_pascal_context/convert.py": dict.fromkeys(
+        ("json.loads", "cached.open", "temporary.write_bytes"), "its own cache"
+    ),
+    "tfds_pascal_context/download.py": dict.fromkeys(
+        ("path.open", "part.open"), "an archive of gigabytes, part by part"
+    )
     | {"CHECKSUMS.read_text": "a resource of the package"},
     "tfds_pascal_context/dummy.py": {"path.read_bytes": "its own files", "np.save": "its own files"},
     "tfds_pascal_context/workers.py": {"pickle.loads": "what a process of its own sent"},
-    "tfds_pascal_context/source.py": {"tarfile.open": "members are checked one by one", "path.read_bytes": "our own sources"},
+    "tfds_pascal_context/source.py": {
+        "tarfile.open": "members are checked one by one",
+        "path.read_bytes": "our own sources",
+    },
 }
 
 
 def calls_of(tree: ast.AST) -> list[str]:
     """What is called to open something, as it is written."""
     names = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    own = {alias.asname or alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    own = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
     own |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     return [name for name in names if is_opening(name) and name not in own and name.split(".")[0] not in OURS]
 

@@ -40,27 +40,40 @@ def multitask(head="hrnet", **method):
 def weights(architecture, seed=0):
     """Random numbers, different for every tensor, in the shapes of the model."""
     rng = np.random.default_rng(seed)
-    return {path: rng.normal(size=v.shape).astype(np.float32) for path, v in parameters.variables(build(architecture)).items()}
+    return {
+        path: rng.normal(size=v.shape).astype(np.float32)
+        for path, v in parameters.variables(build(architecture)).items()
+    }
 
 
 def torch_layout(path, x):
     """Name and value of a tensor as PyTorch has it: `weight`, outputs first."""
     if x.ndim == 2 and not path.endswith("table"):
         x = x.T
-    return re.sub(r"\.(kernel|scale)$", ".weight", path), np.ascontiguousarray(x.transpose(3, 2, 0, 1) if x.ndim == 4 else x)
+    return re.sub(r"\.(kernel|scale)$", ".weight", path), np.ascontiguousarray(
+        x.transpose(3, 2, 0, 1) if x.ndim == 4 else x
+    )
 
 
 def official(arrays):
     state = dict(torch_layout(path.removeprefix("backbone."), x) for path, x in arrays.items())
     width = state["layers.3.blocks.0.norm1.weight"].shape[0]
-    extra = {"norm.weight": np.ones(width), "norm.bias": np.zeros(width), "head.weight": np.ones((3, width)), "head.bias": np.zeros(3)}
+    extra = {
+        "norm.weight": np.ones(width),
+        "norm.bias": np.zeros(width),
+        "head.weight": np.ones((3, width)),
+        "head.bias": np.zeros(3),
+    }
     index = {"layers.0.blocks.0.attn.relative_position_index": np.zeros((16, 16), np.int64)}
     return state | extra | index
 
 
 def timm(arrays):
     state = {key.replace("head.", "head.fc."): x for key, x in official(arrays).items() if "index" not in key}
-    return {re.sub(r"layers\.(\d)\.downsample", lambda m: f"layers.{int(m[1]) + 1}.downsample", key): x for key, x in state.items()}
+    return {
+        re.sub(r"layers\.(\d)\.downsample", lambda m: f"layers.{int(m[1]) + 1}.downsample", key): x
+        for key, x in state.items()
+    }
 
 
 HUGGING_FACE = {

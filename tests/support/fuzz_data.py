@@ -30,7 +30,10 @@ from tfds_pascal_context.pascal_context import PascalRaw
 def labels(folder: pathlib.Path) -> Kind:
     """PNG labels of every task."""
     tasks = make_tasks(("semseg", "human_parts", "normals", "depth"))
-    tasks |= {f"sal {encoding}": make_tasks(["sal"])["sal"].__class__(encoding=encoding) for encoding in ("0/255", "0/1/255", "grey")}
+    tasks |= {
+        f"sal {encoding}": make_tasks(["sal"])["sal"].__class__(encoding=encoding)
+        for encoding in ("0/255", "0/1/255", "grey")
+    }
     rng = np.random.default_rng(0)
     classes = rng.integers(0, 4, (12, 17))
     palette = PIL.Image.fromarray(classes.astype(np.uint8))
@@ -54,7 +57,9 @@ def as_pillow(task: Task) -> Check:
     def check(label: np.ndarray, data: bytes, path: pathlib.Path) -> None:
         with PIL.Image.open(io.BytesIO(data)) as image:
             assert label.shape[:2] == (image.height, image.width)
-            if b"acTL" in data or b"fcTL" in data:  # Pillow is strict about the further pictures of a moving one, which nobody asks for
+            if (
+                b"acTL" in data or b"fcTL" in data
+            ):  # Pillow is strict about the further pictures of a moving one, which nobody asks for
                 return
             with contextlib.suppress(SyntaxError):  # about a profile of colours
                 image.load()
@@ -64,7 +69,11 @@ def as_pillow(task: Task) -> Check:
         with contextlib.suppress(zlib.error):  # a checksum behind the last row
             assert (
                 data[28]
-                or len(zlib.decompressobj().decompress(b"".join(content for kind, content in image_files._chunks(data) if kind == b"IDAT")))
+                or len(
+                    zlib.decompressobj().decompress(
+                        b"".join(content for kind, content in image_files._chunks(data) if kind == b"IDAT")
+                    )
+                )
                 >= image.height * row
             )
         stored = pixels // stretched if pixels.dtype != bool else pixels.astype(np.uint8)
@@ -117,7 +126,12 @@ def photos(folder: pathlib.Path) -> Kind:
 
 def predict_image(path: pathlib.Path) -> list[str]:
     write_model(path.parent / "model")
-    return ["mtlora_jax.predict", f"--model={path.parent / 'model'}", f"--images={path}", f"--output={path.parent / 'out'}"]
+    return [
+        "mtlora_jax.predict",
+        f"--model={path.parent / 'model'}",
+        f"--images={path}",
+        f"--output={path.parent / 'out'}",
+    ]
 
 
 def arrays(folder: pathlib.Path) -> Kind:
@@ -158,7 +172,13 @@ def arrays(folder: pathlib.Path) -> Kind:
 
     def command(path: pathlib.Path) -> list[str]:
         shutil.copy(path, folder / "NYUD_MT/depth/0001.npy")
-        return ["tfds_pascal_context.verify", "--dataset=nyud", f"--manual_dir={folder / 'NYUD_MT'}", "--allow_partial", "--workers=1"]
+        return [
+            "tfds_pascal_context.verify",
+            "--dataset=nyud",
+            f"--manual_dir={folder / 'NYUD_MT'}",
+            "--allow_partial",
+            "--workers=1",
+        ]
 
     return Kind({f"{name}.npy": saved(array) for name, array in genuine.items()}, mutations.of_npy, ways, command)
 
@@ -200,7 +220,12 @@ def archives(folder: pathlib.Path) -> Kind:
         with tarfile.open(fileobj=buffers[-1], mode="w", format=format) as archive:
             for name in (layout.IMAGES, layout.LISTS, layout.SAL):
                 for path in sorted((folder / "PASCAL_MT" / name).glob("*[n1]*")):
-                    archive.add(path, f"PASCAL_MT/{name}/{path.name}" if format == tarfile.GNU_FORMAT else f"{'é' * 60}/{name}/{path.name}")
+                    archive.add(
+                        path,
+                        f"PASCAL_MT/{name}/{path.name}"
+                        if format == tarfile.GNU_FORMAT
+                        else f"{'é' * 60}/{name}/{path.name}",
+                    )
     shutil.rmtree(folder / "PASCAL_MT")
     work = folder / "work"
 
@@ -223,10 +248,19 @@ def archives(folder: pathlib.Path) -> Kind:
         assert {item.name for item in folder.parent.iterdir()} <= {"world", "inputs", "results.jsonl", "said.txt"}
 
     def command(path: pathlib.Path) -> list[str]:
-        flags = [f"--manual_dir={path}", f"--data_dir={folder / 'built'}", "--tasks=sal", "--workers=1", "--allow_partial"]
+        flags = [
+            f"--manual_dir={path}",
+            f"--data_dir={folder / 'built'}",
+            "--tasks=sal",
+            "--workers=1",
+            "--allow_partial",
+        ]
         return ["tfds_pascal_context.build", *flags]
 
-    genuine = {"gnu.tgz": gzip.compress(buffers[0].getvalue(), mtime=0), "pax.tgz": gzip.compress(buffers[1].getvalue(), mtime=0)}
+    genuine = {
+        "gnu.tgz": gzip.compress(buffers[0].getvalue(), mtime=0),
+        "pax.tgz": gzip.compress(buffers[1].getvalue(), mtime=0),
+    }
     ways = [Way(lambda path: source.open_raw(PascalRaw, path, ["sal"], work, lambda line: None), check)]
     return Kind(genuine, mutations.of_archive, ways, command, after)
 
@@ -239,14 +273,20 @@ def lists(folder: pathlib.Path) -> Kind:
     raw = PascalRaw(folder / "PASCAL_MT")
 
     def opened(path: pathlib.Path) -> Any:
-        return raw.ids()["train"] if "PASCAL_MT" in path.parts else FolderDataset(folder / "data", "train", ["semseg", "sal"])
+        return (
+            raw.ids()["train"]
+            if "PASCAL_MT" in path.parts
+            else FolderDataset(folder / "data", "train", ["semseg", "sal"])
+        )
 
     def check(found: Any, data: bytes, path: pathlib.Path) -> None:
         ids = found if isinstance(found, list) else found.ids
         assert ids
         assert len(set(ids)) == len(ids)
         if isinstance(found, list):
-            assert all(id_.isascii() and raw.image(id_).resolve().parent == (raw.root / raw.images).resolve() for id_ in ids)
+            assert all(
+                id_.isascii() and raw.image(id_).resolve().parent == (raw.root / raw.images).resolve() for id_ in ids
+            )
             return
         assert all((folder / "data/images" / f"{id_}.png").is_file() for id_ in ids)
         assert found.tasks["sal"].encoding == "0/255"

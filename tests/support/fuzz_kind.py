@@ -52,7 +52,10 @@ EXTRA = {
     "classes": {"semseg": ["red", "green", "blue"]},
     "scores": {"semseg/mIoU": 31.5, "sal/mIoU": None, "delta_m": -1.25},
     "step": 12,
-    "training": {"command": "python -m mtlora_jax.main", "config": {"epochs": 2, "data": {"name": "folder", "eval_split": "val"}}},
+    "training": {
+        "command": "python -m mtlora_jax.main",
+        "config": {"epochs": 2, "data": {"name": "folder", "eval_split": "val"}},
+    },
     "converted_from": {"file": "swin_tiny_patch4_window7_224.pth", "format": "swin"},
 }
 

@@ -60,7 +60,11 @@ def tensors(folder: pathlib.Path) -> Kind:
         fits(found)
 
     def command(path: pathlib.Path) -> list[str]:
-        return ["mtlora_jax.convert", str(path if path.name != model_folder.WEIGHTS else path.parent), str(folder / "out")]
+        return [
+            "mtlora_jax.convert",
+            str(path if path.name != model_folder.WEIGHTS else path.parent),
+            str(folder / "out"),
+        ]
 
     genuine = {str(path.relative_to(folder)): path.read_bytes(), "small.safetensors": small}
     return Kind(genuine, mutations.of_safetensors, [Way(load, check), Way(load, check)], command)
@@ -122,12 +126,19 @@ def logs(folder: pathlib.Path) -> Kind:
         assert found.last_step is None or 0 <= found.last_step <= 5
         assert all(isinstance(value, float | int) for value in found.scores.values())
 
-    ways = [Way(lambda path: read_log(path.parent), check), Way(read_lines, check), Way(kept, same_up_to_five), Way(history, looks_right)]
+    ways = [
+        Way(lambda path: read_log(path.parent), check),
+        Way(read_lines, check),
+        Way(kept, same_up_to_five),
+        Way(history, looks_right),
+    ]
 
     def command(path: pathlib.Path) -> list[str]:
         return ["mtlora_jax.plot", str(path.parent), f"--output={folder / 'curves.png'}"]
 
-    return Kind({"log.jsonl": "".join(json.dumps(line) + "\n" for line in lines).encode()}, mutations.of_log, ways, command)
+    return Kind(
+        {"log.jsonl": "".join(json.dumps(line) + "\n" for line in lines).encode()}, mutations.of_log, ways, command
+    )
 
 
 def runs(folder: pathlib.Path) -> Kind:
@@ -156,7 +167,11 @@ def runs(folder: pathlib.Path) -> Kind:
 def foreign(folder: pathlib.Path) -> Kind:
     """Checkpoints of others: weights with the config.json of the Hub, in one file or several."""
     state = checkpoints.timm(checkpoints.weights(checkpoints.BARE))
-    described = {"architecture": "swin_tiny_patch4_window7_224", "pretrained_cfg": {"input_size": [3, 224, 224]}, "num_classes": 3}
+    described = {
+        "architecture": "swin_tiny_patch4_window7_224",
+        "pretrained_cfg": {"input_size": [3, 224, 224]},
+        "num_classes": 3,
+    }
     halves = {f"model-{number}-of-2.safetensors": dict(list(state.items())[number - 1 :: 2]) for number in (1, 2)}
     index = {"metadata": {"total_size": 1}, "weight_map": {key: name for name, part in halves.items() for key in part}}
     for name in ("one", "two"):
@@ -167,7 +182,8 @@ def foreign(folder: pathlib.Path) -> Kind:
         checkpoints.saved(folder / "two", part, name)
     (folder / "two/model.safetensors.index.json").write_text(json.dumps(index))
     genuine = {
-        name: (folder / name).read_bytes() for name in ("one/model.safetensors", "one/config.json", "two/model.safetensors.index.json")
+        name: (folder / name).read_bytes()
+        for name in ("one/model.safetensors", "one/config.json", "two/model.safetensors.index.json")
     }
 
     def check(found: Any, data: bytes, path: pathlib.Path) -> None:

@@ -80,7 +80,11 @@ def main(name: str, folder: pathlib.Path, count: int) -> None:
 
 def bound() -> None:
     """Sets bounds of memory, and of time where no signal gets through."""
-    taken = next(int(line.split()[1]) * 1024 for line in pathlib.Path("/proc/self/status").read_text().splitlines() if "VmData" in line)
+    taken = next(
+        int(line.split()[1]) * 1024
+        for line in pathlib.Path("/proc/self/status").read_text().splitlines()
+        if "VmData" in line
+    )
     resource.setrlimit(resource.RLIMIT_DATA, (taken + MEMORY, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**30, 2**30))
 
@@ -113,7 +117,11 @@ def outcome_of(way: Way, data: bytes, path: pathlib.Path) -> tuple[str, str]:
 
 def words_after(start: int) -> list[str]:
     """What was printed on stderr from a position on, but for the libraries that OpenCV lets print what they like."""
-    return [line for line in words(start) if not line.startswith(("libpng ", "Corrupt JPEG", "Warning: unknown JFIF", "Inconsistent"))]
+    return [
+        line
+        for line in words(start)
+        if not line.startswith(("libpng ", "Corrupt JPEG", "Warning: unknown JFIF", "Inconsistent"))
+    ]
 
 
 def words(start: int) -> list[str]:
@@ -131,7 +139,11 @@ def judged(error: UserError, path: pathlib.Path, warned: list[str]) -> tuple[str
         f"came with {warned}": bool(warned),
     }
     wrong = [complaint for complaint, holds in complaints.items() if holds]
-    return (f"the message {', '.join(wrong)}", f"{line!r}\n{''.join(traceback.format_exception(error))}") if wrong else ("refused", line)
+    return (
+        (f"the message {', '.join(wrong)}", f"{line!r}\n{''.join(traceback.format_exception(error))}")
+        if wrong
+        else ("refused", line)
+    )
 
 
 if __name__ == "__main__":

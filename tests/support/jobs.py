@@ -36,7 +36,9 @@ def call_with_devices(devices: int, file: str, function: str, *arguments: str) -
         "PYTHONPATH": os.pathsep.join(map(str, (path.parent, SUPPORT, ROOT))),
     }
     program = f"import sys, {path.stem}; {path.stem}.{function}(*sys.argv[1:])"
-    done = subprocess.run([sys.executable, "-c", program, *arguments], env=os.environ | more, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], env=os.environ | more, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -46,16 +48,27 @@ class Job:
 
     def __init__(self, base: pathlib.Path, workdir: str, devices: int, processes: int, *flags: str):
         self.workdir = base / workdir
-        command = [sys.executable, "-m", "mtlora_jax.main", f"--config={base / 'micro.py'}", f"--workdir={self.workdir}", *flags]
+        command = [
+            sys.executable,
+            "-m",
+            "mtlora_jax.main",
+            f"--config={base / 'micro.py'}",
+            f"--workdir={self.workdir}",
+            *flags,
+        ]
         if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
             command.append(f"--compile_cache={base / 'compiled'}")
-        together = [f"--coordinator_address=localhost:{free_port()}", f"--num_processes={processes}"] if processes > 1 else []
+        together = (
+            [f"--coordinator_address=localhost:{free_port()}", f"--num_processes={processes}"] if processes > 1 else []
+        )
         self._outputs = [(base / f"{workdir}.{i}.out", base / f"{workdir}.{i}.err") for i in range(processes)]
         self.processes = []
         for i, (out, err) in enumerate(self._outputs):
             number = [f"--process_id={i}"] if together else []
             with out.open("w") as stdout, err.open("w") as stderr:
-                process = subprocess.Popen([*command, *together, *number], env=environment(devices), stdout=stdout, stderr=stderr)
+                process = subprocess.Popen(
+                    [*command, *together, *number], env=environment(devices), stdout=stdout, stderr=stderr
+                )
             self.processes.append(process)
 
     def wait(self, seconds: float = 1500) -> list[int]:

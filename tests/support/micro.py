@@ -18,7 +18,9 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 TASKS = {"semseg": 3, "sal": 1, "normals": 3}
 
 
-def architecture(method: str = "mtlora", tasks: Sequence[str] = tuple(TASKS), stages: int = 2, **options) -> dict[str, Any]:
+def architecture(
+    method: str = "mtlora", tasks: Sequence[str] = tuple(TASKS), stages: int = 2, **options
+) -> dict[str, Any]:
     """One or two stages with shifted windows and task streams after blocks of both kinds; `options` are those of the method."""
     if method == "mtlora":
         task_rank = {"semseg": [1, 2][:stages], "sal": 2, "normals": [3, 1][:stages]}
@@ -51,7 +53,9 @@ def random_arrays(architecture: dict[str, Any], seed: int = 0) -> dict[str, np.n
     """Weights of which none is zero, as after training."""
     rng = np.random.default_rng(seed)
     initial = parameters.arrays(fresh(architecture, seed))
-    return {path: value + 0.1 * np.abs(rng.normal(size=value.shape)).astype(np.float32) for path, value in initial.items()}
+    return {
+        path: value + 0.1 * np.abs(rng.normal(size=value.shape)).astype(np.float32) for path, value in initial.items()
+    }
 
 
 def holding(architecture: dict[str, Any], arrays: dict[str, np.ndarray]) -> nnx.Module:

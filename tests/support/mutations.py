@@ -117,7 +117,11 @@ def of_lines(rng: random.Random, data: bytes, other: bytes) -> bytes:
         "drop": lines[:at] + lines[at + 1 :],
         "repeat": lines[: at + 1] + lines[at:],
         "move": [*lines[at:], *lines[:at]],
-        "odd": [*lines[:at], lines[at][: rng.randrange(len(lines[at]) + 1)] + rng.choice(ODD_TEXTS) + lines[at], *lines[at + 1 :]],
+        "odd": [
+            *lines[:at],
+            lines[at][: rng.randrange(len(lines[at]) + 1)] + rng.choice(ODD_TEXTS) + lines[at],
+            *lines[at + 1 :],
+        ],
         "new": [*lines[:at], rng.choice(ODD_TEXTS), *lines[at:]],
         "case": [*lines[:at], lines[at].upper(), *lines[at + 1 :]],
     }
@@ -157,10 +161,16 @@ def changed(rng: random.Random, value: Any) -> Any:
     key = rng.choice(list(keys))
     if rng.random() < 0.2:
         if isinstance(value, list):
-            return rng.choice((value[:key] + value[key + 1 :], value * 2, [*value, rng.choice(ODD_VALUES)], value[::-1]))
+            return rng.choice(
+                (value[:key] + value[key + 1 :], value * 2, [*value, rng.choice(ODD_VALUES)], value[::-1])
+            )
         without = {name: part for name, part in value.items() if name != key}
         return rng.choice(
-            (without, {**without, rng.choice(ODD_TEXTS): value[key]}, {**value, rng.choice(ODD_TEXTS): rng.choice(ODD_VALUES)})
+            (
+                without,
+                {**without, rng.choice(ODD_TEXTS): value[key]},
+                {**value, rng.choice(ODD_TEXTS): rng.choice(ODD_VALUES)},
+            )
         )
     new = changed(rng, value[key])
     return {**value, key: new} if isinstance(value, dict) else [*value[:key], new, *value[key + 1 :]]
@@ -179,11 +189,15 @@ def _instead_of(rng: random.Random, value: Any) -> Any:
     return rng.choice(ways)
 
 
-def inside(parts: Callable[[bytes], tuple[list[Any], Callable[[list[Any]], bytes]]], damage: Callable[..., list[Any]]) -> Damage:
+def inside(
+    parts: Callable[[bytes], tuple[list[Any], Callable[[list[Any]], bytes]]], damage: Callable[..., list[Any]]
+) -> Damage:
     """Damage to the parts of a container, which is put together again soundly. What is no such container any more is damaged as bytes."""
 
     def damaged(rng: random.Random, data: bytes, other: bytes) -> bytes:
-        with contextlib.suppress(ValueError, IndexError, KeyError, struct.error, zlib.error, OSError, EOFError, OverflowError):
+        with contextlib.suppress(
+            ValueError, IndexError, KeyError, struct.error, zlib.error, OSError, EOFError, OverflowError
+        ):
             taken, join = parts(data)
             return join(damage(rng, taken, parts(other)[0]))
         return of_bytes(rng, data, other)
@@ -209,20 +223,25 @@ def _png(data: bytes) -> tuple[list[Any], Callable[[list[Any]], bytes]]:
     def join(chunks: list[tuple[bytes, bytes]]) -> bytes:
         packed = [(kind, zlib.compress(content) if kind == b"IDAT" else content) for kind, content in chunks]
         return data[:8] + b"".join(
-            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content)) for kind, content in packed
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+            for kind, content in packed
         )
 
     return list(_chunks(data)), join
 
 
-def _some_chunk(rng: random.Random, chunks: list[tuple[bytes, bytes]], others: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+def _some_chunk(
+    rng: random.Random, chunks: list[tuple[bytes, bytes]], others: list[tuple[bytes, bytes]]
+) -> list[tuple[bytes, bytes]]:
     at = rng.randrange(len(chunks))
     kind, content = chunks[at]
     extra = (
         rng.choice((b"PLTE", b"tRNS", b"gAMA", b"iCCP", b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"acTL", b"fcTL", b"abCd")),
         rng.randbytes(26),
     )
-    new = rng.choice((content, of_bytes(rng, content, content), of_bytes(rng, content, content), flip(rng, content, content)))
+    new = rng.choice(
+        (content, of_bytes(rng, content, content), of_bytes(rng, content, content), flip(rng, content, content))
+    )
     return rng.choice((
         [*chunks[:at], (kind, new), *chunks[at + 1 :]],
         [*chunks[:at], (kind, new), *chunks[at + 1 :]],
@@ -235,7 +254,9 @@ def _gzip(data: bytes) -> tuple[list[bytes], Callable[[list[bytes]], bytes]]:
     """The blocks of a tar file, whose headers get their checksums."""
 
     def join(blocks: list[bytes]) -> bytes:
-        return gzip.compress(b"".join(_summed(block) if block[257:262] == b"ustar" else block for block in blocks), mtime=0)
+        return gzip.compress(
+            b"".join(_summed(block) if block[257:262] == b"ustar" else block for block in blocks), mtime=0
+        )
 
     content = gzip.decompress(data)
     return [content[at : at + 512] for at in range(0, len(content), 512)], join
@@ -250,7 +271,9 @@ def _some_blocks(rng: random.Random, blocks: list[bytes], others: list[bytes]) -
     headers = [index for index, block in enumerate(blocks) if block[257:262] == b"ustar"]
     at = rng.choice(headers) if headers and rng.random() < 0.8 else rng.randrange(len(blocks))
     block = blocks[at]
-    size = rng.choice((b"%011o\0" % rng.choice((0, 1, 511, 10**6, 8**11 - 1)), b"\x80" + rng.randbytes(11), b"\xff" * 12))
+    size = rng.choice(
+        (b"%011o\0" % rng.choice((0, 1, 511, 10**6, 8**11 - 1)), b"\x80" + rng.randbytes(11), b"\xff" * 12)
+    )
     kinds = tuple(b"01234567gxLKSDNVX\0")
     return rng.choice((
         [*blocks[:at], block[:124] + size + block[136:], *blocks[at + 1 :]],
@@ -280,7 +303,10 @@ def _mat(data: bytes) -> tuple[list[bytes], Callable[[list[bytes]], bytes]]:
 
 def _npy(data: bytes) -> tuple[list[bytes], Callable[[list[bytes]], bytes]]:
     (size,) = struct.unpack_from("<H", data, 8)
-    return [data[10 : 10 + size], data[10 + size :]], lambda parts: data[:8] + struct.pack("<H", len(parts[0])) + b"".join(parts)
+    return [
+        data[10 : 10 + size],
+        data[10 + size :],
+    ], lambda parts: data[:8] + struct.pack("<H", len(parts[0])) + b"".join(parts)
 
 
 def _npy_header(rng: random.Random, parts: list[bytes], others: list[bytes]) -> list[bytes]:
@@ -316,7 +342,9 @@ def _npy_header(rng: random.Random, parts: list[bytes], others: list[bytes]) -> 
     )
     order = rng.choice(("False", "True", "True", "1"))
     header = f"{{'descr': {rng.choice(types)}, 'fortran_order': {order}, 'shape': {rng.choice(shapes)}, }}\n".encode()
-    return rng.choice(([header, parts[1]], [parts[0].replace(b"False", b"True"), parts[1]], _some_part(rng, parts, others)))
+    return rng.choice(
+        ([header, parts[1]], [parts[0].replace(b"False", b"True"), parts[1]], _some_part(rng, parts, others))
+    )
 
 
 def _safetensors(data: bytes) -> tuple[list[bytes], Callable[[list[bytes]], bytes]]:
@@ -335,4 +363,6 @@ of_npy = several(of_bytes, inside(_npy, _npy_header))
 of_safetensors = several(of_bytes, *[inside(_safetensors, _tensors)] * 3)
 of_text = several(of_lines, of_lines, of_bytes)
 of_json_file = several(*[of_json] * 5, of_bytes)
-of_log = several(of_lines, of_bytes, lambda rng, data, other: b"\n".join(_some_part(rng, data.split(b"\n"), [b"{}"], of_json)))
+of_log = several(
+    of_lines, of_bytes, lambda rng, data, other: b"\n".join(_some_part(rng, data.split(b"\n"), [b"{}"], of_json))
+)

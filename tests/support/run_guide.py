@@ -48,7 +48,9 @@ def run(guide: pathlib.Path) -> None:
         print(f"--- {where}: {block.kind}", flush=True)
         named = FILE.match(block.text)
         if block.kind == "text":
-            assert shows(block.text, printed), f"{where} shows what was not printed by the block before it:\n{block.text}"
+            assert shows(block.text, printed), (
+                f"{where} shows what was not printed by the block before it:\n{block.text}"
+            )
         elif block.kind == "diff":
             subprocess.run(["git", "apply"], input=block.text, text=True, check=True)
         elif block.kind == "python" and named:
@@ -80,7 +82,9 @@ RUN = {"python": in_python, "bash": in_shell}
 def shows(shown: str, printed: str) -> bool:
     """Whether the lines of `shown` were printed, one after the other."""
     lines = [r"(.*\n)*" if line.strip() == "..." else re.escape(plain(line)) + r"\n" for line in shown.splitlines()]
-    return re.search(r"(?m)^" + "".join(lines), "".join(plain(line) + "\n" for line in printed.splitlines())) is not None
+    return (
+        re.search(r"(?m)^" + "".join(lines), "".join(plain(line) + "\n" for line in printed.splitlines())) is not None
+    )
 
 
 def plain(line: str) -> str:

@@ -12,13 +12,20 @@ import PIL.Image
 
 CLASSES = ("background", "red", "green", "blue")
 COLOURS = np.array([(60, 60, 60), (220, 40, 40), (40, 220, 40), (40, 40, 220)], np.uint8)
-DIRECTIONS = np.array([(0, 0, 1), (0.6, 0, 0.8), (0, 0.6, 0.8), (-0.6, 0, 0.8)], np.float32)  # surface normal of each class
+DIRECTIONS = np.array(
+    [(0, 0, 1), (0.6, 0, 0.8), (0, 0.6, 0.8), (-0.6, 0, 0.8)], np.float32
+)  # surface normal of each class
 METRES = np.array([8, 2, 4, 6], np.float32)  # depth of each class
 TASKS = ("semseg", "human_parts", "sal", "normals", "edge", "depth")
 
 
 def write_tiny_dataset(
-    root: pathlib.Path, tasks: Sequence[str] = TASKS, train: int = 6, val: int = 5, size: tuple[int, int] = (40, 56), seed: int = 0
+    root: pathlib.Path,
+    tasks: Sequence[str] = TASKS,
+    train: int = 6,
+    val: int = 5,
+    size: tuple[int, int] = (40, 56),
+    seed: int = 0,
 ) -> pathlib.Path:
     """Writes `train` + `val` pictures of `size` = (H, W): two coloured rectangles on grey. Returns `root`."""
     rng = np.random.default_rng(seed)
@@ -33,7 +40,9 @@ def write_tiny_dataset(
             _save(root / "images" / f"{name}.png", (COLOURS[classes] + noise).astype(np.uint8))
             for task in tasks:
                 _save(root / task / f"{name}.png", _label(task, classes))
-    (root / "classes.json").write_text(json.dumps({task: CLASSES for task in tasks if task in ("semseg", "human_parts")}))
+    (root / "classes.json").write_text(
+        json.dumps({task: CLASSES for task in tasks if task in ("semseg", "human_parts")})
+    )
     return root
 
 
@@ -68,11 +77,16 @@ def png(pixels: Sequence[Sequence[int]] | np.ndarray, bits: int, palette: bool =
     """A PNG of so many bits per pixel, 1 to 16, that stores these values, grey or as indices of a palette."""
     rows = np.asarray(pixels)
     height, width = rows.shape
-    packed = np.unpackbits(rows.astype(">u2").view(np.uint8).reshape(height, width, 2), axis=2)[..., 16 - bits :]  # (H, W, bits)
+    packed = np.unpackbits(rows.astype(">u2").view(np.uint8).reshape(height, width, 2), axis=2)[
+        ..., 16 - bits :
+    ]  # (H, W, bits)
     lines = np.packbits(packed.reshape(height, -1), axis=1)
     chunks = {b"IHDR": struct.pack(">IIBBBBB", width, height, bits, 3 if palette else 0, 0, 0, 0)}
     if palette:
         chunks[b"PLTE"] = np.random.default_rng(0).integers(0, 256, 3 * 2**bits).astype(np.uint8).tobytes()
     chunks |= {b"IDAT": zlib.compress(b"".join(b"\0" + line.tobytes() for line in lines)), b"IEND": b""}
-    parts = [struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks.items()]
+    parts = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks.items()
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)

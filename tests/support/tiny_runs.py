@@ -18,7 +18,12 @@ import safetensors.numpy
 from tiny_data import write_tiny_dataset
 
 STEPS = 24  # 8 epochs of 6 images in batches of 2
-CLOCK = ("images_per_second", "input_wait", "memory/host_gb", "memory/device_gb")  # entries of the log that no two runs share
+CLOCK = (
+    "images_per_second",
+    "input_wait",
+    "memory/host_gb",
+    "memory/device_gb",
+)  # entries of the log that no two runs share
 CONFIG = """
 from mtlora_jax.defaults import default, of_any_type
 
@@ -54,19 +59,30 @@ def prepare(folder: pathlib.Path, **changes: Any) -> pathlib.Path:
     """Writes a data set and a config, `micro.py`, with some keys changed; returns `folder`."""
     write_tiny_dataset(folder / "data")
     lines = "".join(f"    config.{key.replace('__', '.')} = {value!r}\n" for key, value in changes.items())
-    text = CONFIG.replace("ROOT", repr(str(folder / "data"))).replace("    return config\n", f"{lines}    return config\n")
+    text = CONFIG.replace("ROOT", repr(str(folder / "data"))).replace(
+        "    return config\n", f"{lines}    return config\n"
+    )
     (folder / "micro.py").write_text(text)
     return folder
 
 
 def command(base: pathlib.Path, workdir: str | pathlib.Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "mtlora_jax.main", f"--config={base / 'micro.py'}", f"--workdir={base / workdir}", *more]
+    return [
+        sys.executable,
+        "-m",
+        "mtlora_jax.main",
+        f"--config={base / 'micro.py'}",
+        f"--workdir={base / workdir}",
+        *more,
+    ]
 
 
 def run(base: pathlib.Path, workdir: str | pathlib.Path, *more: str, environment: dict[str, str] | None = None) -> str:
     """Runs to the end and returns what was printed, errors and warnings of the libraries among it."""
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    done = subprocess.run(command(base, workdir, *more), **pipe, env=os.environ | {"PYTHONUNBUFFERED": "1"} | (environment or {}))
+    done = subprocess.run(
+        command(base, workdir, *more), **pipe, env=os.environ | {"PYTHONUNBUFFERED": "1"} | (environment or {})
+    )
     assert done.returncode == 0, done.stdout
     return done.stdout
 
@@ -88,7 +104,9 @@ def printed_by(base: pathlib.Path, workdir: str | pathlib.Path) -> str:
     return (base / f"{pathlib.Path(workdir).name}.out").read_text()
 
 
-def wait_until(happened: Callable[[], bool], process: subprocess.Popen | None = None, seconds: float = 300, pause: float = 0.002) -> None:
+def wait_until(
+    happened: Callable[[], bool], process: subprocess.Popen | None = None, seconds: float = 300, pause: float = 0.002
+) -> None:
     """Returns when something has happened; fails if the process ends before, or after too long."""
     deadline = time.monotonic() + seconds
     while not happened():

@@ -8,7 +8,13 @@ import scipy.sparse
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from mtlora_jax.tasks import make_tasks
-from mtlora_jax.tasks.boundary_metrics import THRESHOLDS, boundary_sums, compute_boundary_metrics, count_matches, suppress_non_maxima
+from mtlora_jax.tasks.boundary_metrics import (
+    THRESHOLDS,
+    boundary_sums,
+    compute_boundary_metrics,
+    count_matches,
+    suppress_non_maxima,
+)
 
 
 def mask_of(*points, shape=(12, 12)):

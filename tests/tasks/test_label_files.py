@@ -37,7 +37,9 @@ def test_class_maps_keep_palette_indices(name, tmp_path):
 
 
 @pytest.mark.parametrize("palette", [False, True])
-@pytest.mark.parametrize(("bits", "values"), [(1, [0, 1]), (2, [0, 1, 2, 3]), (4, [0, 6, 1, 15]), (8, [0, 20, 255]), (16, [0, 20, 255])])
+@pytest.mark.parametrize(
+    ("bits", "values"), [(1, [0, 1]), (2, [0, 1, 2, 3]), (4, [0, 6, 1, 15]), (8, [0, 20, 255]), (16, [0, 20, 255])]
+)
 def test_class_maps_are_read_as_they_are_stored(bits, values, palette):
     if palette and bits == 16:
         return
@@ -56,7 +58,9 @@ def test_class_maps_of_16_bits_with_a_wrong_value():
 def test_class_maps_with_a_wrong_value(name, allowed, tmp_path):
     assert decode(name, save(tmp_path / "right.png", np.full((2, 2), allowed, np.uint8))).max() == allowed
     path = save(tmp_path / "wrong.png", np.array([[0, allowed + 1]], np.uint8))
-    with pytest.raises(UserError, match=rf"wrong.png: {name} has the value {allowed + 1}; expected 0 to {allowed}, or 255"):
+    with pytest.raises(
+        UserError, match=rf"wrong.png: {name} has the value {allowed + 1}; expected 0 to {allowed}, or 255"
+    ):
         decode(name, path)
 
 

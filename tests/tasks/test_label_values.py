@@ -24,11 +24,23 @@ SAME = {  # what the six training files hold: what labels then are
     "nothing": ([[0]] * 6, [[0]] * 6),
 }
 MIXED = {  # files that disagree: what is told of them
-    "0/1 and 0/255": ([[0, 255]] * 5 + [[0, 1]], r"train5.png: sal has the values 0, 1, but .*png has 0, 255; expected one meaning"),
-    "255 of 0/1": ([[0, 1]] * 5 + [[0, 255]], r"train5.png: sal has the values 0, 255, but .*png has 0, 1; expected one meaning"),
+    "0/1 and 0/255": (
+        [[0, 255]] * 5 + [[0, 1]],
+        r"train5.png: sal has the values 0, 1, but .*png has 0, 255; expected one meaning",
+    ),
+    "255 of 0/1": (
+        [[0, 1]] * 5 + [[0, 255]],
+        r"train5.png: sal has the values 0, 255, but .*png has 0, 1; expected one meaning",
+    ),
     "0/255 and one 0/1/255": ([[0, 255]] * 5 + [[0, 1, 255]], r"train5.png: sal has the values 0, 1, 255, but"),
-    "grey and 0/1": ([GREY] * 5 + [[0, 1]], r"train5.png: sal has the values 0, 1, but .* has 0, 3, 20, 60, 90, ..., 255"),
-    "three values": ([[0, 128, 255]] * 6, r"sal has the values 0, 128, 255; expected 0 and 255, or 0 and 1, or .*; labels.json"),
+    "grey and 0/1": (
+        [GREY] * 5 + [[0, 1]],
+        r"train5.png: sal has the values 0, 1, but .* has 0, 3, 20, 60, 90, ..., 255",
+    ),
+    "three values": (
+        [[0, 128, 255]] * 6,
+        r"sal has the values 0, 128, 255; expected 0 and 255, or 0 and 1, or .*; labels.json",
+    ),
     "class numbers": ([[0, 1, 2, 5, 9]] * 6, r"sal has the values 0, 1, 2, 5, 9; expected"),
     "many class numbers": ([list(range(20))] * 6, r"sal has the values 0, 1, 2, 3, 4, ..., 19; expected"),
 }
@@ -60,7 +72,10 @@ def test_one_meaning_for_all_files(root, case, task):
     dataset = FolderDataset(put(root, values, task), "train", [task])
     assert first_row(dataset, task, values) == expected
     assert FolderDataset(root, "val", [task]).tasks[task] == dataset.tasks[task]
-    assert Labels(root, make_tasks([task])).read(task, root / "train1.jpg", (12, 24))[0, : len(values[1])].tolist() == expected[1]
+    assert (
+        Labels(root, make_tasks([task])).read(task, root / "train1.jpg", (12, 24))[0, : len(values[1])].tolist()
+        == expected[1]
+    )
 
 
 @pytest.mark.parametrize("case", MIXED)
@@ -75,7 +90,9 @@ def test_a_few_that_disagree_are_bad_examples(tmp_path):
     put(root, [[0, 255]] * 39 + [[0, 1, 255]])
     dataset = FolderDataset(root, "train", ["sal"])
     assert dataset[38]["sal"][0, :2].tolist() == [0, 1]
-    with pytest.raises(UserError, match=r"sal/train39.png: has the values 0, 1, 255; expected 0 no, 255 yes, as in all the data set"):
+    with pytest.raises(
+        UserError, match=r"sal/train39.png: has the values 0, 1, 255; expected 0 no, 255 yes, as in all the data set"
+    ):
         dataset[39]
 
 

@@ -46,7 +46,9 @@ def numpy_loss(name, logits, label):
     if name in ("sal", "edge"):
         probability, positive = 1 / (1 + np.exp(-logits[..., 0][valid])), label[valid] == 1
         weight = 0.95 if name == "edge" else 1 - positive.mean()
-        return (-weight * np.log(probability[positive]).sum() - (1 - weight) * np.log(1 - probability[~positive]).sum()) / valid.sum()
+        return (
+            -weight * np.log(probability[positive]).sum() - (1 - weight) * np.log(1 - probability[~positive]).sum()
+        ) / valid.sum()
     prediction = unit(logits) if name == "normals" else logits[..., 0]
     return np.abs(prediction - label)[valid].mean()
 
@@ -71,8 +73,12 @@ def test_balanced_cross_entropy_by_hand():
     logits = np.zeros((1, 1, 5, 1), np.float32)  # every pixel costs log 2
     label = np.array([[[1, 0, 0, 0, IGNORE]]], np.uint8)
     # Weight 3/4 on one positive, 1/4 on each of three negatives, over four valid pixels.
-    assert float(losses.balanced_cross_entropy(logits, label)) == pytest.approx((0.75 + 3 * 0.25) / 4 * math.log(2), rel=FLOAT32)
-    assert float(losses.balanced_cross_entropy(logits, label, 0.95)) == pytest.approx((0.95 + 3 * 0.05) / 4 * math.log(2), rel=FLOAT32)
+    assert float(losses.balanced_cross_entropy(logits, label)) == pytest.approx(
+        (0.75 + 3 * 0.25) / 4 * math.log(2), rel=FLOAT32
+    )
+    assert float(losses.balanced_cross_entropy(logits, label, 0.95)) == pytest.approx(
+        (0.95 + 3 * 0.05) / 4 * math.log(2), rel=FLOAT32
+    )
 
 
 def test_balance_is_that_of_the_whole_batch_not_of_each_image():
@@ -142,7 +148,9 @@ def test_extreme_logits_neither_overflow_nor_lose_the_gradient(name, weight):
 
 def test_normals_loss_sees_only_the_direction_and_survives_none():
     logits, label = random_case("normals")
-    assert float(LOSSES["normals"](1000 * logits, label)[0]) == pytest.approx(float(LOSSES["normals"](logits, label)[0]), rel=FLOAT32)
+    assert float(LOSSES["normals"](1000 * logits, label)[0]) == pytest.approx(
+        float(LOSSES["normals"](logits, label)[0]), rel=FLOAT32
+    )
     logits[0] = 0
     loss, gradient = LOSSES["normals"](logits, label)
     assert np.isfinite(float(loss))

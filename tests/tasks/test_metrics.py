@@ -26,7 +26,9 @@ def arrays():
     with np.load(SCORES / "batches.npz") as file:
         return {
             name: (
-                file[f"logits/{name}"] if f"logits/{name}" in file else np.eye(task.channels, dtype=np.float32)[file[f"class/{name}"]],
+                file[f"logits/{name}"]
+                if f"logits/{name}" in file
+                else np.eye(task.channels, dtype=np.float32)[file[f"class/{name}"]],
                 file[f"label/{name}"],
             )
             for name, task in make_tasks(tiny_data.TASKS).items()
@@ -130,7 +132,10 @@ def test_score_does_not_depend_on_batching_nor_on_padding(name, arrays):
     whole = score(name, logits, label)
     for batch_size in (1, 4):
         assert score(name, logits, label, batch_size) == pytest.approx(whole, rel=2e-7)
-    padded = np.concatenate([logits, logits[:4]]), np.concatenate([label, 1 - label[:4]])  # what pads is wrong, yet masked out
+    padded = (
+        np.concatenate([logits, logits[:4]]),
+        np.concatenate([label, 1 - label[:4]]),
+    )  # what pads is wrong, yet masked out
     assert score(name, *padded, 8, np.arange(IMAGES + 4) < IMAGES) == pytest.approx(whole, rel=2e-7)
     ignored = np.concatenate([label, np.full_like(label[:4], IGNORE)])
     assert score(name, padded[0], ignored, 8) == pytest.approx(whole, rel=2e-7)
@@ -144,7 +149,9 @@ def test_ignored_pixels_count_nowhere(name, arrays):
     before = score(name, logits, label)
     logits[:, 10:30] = logits[:, 30:50]
     assert score(name, logits, label) == before
-    assert score(name, np.delete(logits, range(10, 30), axis=1), np.delete(label, range(10, 30), axis=1)) == pytest.approx(before, rel=2e-7)
+    assert score(
+        name, np.delete(logits, range(10, 30), axis=1), np.delete(label, range(10, 30), axis=1)
+    ) == pytest.approx(before, rel=2e-7)
 
 
 def test_perfect_and_absent_classes():
@@ -223,7 +230,9 @@ def test_notes_are_about_scores_that_exist(name, arrays):
     scores = score(name, *arrays[name])
     if task.has_native_resolution_metrics:
         label = np.eye(16, dtype=np.uint8)
-        scores |= task.compute_native_resolution_metrics(task.native_resolution_sums(label[..., None].astype(np.float32), label, 0.01))
+        scores |= task.compute_native_resolution_metrics(
+            task.native_resolution_sums(label[..., None].astype(np.float32), label, 0.01)
+        )
     assert task.metric_notes.keys() <= scores.keys()
 
 
@@ -248,13 +257,26 @@ TABLE_1 = ("semseg", "human_parts", "sal", "normals")
 def test_mean_score():
     """Each task counts by its share of the best possible score, so a bad start of one does not outweigh the others."""
     tasks = make_tasks(["semseg", "sal", "normals", "edge", "depth"])
-    scores = {"semseg/mIoU": 40.0, "sal/mIoU": 60.0, "normals/mean": 30.0, "edge/loss": 0.1, "depth/rmse": 3.0, "sal/maxF": 99.0}
+    scores = {
+        "semseg/mIoU": 40.0,
+        "sal/mIoU": 60.0,
+        "normals/mean": 30.0,
+        "edge/loss": 0.1,
+        "depth/rmse": 3.0,
+        "sal/maxF": 99.0,
+    }
     assert aggregate.mean_score(scores, tasks) == pytest.approx((0.4 + 0.6 + 0.5 + 0.5 + 0.25) / 5)
     assert aggregate.add_ranking_score(scores, tasks, {}) == scores | {"mean_score": pytest.approx(0.45)}
     assert aggregate.add_ranking_score(scores, tasks, {"depth": 4.0}) == scores | {"delta_m": pytest.approx(25)}
     perfect = {"semseg/mIoU": 100.0, "sal/mIoU": 100.0, "normals/mean": 0.0, "edge/loss": 0.0, "depth/rmse": 0.0}
     assert aggregate.mean_score(perfect, tasks) == 1
-    hopeless = {"semseg/mIoU": 0.0, "sal/mIoU": 0.0, "normals/mean": 180.0, "edge/loss": 1e9, "depth/rmse": float("inf")}
+    hopeless = {
+        "semseg/mIoU": 0.0,
+        "sal/mIoU": 0.0,
+        "normals/mean": 180.0,
+        "edge/loss": 1e9,
+        "depth/rmse": float("inf"),
+    }
     assert 0 < aggregate.mean_score(hopeless, tasks) < 0.05
     assert np.isnan(aggregate.mean_score(perfect | {"sal/mIoU": float("nan")}, tasks))
 

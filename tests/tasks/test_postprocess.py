@@ -34,7 +34,9 @@ def test_normals_have_length_one_and_face_the_viewer_where_there_is_none():
 
 
 def test_depth_is_in_metres():
-    np.testing.assert_array_equal(mtlora_jax.postprocess("depth", np.float32([[[1.5], [2]]]))["depth"], np.float32([[1.5, 2]]))
+    np.testing.assert_array_equal(
+        mtlora_jax.postprocess("depth", np.float32([[[1.5], [2]]]))["depth"], np.float32([[1.5, 2]])
+    )
 
 
 @pytest.mark.parametrize("lead", LEAD)

@@ -53,7 +53,8 @@ def known(label):
 def test_recipe():
     """Channels, loss weights and primary scores of the published recipe."""
     table = {
-        name: (task.channels, task.weight, task.primary_metric, task.higher_is_better) for name, task in make_tasks(tiny_data.TASKS).items()
+        name: (task.channels, task.weight, task.primary_metric, task.higher_is_better)
+        for name, task in make_tasks(tiny_data.TASKS).items()
     }
     assert table == {
         "semseg": (21, 1, "mIoU", True),
@@ -66,7 +67,9 @@ def test_recipe():
 
 
 def test_make_tasks():
-    tasks = make_tasks(["sal", "semseg"], {"semseg": ["sky", "ground"], "sal": ["background", "person"], "depth": ["unused"]})
+    tasks = make_tasks(
+        ["sal", "semseg"], {"semseg": ["sky", "ground"], "sal": ["background", "person"], "depth": ["unused"]}
+    )
     assert list(tasks) == ["sal", "semseg"]
     assert tasks["semseg"].channels == 2
     assert tasks["semseg"].classes == ("sky", "ground")
@@ -140,7 +143,11 @@ def test_labels_hold_what_they_held_after_the_whole_chain(name):
         np.testing.assert_allclose(np.linalg.norm(moved[known(moved)], axis=-1), 1, atol=LENGTH)
     else:
         values = {*label.ravel(), label.dtype.type(IGNORE)}
-        assert values.issuperset(moved.ravel()) if name != "depth" else np.isclose(moved.ravel()[:, None], sorted(values)).any(axis=1).all()
+        assert (
+            values.issuperset(moved.ravel())
+            if name != "depth"
+            else np.isclose(moved.ravel()[:, None], sorted(values)).any(axis=1).all()
+        )
 
 
 @pytest.mark.parametrize("name", tiny_data.TASKS)
@@ -162,7 +169,9 @@ def test_a_ball_looks_the_same_however_it_is_turned(degrees, scale):
     size = 65
     moved = moved_by("normals", sphere(size), degrees=degrees, scale=scale)
     expected = np.full_like(moved, IGNORE)
-    shrunk = TASKS["normals"]().resize(sphere(size), (round((size - 1) * scale) + 1,) * 2) if scale != 1 else sphere(size)
+    shrunk = (
+        TASKS["normals"]().resize(sphere(size), (round((size - 1) * scale) + 1,) * 2) if scale != 1 else sphere(size)
+    )
     start = (size - len(shrunk)) // 2
     expected[start : start + len(shrunk), start : start + len(shrunk)] = shrunk
     moved, expected = finished("normals", moved), finished("normals", expected)
@@ -236,7 +245,9 @@ def test_compact_normals_give_the_loss_and_the_scores_of_the_vectors():
     compact, mask = task.to_device_format(label)[None], np.ones(1, bool)
     assert float(task.loss(logits, compact)) == pytest.approx(float(task.loss(logits, label[None])), abs=STEP)
     scores = [
-        task.compute_metrics({name: np.asarray(value, np.float64) for name, value in task.metric_sums(logits, given, mask).items()})
+        task.compute_metrics(
+            {name: np.asarray(value, np.float64) for name, value in task.metric_sums(logits, given, mask).items()}
+        )
         for given in (compact, label[None])
     ]
     assert scores[0]["mean"] == pytest.approx(scores[1]["mean"], abs=math.degrees(LENGTH))
@@ -272,7 +283,15 @@ def test_a_human_part_map_without_parts_says_nothing():
 
 
 def test_pictures_of_classes_use_the_colours_of_pascal_voc():
-    colours = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 8: (64, 0, 0), 15: (192, 128, 128), 20: (0, 64, 128), IGNORE: (224, 224, 192)}
+    colours = {
+        0: (0, 0, 0),
+        1: (128, 0, 0),
+        2: (0, 128, 0),
+        8: (64, 0, 0),
+        15: (192, 128, 128),
+        20: (0, 64, 128),
+        IGNORE: (224, 224, 192),
+    }
     label = np.array([list(colours)], np.uint8)
     np.testing.assert_array_equal(TASKS["semseg"]().visualize(label)[0], list(colours.values()))
     logits = np.eye(21)[label[:, :-1]]
@@ -305,7 +324,9 @@ def test_pictures_of_label_and_of_a_perfect_prediction_are_alike():
             "depth": lambda label: label[..., None],
         }.get(name, lambda label: (200.0 * label - 100)[..., None])(label)
         there = known(label) if name == "normals" else label != IGNORE
-        np.testing.assert_array_equal(TASKS[name]().visualize(label)[there], TASKS[name]().visualize(logits)[there], err_msg=name)
+        np.testing.assert_array_equal(
+            TASKS[name]().visualize(label)[there], TASKS[name]().visualize(logits)[there], err_msg=name
+        )
 
 
 def test_normal_pictures_are_what_label_files_hold(tmp_path):

@@ -81,15 +81,23 @@ def pax(**records):
 
 HOSTILE = {
     "a bomb in a photograph": (gzip.compress(claims(2**31)) + zeros(2**11), "has 2147483648 bytes; expected at most"),
-    "a bomb that nobody wants": (gzip.compress(claims(2**40, name="other/x")) + zeros(60), "it unpacks to more than 33554432 bytes"),
-    "a bomb behind the end": (gzip.compress(tar(file("JPEGImages/x.jpg"))) + zeros(60), "it unpacks to more than 33554432 bytes"),
+    "a bomb that nobody wants": (
+        gzip.compress(claims(2**40, name="other/x")) + zeros(60),
+        "it unpacks to more than 33554432 bytes",
+    ),
+    "a bomb behind the end": (
+        gzip.compress(tar(file("JPEGImages/x.jpg"))) + zeros(60),
+        "it unpacks to more than 33554432 bytes",
+    ),
     "a bomb of many small files": (
         gzip.compress(b"".join(file(f"JPEGImages/{n}")[0].tobuf() + bytes(512) for n in range(300))),
         "more than 200 members",
     ),
     "four terabytes that are not there": (sparse(), "has 4398046511104 bytes"),
     "sparse by an extension": (
-        pax(GNU_sparse_major=b"0", GNU_sparse_minor=b"1", GNU_sparse_map=b"0,1", GNU_sparse_size=b"4398046511104") + claims(1) + bytes(512),
+        pax(GNU_sparse_major=b"0", GNU_sparse_minor=b"1", GNU_sparse_map=b"0,1", GNU_sparse_size=b"4398046511104")
+        + claims(1)
+        + bytes(512),
         "has 4398046511104 bytes",
     ),
     "a size by an extension": (pax(size=b"4398046511104") + claims(1) + bytes(512), "has 4398046511104 bytes"),
@@ -98,8 +106,14 @@ HOSTILE = {
         tar(file("JPEGImages/x"), file("JPEGImages/x/y.jpg")),
         "its file 'JPEGImages/x/y.jpg': Not a directory|File exists",
     ),
-    "a file in place of a folder": (tar(file("JPEGImages/x/y.jpg"), file("JPEGImages/x")), "its file 'JPEGImages/x': Is a directory|."),
-    "a NUL in a name": (pax(path=b"JPEGImages/a\0b.jpg") + claims(0), "its file 'JPEGImages/a.x00b.jpg': embedded null"),
+    "a file in place of a folder": (
+        tar(file("JPEGImages/x/y.jpg"), file("JPEGImages/x")),
+        "its file 'JPEGImages/x': Is a directory|.",
+    ),
+    "a NUL in a name": (
+        pax(path=b"JPEGImages/a\0b.jpg") + claims(0),
+        "its file 'JPEGImages/a.x00b.jpg': embedded null",
+    ),
     "a long name": (tar(file("JPEGImages/" + "a" * 300)), "its file 'JPEGImages/aaa.*: File name too long"),
     "a long path": (tar(file("JPEGImages/" + "a/" * 3000)), "has no place in this data set"),
     "a name that climbs": (tar(file("JPEGImages/../../../../../evil.jpg")), "evil.jpg' has no place in this data set"),
@@ -108,7 +122,10 @@ HOSTILE = {
     "a long extension for all": (extension(tarfile.XGLTYPE, 2**30), "it has a header of 1073741824 bytes"),
     "a long name by GNU": (extension(tarfile.GNUTYPE_LONGNAME, 2**30), "it has a header of 1073741824 bytes"),
     "extensions of extensions": (pax(comment=b"x") * 5000, "recursion|."),
-    "no images": (tar((header("PASCAL_MT/JPEGImages/x.jpg", type=tarfile.SYMTYPE, linkname="/etc/passwd"), b"")), "holds no JPEGImages/"),
+    "no images": (
+        tar((header("PASCAL_MT/JPEGImages/x.jpg", type=tarfile.SYMTYPE, linkname="/etc/passwd"), b"")),
+        "holds no JPEGImages/",
+    ),
     "devices": (tar((header("PASCAL_MT/JPEGImages/x.jpg", type=tarfile.CHRTYPE), b"")), "holds no JPEGImages/"),
     "noise": (bytes(range(256)) * 40, "."),
     "nothing": (b"", "."),
@@ -124,8 +141,13 @@ def test_one_line_and_nothing_left(tmp_path, case, monkeypatch):
     path.parent.mkdir()
     path.write_bytes(content if content.startswith(b"\x1f\x8b") else gzip.compress(content))
     start = time.monotonic()
-    for call in (lambda: build(path, tmp_path / "data", ["sal"], 1, allow_partial=True), lambda: verify_raw(path, ["sal"], 1)):
-        with pytest.raises(UserError, match=rf"PASCAL_MT\.tgz: (cannot be unpacked \(.*({reason}).*\)|{reason}|holds no)") as caught:
+    for call in (
+        lambda: build(path, tmp_path / "data", ["sal"], 1, allow_partial=True),
+        lambda: verify_raw(path, ["sal"], 1),
+    ):
+        with pytest.raises(
+            UserError, match=rf"PASCAL_MT\.tgz: (cannot be unpacked \(.*({reason}).*\)|{reason}|holds no)"
+        ) as caught:
             call()
         assert "\n" not in str(caught.value)
         assert len(str(caught.value)) < 600
@@ -151,7 +173,10 @@ def test_odd_but_whole_archives_are_read(tmp_path, case):
     with tarfile.open(tmp_path / "PASCAL_MT.tgz", "w:gz", format=tarfile.PAX_FORMAT) as archive:
         for _ in range(2):  # the same files twice are none too many
             for path in sorted(DUMMY.rglob("*.*")):
-                member, content = header(f"{top}{path.relative_to(DUMMY)}", path.stat().st_size, **fields), path.read_bytes()
+                member, content = (
+                    header(f"{top}{path.relative_to(DUMMY)}", path.stat().st_size, **fields),
+                    path.read_bytes(),
+                )
                 archive.addfile(member, io.BytesIO(content))
     opened = source.open_raw(PascalRaw, tmp_path / "PASCAL_MT.tgz", PascalRaw.tasks, tmp_path / "work", print)
     for path in DUMMY.rglob("*.*"):
@@ -181,7 +206,9 @@ def test_the_bound_grows_with_the_archive_up_to_that_of_the_data_set(tmp_path, m
 def test_a_command_ends_with_one_line(tmp_path):
     (tmp_path / "PASCAL_MT.tgz").write_bytes(gzip.compress(sparse()))
     flags = [f"--manual_dir={tmp_path}", f"--data_dir={tmp_path / 'data'}", "--workers=1"]
-    done = subprocess.run([sys.executable, "-m", "tfds_pascal_context.build", *flags], cwd=PACKAGE.parent, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tfds_pascal_context.build", *flags], cwd=PACKAGE.parent, capture_output=True, text=True
+    )
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: {tmp_path}/PASCAL_MT.tgz: cannot be unpacked (its file 'JPEGImages/x.jpg' has")

@@ -33,14 +33,18 @@ def test_labels_are_those_of_the_files(tmp_path):
     assert [example["image_id"] for example in examples] == [b"0001", b"0002"]
     for example in examples:
         image_id = example["image_id"].decode()
-        stored = {folder: np.load(DUMMY / "NYUD_MT" / folder / f"{image_id}.npy") for folder in ("normals", "edge", "depth")}
+        stored = {
+            folder: np.load(DUMMY / "NYUD_MT" / folder / f"{image_id}.npy") for folder in ("normals", "edge", "depth")
+        }
         classes = np.array(PIL.Image.open(DUMMY / "NYUD_MT/segmentation" / f"{image_id}.png"))
         assert 0 in classes or image_id == "0002"
         semseg = example["semseg"][..., 0]
         np.testing.assert_array_equal(semseg, np.where(classes == 0, 255, classes.astype(int) - 1))
         np.testing.assert_array_equal(example["edge"][..., 0], 255 * stored["edge"])
         assert example["depth"].dtype == np.uint16
-        np.testing.assert_allclose(example["depth"][..., 0] / 1000, stored["depth"], atol=0.0005001)  # half a millimetre
+        np.testing.assert_allclose(
+            example["depth"][..., 0] / 1000, stored["depth"], atol=0.0005001
+        )  # half a millimetre
         known = stored["normals"].any(axis=-1)
         assert not known.all()
         np.testing.assert_array_equal(example["normals"].any(axis=-1), known)
@@ -64,7 +68,9 @@ def test_smaller_labels_are_resized(raw, tmp_path):
 
 
 def test_without_the_archive_it_says_where_to_get_it(tmp_path):
-    with pytest.raises(UserError, match=r"NYUD_MT.tgz cannot be downloaded by a program: .*14EAEMXmd3zs2hIMY63UhHPSFPDAkiTzw"):
+    with pytest.raises(
+        UserError, match=r"NYUD_MT.tgz cannot be downloaded by a program: .*14EAEMXmd3zs2hIMY63UhHPSFPDAkiTzw"
+    ):
         built(tmp_path, manual_dir=None)
 
 
@@ -82,9 +88,18 @@ BROKEN = {
         lambda raw: (raw / "depth/0001.npy").write_bytes((raw / "depth/0001.npy").read_bytes()[:300]),
         r"depth/0001.npy: cannot be read",
     ),
-    "pickle": (lambda raw: np.save(raw / "edge/0001.npy", np.array([{}], object), allow_pickle=True), r"edge/0001.npy: cannot be read"),
-    "flat": (save("normals/0001.npy", np.zeros((24, 32))), r"normals/0001.npy: holds float64 of shape \(24, 32\); expected"),
-    "two components": (save("normals/0001.npy", np.zeros((24, 32, 2))), r"normals/0001.npy: has the shape \(24, 32, 2\)"),
+    "pickle": (
+        lambda raw: np.save(raw / "edge/0001.npy", np.array([{}], object), allow_pickle=True),
+        r"edge/0001.npy: cannot be read",
+    ),
+    "flat": (
+        save("normals/0001.npy", np.zeros((24, 32))),
+        r"normals/0001.npy: holds float64 of shape \(24, 32\); expected",
+    ),
+    "two components": (
+        save("normals/0001.npy", np.zeros((24, 32, 2))),
+        r"normals/0001.npy: has the shape \(24, 32, 2\)",
+    ),
     "millimetres": (
         save("depth/0001.npy", np.full((24, 32), 2000.0)),
         r"depth/0001.npy: has a depth of 2000; expected metres up to 65.535",

@@ -66,21 +66,28 @@ def test_all_examples_in_the_order_of_the_lists_with_every_label(data):
                 name: (height, width, 3 if name == "normals" else 1) for name in PascalRaw.tasks
             }
     assert dataset.info.metadata["image_ids"] == {"train": TRAIN, "val": VAL}
-    assert dataset.info.metadata["people"] == {"train": ["dummy_01", "dummy_02", "dummy_04"], "val": ["dummy_05", "dummy_07"]}
+    assert dataset.info.metadata["people"] == {
+        "train": ["dummy_01", "dummy_02", "dummy_04"],
+        "val": ["dummy_05", "dummy_07"],
+    }
     assert not list(data.rglob("*.partial"))
 
 
 def test_many_images_go_into_several_files_in_order(data, monkeypatch):
     monkeypatch.setattr(builder, "SHARD", 3)
     path = built(data, tasks=["sal"]).path
-    assert sorted(file.name for file in path.glob("*train*")) == [f"pascal_context-train.array_record-0000{i}-of-00002" for i in (0, 1)]
+    assert sorted(file.name for file in path.glob("*train*")) == [
+        f"pascal_context-train.array_record-0000{i}-of-00002" for i in (0, 1)
+    ]
     source = tfds.builder_from_directory(str(path)).as_data_source("train")
     assert [example["image_id"].decode() for example in source] == TRAIN
 
 
 def test_the_photograph_is_the_file_byte_for_byte(data):
     path = built(data, tasks=["sal"]).path
-    source = tfds.builder_from_directory(str(path)).as_data_source("train", decoders={"image": tfds.decode.SkipDecoding()})
+    source = tfds.builder_from_directory(str(path)).as_data_source(
+        "train", decoders={"image": tfds.decode.SkipDecoding()}
+    )
     assert source[2]["image"] == (DUMMY / "PASCAL_MT/JPEGImages/dummy_03.jpg").read_bytes()
 
 
@@ -96,7 +103,9 @@ def test_human_parts_of_a_figure_drawn_by_hand(examples):
     figure = label[2:24, 40:52]  # where the person stands
     np.testing.assert_array_equal(figure[0], [0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0])  # hair
     np.testing.assert_array_equal(figure[7], [4, 4, 3, 3, 2, 2, 2, 2, 3, 3, 4, 4])  # hand, lower and upper arm, torso
-    np.testing.assert_array_equal(figure[:, 4], [1] * 6 + [0] + [2] * 6 + [5] * 4 + [6] * 5)  # head to foot, beside the neck
+    np.testing.assert_array_equal(
+        figure[:, 4], [1] * 6 + [0] + [2] * 6 + [5] * 4 + [6] * 5
+    )  # head to foot, beside the neck
     label[2:24, 40:52] = 0
     assert not label.any()  # a dog's head is no head
     assert not any(examples[image_id]["human_parts"].any() for image_id in ("dummy_03", "dummy_05", "dummy_06"))
@@ -117,7 +126,9 @@ def test_normals_vanish_in_the_sky_only(examples):
     context = layout.read_context(DUMMY / "PASCAL_MT/pascal-context/trainval/dummy_01.mat")
     normals = examples["dummy_01"]["normals"]
     np.testing.assert_array_equal(normals.any(axis=-1), context != dummy.SKY)
-    np.testing.assert_array_equal(normals[context != dummy.SKY], stored("normals_distill", "dummy_01")[context != dummy.SKY])
+    np.testing.assert_array_equal(
+        normals[context != dummy.SKY], stored("normals_distill", "dummy_01")[context != dummy.SKY]
+    )
 
 
 def test_edges_lie_where_the_class_changes(examples):
@@ -138,14 +149,20 @@ def test_a_choice_of_tasks_needs_their_files_only(raw, data):
     assert result.path.parent.name == "human_parts"
     dataset = tfds.builder("pascal_context/human_parts", data_dir=str(data))
     assert set(dataset.info.features) == {"image_id", "image", "human_parts"}
-    with pytest.raises(UserError, match=r"raw: no labels for semseg \(semseg/VOC12, .* the data set has --tasks=human_parts$"):
+    with pytest.raises(
+        UserError, match=r"raw: no labels for semseg \(semseg/VOC12, .* the data set has --tasks=human_parts$"
+    ):
         built(data, raw, tasks=["human_parts", "semseg"])
     assert set(os.listdir(data / "pascal_context" / "semseg-human_parts")) == set()
 
 
 def test_order_of_tasks_does_not_matter_and_wrong_ones_are_named(data):
     assert built(data, tasks=["edge", "sal"]).path.parent.name == "sal-edge"
-    for tasks, message in {("depth",): "unknown task 'depth'; pascal_context has semseg, ", ("sal", "sal"): "once", (): "once"}.items():
+    for tasks, message in {
+        ("depth",): "unknown task 'depth'; pascal_context has semseg, ",
+        ("sal", "sal"): "once",
+        (): "once",
+    }.items():
         with pytest.raises(UserError, match=message):
             built(data, tasks=tasks)
 
@@ -155,7 +172,9 @@ def test_published_counts_are_demanded(raw, data):
         built(data, raw, allow_partial=False)
     assert built(data, raw).seconds > 0
     assert built(data, raw).seconds == 0  # already there
-    with pytest.raises(UserError, match=r"1.0.0: holds 4 train and 3 val images, .* 4998 train and 5105 val; delete it"):
+    with pytest.raises(
+        UserError, match=r"1.0.0: holds 4 train and 3 val images, .* 4998 train and 5105 val; delete it"
+    ):
         built(data, raw, allow_partial=False)
 
 
@@ -203,7 +222,9 @@ def test_nothing_imports_tensorflow(data):
 
 def test_a_script_without_a_guard_may_build_with_workers(data, tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(f"from tfds_pascal_context.build import build\nbuild({str(DUMMY)!r}, {str(data)!r}, workers=2, allow_partial=True)\n")
+    script.write_text(
+        f"from tfds_pascal_context.build import build\nbuild({str(DUMMY)!r}, {str(data)!r}, workers=2, allow_partial=True)\n"
+    )
     environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
     subprocess.run([sys.executable, str(script)], env=environment, check=True, capture_output=True)
 
@@ -234,4 +255,6 @@ def test_dummy_data_is_small_and_can_be_written_again(tmp_path):
 
 
 def test_metadata_file_is_plain_json(data):
-    assert json.loads((built(data, tasks=["sal"]).path / "metadata.json").read_text()) == {"image_ids": {"train": TRAIN, "val": VAL}}
+    assert json.loads((built(data, tasks=["sal"]).path / "metadata.json").read_text()) == {
+        "image_ids": {"train": TRAIN, "val": VAL}
+    }

@@ -61,28 +61,51 @@ def unknown_part(raw):
     someone = layout.Annotated(15, dummy.box(0, 9, 0, 9), {"wing": dummy.box(0, 9, 0, 9)})
     blank = np.zeros(dummy.SIZE, np.uint8)
     image, normals = np.zeros((*dummy.SIZE, 3), np.uint8), np.ones((*dummy.SIZE, 3))
-    layout.write_raw(raw, "dummy_02", image=image, semseg=blank, objects=[someone], context=blank, normals=normals, sal=blank)
+    layout.write_raw(
+        raw, "dummy_02", image=image, semseg=blank, objects=[someone], context=blank, normals=normals, sal=blank
+    )
 
 
 BROKEN = {
     "JPEG cut off": (damage_half("JPEGImages", ".jpg"), r"JPEGImages/dummy_02.jpg: cannot be read .*expected a JPEG"),
-    "JPEG is a PNG": (lambda raw: shutil.copy(raw / "sal_distill/dummy_02.png", raw / "JPEGImages/dummy_02.jpg"), r"dummy_02.jpg: is PNG"),
+    "JPEG is a PNG": (
+        lambda raw: shutil.copy(raw / "sal_distill/dummy_02.png", raw / "JPEGImages/dummy_02.jpg"),
+        r"dummy_02.jpg: is PNG",
+    ),
     "PNG cut off": (damage_half("normals_distill", ".png"), r"normals_distill/dummy_02.png: cannot be read"),
-    "PNG of another kind": (lambda raw: shutil.copy(raw / "sal_distill/dummy_02.png", raw / "normals_distill"), r"mode L; expected an RGB"),
+    "PNG of another kind": (
+        lambda raw: shutil.copy(raw / "sal_distill/dummy_02.png", raw / "normals_distill"),
+        r"mode L; expected an RGB",
+    ),
     "parts cut off": (damage_half("human_parts", ".mat"), r"human_parts/dummy_02.mat: cannot be read"),
     "context cut off": (damage_half("pascal-context/trainval", ".mat"), r"trainval/dummy_02.mat: cannot be read"),
     "empty .mat": (replace("human_parts/dummy_02.mat", b""), r"human_parts/dummy_02.mat: cannot be read"),
-    "label of another size": (turned, r"sal_distill/dummy_02.png: a label of another size, 48x64, than .*dummy_02.jpg, 64x48"),
+    "label of another size": (
+        turned,
+        r"sal_distill/dummy_02.png: a label of another size, 48x64, than .*dummy_02.jpg, 64x48",
+    ),
     "unknown class": (
         lambda raw: PIL.Image.fromarray(np.full(dummy.SIZE, 21, np.uint8)).save(raw / "semseg/VOC12/dummy_02.png"),
         r"VOC12/dummy_02.png: has the class 21; expected 0 to 20",
     ),
     "unknown part": (unknown_part, r"human_parts/dummy_02.mat: unknown part 'wing'"),
-    "missing label": (lambda raw: (raw / "sal_distill/dummy_02.png").unlink(), r"sal_distill/dummy_02.png: no such file"),
+    "missing label": (
+        lambda raw: (raw / "sal_distill/dummy_02.png").unlink(),
+        r"sal_distill/dummy_02.png: no such file",
+    ),
     "missing image": (lambda raw: (raw / "JPEGImages/dummy_02.jpg").unlink(), r"JPEGImages/dummy_02.jpg: no such file"),
-    "id twice": (lambda raw: layout.write_split(raw, "train", [*TRAIN, "dummy_02"]), r"train.txt: 'dummy_02' is listed twice"),
-    "id in both": (lambda raw: layout.write_split(raw, "val", ["dummy_02"]), r"val.txt: 'dummy_02' is in train.txt too"),
-    "no id": (lambda raw: layout.write_split(raw, "train", ["../dummy_02"]), r"train.txt: '../dummy_02' is no image id"),
+    "id twice": (
+        lambda raw: layout.write_split(raw, "train", [*TRAIN, "dummy_02"]),
+        r"train.txt: 'dummy_02' is listed twice",
+    ),
+    "id in both": (
+        lambda raw: layout.write_split(raw, "val", ["dummy_02"]),
+        r"val.txt: 'dummy_02' is in train.txt too",
+    ),
+    "no id": (
+        lambda raw: layout.write_split(raw, "train", ["../dummy_02"]),
+        r"train.txt: '../dummy_02' is no image id",
+    ),
     "empty list": (lambda raw: layout.write_split(raw, "train", []), r"train.txt: empty"),
     "no list": (lambda raw: (raw / "ImageSets/Context/val.txt").unlink(), r"val.txt: no such file"),
     "no images": (lambda raw: shutil.rmtree(raw / "JPEGImages"), r"raw: holds neither JPEGImages/ nor PASCAL_MT.tgz"),
@@ -141,7 +164,9 @@ def test_a_killed_build_is_not_taken_for_whole_and_goes_on(raw, data):
             os.link(raw / folder / f"dummy_01{suffix}", raw / folder / f"{image_id}{suffix}")
     layout.write_split(raw, "train", ids)
     flags = [f"--data_dir={data}", f"--manual_dir={raw}", "--tasks=human_parts", "--allow_partial", "--workers=2"]
-    process = subprocess.Popen([sys.executable, "-m", "tfds_pascal_context.build", *flags], cwd=PACKAGE.parent, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tfds_pascal_context.build", *flags], cwd=PACKAGE.parent, stderr=subprocess.DEVNULL
+    )
     partial = data / "pascal_context" / "human_parts.partial"
     while len(list(partial.glob("*.zip"))) < 20:
         assert process.poll() is None
@@ -180,7 +205,10 @@ def test_full_disk_while_converting(data, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(pathlib.Path, "write_bytes", full_at_the_third)
-        with pytest.raises(UserError, match=r"dummy_03.tmp: No space left on device; .* kept in .*all.partial: make room and start again"):
+        with pytest.raises(
+            UserError,
+            match=r"dummy_03.tmp: No space left on device; .* kept in .*all.partial: make room and start again",
+        ):
             built(data)
     assert sorted(path.name for path in data.rglob("dummy_*")) == ["dummy_01.zip", "dummy_02.zip"]
     assert built(data).converted == 5
@@ -192,7 +220,9 @@ def test_full_disk_while_writing_the_data_set(data, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(tfds.core.ExampleWriter, "write", full)
-        with pytest.raises(UserError, match=r"train.*cannot be written \(write\(\) failed: No space left on device\); make room"):
+        with pytest.raises(
+            UserError, match=r"train.*cannot be written \(write\(\) failed: No space left on device\); make room"
+        ):
             built(data)
     assert not list(data.rglob("*.array_record*"))
     assert built(data).converted == 0

@@ -129,7 +129,9 @@ def ghostscript(tmp_path, monkeypatch):
     return started
 
 
-@pytest.mark.parametrize("name", ["JPEGImages/dummy_02.jpg", "sal_distill/dummy_02.png", "normals_distill/dummy_02.png"])
+@pytest.mark.parametrize(
+    "name", ["JPEGImages/dummy_02.jpg", "sal_distill/dummy_02.png", "normals_distill/dummy_02.png"]
+)
 def test_a_picture_that_is_a_program_is_not_run(raw, tmp_path, ghostscript, name):
     (raw / name).write_bytes(EPS)
     read = files.check_jpeg if name.endswith(".jpg") else lambda path: files.read_image(path, ("L", "RGB"), "a PNG")
@@ -160,7 +162,9 @@ def test_arrays_whose_header_lies(tmp_path, task):
     raw = pathlib.Path(shutil.copytree(DUMMY / "NYUD_MT", tmp_path / "raw"))
     header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000, 3), }\n"
     (raw / task / "0001.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(64))
-    with pytest.raises(UserError, match=rf"{task}/0001.npy: cannot be read \(.*needs 12000000000000 bytes, but the file has 64\)"):
+    with pytest.raises(
+        UserError, match=rf"{task}/0001.npy: cannot be read \(.*needs 12000000000000 bytes, but the file has 64\)"
+    ):
         NyudRaw(raw).label(task, "0001", (24, 32))
 
 
@@ -199,7 +203,9 @@ LIES = {
     "no picture": lambda path, mark: cached(path, mark, sal=b"nothing"),
     "a program": lambda path, mark: cached(path, mark, sal=EPS),
     "other labels": lambda path, mark: cached(path, mark, ("edge",)),
-    "labels of two sizes": lambda path, mark: cached(path, mark, ("sal", "edge"), edge=files.png(np.zeros((4, 4), np.uint8))),
+    "labels of two sizes": lambda path, mark: cached(
+        path, mark, ("sal", "edge"), edge=files.png(np.zeros((4, 4), np.uint8))
+    ),
     "a head that is none": lambda path, mark: cached(path, mark, **{convert.HEAD: "[]"}),
     "other files": lambda path, mark: cached(path, "another"),
     "no archive": lambda path, mark: path.write_bytes(b"PK"),
@@ -223,7 +229,9 @@ def test_a_cached_image_that_is_none_is_not_used(tmp_path, case, monkeypatch):
 def test_what_is_cached_wrong_is_made_again(tmp_path):
     list(convert.convert_all(PascalRaw(DUMMY / "PASCAL_MT"), TRAIN, ("sal",), tmp_path, 1))
     good = everything(tmp_path)
-    LIES["a program"](tmp_path / "dummy_02.zip", convert.fingerprint(PascalRaw(DUMMY / "PASCAL_MT"), "dummy_02", ("sal",)))
+    LIES["a program"](
+        tmp_path / "dummy_02.zip", convert.fingerprint(PascalRaw(DUMMY / "PASCAL_MT"), "dummy_02", ("sal",))
+    )
     again = list(convert.convert_all(PascalRaw(DUMMY / "PASCAL_MT"), TRAIN, ("sal",), tmp_path, 1))
     assert [fresh for _, fresh in again] == [False, True, False, False]
     for path, content in good.items():
@@ -236,9 +244,18 @@ def test_a_second_build_changes_not_one_byte(tmp_path):
     with locks.hold_lock(partial):
         (partial / "dummy_01.zip").write_bytes(b"of the first")
         before = everything(tmp_path)
-        flags = [f"--data_dir={tmp_path / 'data'}", f"--manual_dir={DUMMY}", "--tasks=sal", "--workers=1", "--allow_partial"]
+        flags = [
+            f"--data_dir={tmp_path / 'data'}",
+            f"--manual_dir={DUMMY}",
+            "--tasks=sal",
+            "--workers=1",
+            "--allow_partial",
+        ]
         done = subprocess.run(
-            [sys.executable, "-m", "tfds_pascal_context.build", *flags], cwd=PACKAGE.parent, capture_output=True, text=True
+            [sys.executable, "-m", "tfds_pascal_context.build", *flags],
+            cwd=PACKAGE.parent,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 2
         (line,) = done.stderr.splitlines()
@@ -300,9 +317,14 @@ def endless():
         yield bytes(2**16)
 
 
-@pytest.mark.parametrize("headers", [{}, {"Content_Length": str(2**60)}, {"Content_Length": "many"}, {"Content_Length": "-5"}])
+@pytest.mark.parametrize(
+    "headers", [{}, {"Content_Length": str(2**60)}, {"Content_Length": "many"}, {"Content_Length": "-5"}]
+)
 def test_a_server_that_never_ends(tmp_path, headers):
-    with serving(endless(), **headers) as url, pytest.raises(UserError, match="has more than 10000000 bytes; .* removed") as caught:
+    with (
+        serving(endless(), **headers) as url,
+        pytest.raises(UserError, match="has more than 10000000 bytes; .* removed") as caught,
+    ):
         download.download(url, tmp_path / "PASCAL_MT.tgz", largest=10**7)
     assert str(caught.value).startswith(url)
     assert not list(tmp_path.iterdir())
@@ -333,7 +355,10 @@ def test_a_note_of_a_checksum_that_is_none_or_of_another_system(tmp_path, note):
 
 
 def test_one_download_at_a_time(tmp_path):
-    with locks.hold_lock_beside(tmp_path / "PASCAL_MT.tgz"), pytest.raises(UserError, match="PASCAL_MT.tgz: another program writes there"):
+    with (
+        locks.hold_lock_beside(tmp_path / "PASCAL_MT.tgz"),
+        pytest.raises(UserError, match="PASCAL_MT.tgz: another program writes there"),
+    ):
         download.download("http://127.0.0.1:1/x", tmp_path / "PASCAL_MT.tgz")
 
 

@@ -145,7 +145,9 @@ def test_what_is_written_is_read_again(tmp_path):
     np.testing.assert_array_equal(layout.read_context(tmp_path / "pascal-context/trainval/a.mat"), context)
     encoded = cv2.imread(str(tmp_path / "normals_distill/a.png"))[..., ::-1].astype(float)
     np.testing.assert_allclose(2 * encoded / 255 - 1, normals, atol=1.001 / 255)  # half a step of the file
-    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "sal_distill/a.png"), cv2.IMREAD_UNCHANGED), np.where(semseg, 255, 0))
+    np.testing.assert_array_equal(
+        cv2.imread(str(tmp_path / "sal_distill/a.png"), cv2.IMREAD_UNCHANGED), np.where(semseg, 255, 0)
+    )
 
 
 def test_part_files_are_nested_as_the_genuine_ones(tmp_path):
@@ -161,7 +163,11 @@ def test_part_files_are_nested_as_the_genuine_ones(tmp_path):
         sal=mask(),
     )
     anno = scipy.io.loadmat(pathlib.Path(tmp_path, "human_parts/2008_000001.mat"))["anno"]
-    assert (anno.shape, anno.dtype.names, anno["imname"].item().item()) == ((1, 1), ("imname", "objects"), "2008_000001")
+    assert (anno.shape, anno.dtype.names, anno["imname"].item().item()) == (
+        (1, 1),
+        ("imname", "objects"),
+        "2008_000001",
+    )
     objects = anno[0][0][1]
     assert (objects.shape, objects.dtype.names) == ((1, 2), ("class", "class_ind", "mask", "parts"))
     someone, dog = objects[0]
@@ -172,7 +178,8 @@ def test_part_files_are_nested_as_the_genuine_ones(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [{"anno": np.zeros((2, 2))}, {"LabelMap": np.ones((3, 3))}, {"anno": np.array([[({"objects": 1},)]], object)}]
+    "content",
+    [{"anno": np.zeros((2, 2))}, {"LabelMap": np.ones((3, 3))}, {"anno": np.array([[({"objects": 1},)]], object)}],
 )
 def test_a_file_that_is_no_annotation_is_named(tmp_path, content):
     scipy.io.savemat(tmp_path / "x.mat", content)

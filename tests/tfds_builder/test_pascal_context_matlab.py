@@ -35,12 +35,19 @@ def element(kind, content, order="<"):
 def matrix(*values, category=NUMBERS, shape=(2, 3), name=b"LabelMap", flags=0, order="<"):
     described = struct.pack(f"{order}II", category | flags, 0), struct.pack(f"{order}{len(shape)}i", *shape)
     return element(
-        14, b"".join((element(6, described[0], order), element(5, described[1], order), element(1, name, order), *values)), order
+        14,
+        b"".join((element(6, described[0], order), element(5, described[1], order), element(1, name, order), *values)),
+        order,
     )
 
 
 def file(*elements, version=0x100, order="<"):
-    return b"MATLAB 5.0".ljust(124) + struct.pack(f"{order}H", version) + (b"IM" if order == "<" else b"MI") + b"".join(elements)
+    return (
+        b"MATLAB 5.0".ljust(124)
+        + struct.pack(f"{order}H", version)
+        + (b"IM" if order == "<" else b"MI")
+        + b"".join(elements)
+    )
 
 
 def packed(content):
@@ -74,7 +81,12 @@ def test_numbers_of_every_type(dtype, compressed):
 
 
 def test_texts_structures_and_what_is_empty():
-    x = {"word": "größer", "none": "", "empty": np.zeros((0, 0)), "inner": {"flag": np.array([[True, False]]), "n": 3.5}}
+    x = {
+        "word": "größer",
+        "none": "",
+        "empty": np.zeros((0, 0)),
+        "inner": {"flag": np.array([[True, False]]), "n": 3.5},
+    }
     same(matlab.read(saved(x=x), "x"), scipy.io.loadmat(io.BytesIO(saved(x=x)))["x"])
     (words,) = matlab.read(saved(x={"rows": np.array(["ab", "cd"])}), "x")["rows"].ravel()
     assert words.tolist() == ["ab", "cd"]
@@ -98,7 +110,10 @@ for _ in range(30):
 FIELD = element(5, struct.pack("<i", 1)), element(1, b"a")
 
 HOSTILE = {
-    "a type of numbers that is none": (file(matrix(element(199, bytes(6)))), "an element of type 199 where numbers should be"),
+    "a type of numbers that is none": (
+        file(matrix(element(199, bytes(6)))),
+        "an element of type 199 where numbers should be",
+    ),
     "numbers that are a matrix": (file(matrix(matrix(SIX))), "type 14 where numbers"),
     "a matrix larger than its bytes": (file(matrix(SIX, shape=(200, 300))), r"shape \(200, 300\) has 6 bytes"),
     "a matrix larger than any memory": (file(matrix(SIX, shape=(2**31 - 1,) * 4)), "has 6 bytes"),
@@ -120,7 +135,10 @@ HOSTILE = {
     ),
     "names of length 0": (file(matrix(element(5, bytes(4)), element(1, b"a"), category=STRUCTURE)), "names of 0"),
     "names of no length": (file(matrix(element(5, b""), element(1, b"a"), category=STRUCTURE)), "unpack"),
-    "one name twice": (file(matrix(*FIELD[:1], element(1, b"aa"), category=STRUCTURE, shape=(0, 0))), "occurs more than once"),
+    "one name twice": (
+        file(matrix(*FIELD[:1], element(1, b"aa"), category=STRUCTURE, shape=(0, 0))),
+        "occurs more than once",
+    ),
     "complex numbers": (file(matrix(SIX, SIX, flags=0x800)), "it has complex numbers"),
     "cells": (saved(LabelMap=np.array([[1, "a"]], object)), "it has cells"),
     "a sparse matrix": (file(matrix(SIX, category=5)), "it has a sparse matrix"),
@@ -128,11 +146,20 @@ HOSTILE = {
     "a long text": (file(matrix(element(4, bytes(4000)), category=TEXT, shape=(1, 2000))), "4000 bytes where a text"),
     "a text that is none": (file(matrix(element(16, b"\xff\xfe"), category=TEXT, shape=(1, 2))), "decode"),
     "damaged zlib": (file(struct.pack("<II", 15, 20), bytes(20)), "Error -3"),
-    "zlib cut off": (file(struct.pack("<II", 15, 30), zlib.compress(bytes(range(256)) * 9)[:30]), "compressed variable is cut off"),
+    "zlib cut off": (
+        file(struct.pack("<II", 15, 30), zlib.compress(bytes(range(256)) * 9)[:30]),
+        "compressed variable is cut off",
+    ),
     "empty": (b"", "it is empty"),
     "text": (b"<html>404 not found</html>" * 20, "it is no MATLAB file"),
-    "version 4": (struct.pack("<5i", 0, 2, 3, 0, 2) + b"x\0" + bytes(48), "version 4, or no MATLAB file; save it again in MATLAB"),
-    "version 7.3": (file(version=0x200).ljust(512, b"\0") + b"\x89HDF\r\n\x1a\n" + bytes(100), "version 7.3, which is HDF5; save it again"),
+    "version 4": (
+        struct.pack("<5i", 0, 2, 3, 0, 2) + b"x\0" + bytes(48),
+        "version 4, or no MATLAB file; save it again in MATLAB",
+    ),
+    "version 7.3": (
+        file(version=0x200).ljust(512, b"\0") + b"\x89HDF\r\n\x1a\n" + bytes(100),
+        "version 7.3, which is HDF5; save it again",
+    ),
     "version 9": (file(matrix(SIX), version=0x900), "unknown version 0x900"),
 }
 
@@ -142,7 +169,9 @@ def test_hostile_files_are_refused_in_one_line_that_names_them(tmp_path, case):
     content, reason = HOSTILE[case]
     path = tmp_path / "x.mat"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=rf"x\.mat: cannot be read \(.*{reason}.*\); expected a PASCAL-Context annotation"):
+    with pytest.raises(
+        UserError, match=rf"x\.mat: cannot be read \(.*{reason}.*\); expected a PASCAL-Context annotation"
+    ):
         layout.read_context(path)
 
 
@@ -165,7 +194,10 @@ def test_classes_that_are_none_are_named(tmp_path, value):
 def test_a_few_thousand_mutations_are_read_or_refused(compressed):
     rng = np.random.default_rng(0)
     anno = scipy.io.loadmat(DUMMY / "human_parts/dummy_04.mat")["anno"]
-    originals = {"anno": saved(compressed, anno=anno), "LabelMap": saved(compressed, LabelMap=np.arange(12, dtype=np.uint16))}
+    originals = {
+        "anno": saved(compressed, anno=anno),
+        "LabelMap": saved(compressed, LabelMap=np.arange(12, dtype=np.uint16)),
+    }
     refused = 0
     for _ in range(1500):
         variable = rng.choice(list(originals))
@@ -183,7 +215,9 @@ def test_a_few_thousand_mutations_are_read_or_refused(compressed):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize(("command", "folder"), [("build", "human_parts"), ("build", "pascal-context/trainval"), ("verify", "human_parts")])
+@pytest.mark.parametrize(
+    ("command", "folder"), [("build", "human_parts"), ("build", "pascal-context/trainval"), ("verify", "human_parts")]
+)
 def test_commands_name_the_file(tmp_path, command, folder, workers):
     raw = pathlib.Path(shutil.copytree(DUMMY, tmp_path / "raw"))
     path = raw / folder / "dummy_02.mat"
@@ -191,7 +225,10 @@ def test_commands_name_the_file(tmp_path, command, folder, workers):
     flags = [f"--manual_dir={raw}", f"--workers={workers}", "--allow_partial", "--tasks=human_parts,edge"]
     flags += [f"--data_dir={tmp_path / 'data'}"] if command == "build" else []
     done = subprocess.run(
-        [sys.executable, "-m", f"tfds_pascal_context.{command}", *flags], cwd=PACKAGE.parent, capture_output=True, text=True
+        [sys.executable, "-m", f"tfds_pascal_context.{command}", *flags],
+        cwd=PACKAGE.parent,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 2, done.stderr
     lines = [line for line in (done.stderr if command == "build" else done.stdout).splitlines() if str(path) in line]

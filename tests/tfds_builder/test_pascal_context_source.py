@@ -88,7 +88,12 @@ def test_every_place_the_data_may_be_in(tmp_path, archive, place):
 
 def test_of_an_archive_only_what_the_tasks_need_is_unpacked(tmp_path, archive):
     opened = source.open_raw(PascalRaw, archive, ["sal"], tmp_path, print)
-    assert sorted(path.name for path in opened.root.iterdir()) == ["ImageSets", "JPEGImages", "sal_distill", "unpacked.txt"]
+    assert sorted(path.name for path in opened.root.iterdir()) == [
+        "ImageSets",
+        "JPEGImages",
+        "sal_distill",
+        "unpacked.txt",
+    ]
     state = (opened.root / "JPEGImages/dummy_01.jpg").stat()
     again = source.open_raw(PascalRaw, archive, ["sal"], tmp_path, print)  # not unpacked again
     assert (again.root / "JPEGImages/dummy_01.jpg").stat().st_ino == state.st_ino
@@ -154,7 +159,9 @@ def test_download_notes_its_checksum_and_is_used_again(tmp_path, archive):
         assert built(tmp_path, url=server.url, tasks=["sal"]).examples == {"train": 4, "val": 3}
         assert server.starts == [0]
         file = tmp_path / "downloads" / "PASCAL_MT.tgz"
-        assert (tmp_path / "downloads/PASCAL_MT.tgz.sha256").read_text() == f"{download.sha256_of(archive)}  PASCAL_MT.tgz\n"
+        assert (
+            tmp_path / "downloads/PASCAL_MT.tgz.sha256"
+        ).read_text() == f"{download.sha256_of(archive)}  PASCAL_MT.tgz\n"
         file.write_bytes(file.read_bytes()[:-1])  # damaged on the disk
         with pytest.raises(UserError, match=r"downloads/PASCAL_MT.tgz: has the SHA-256 .*delete it and start again"):
             built(tmp_path, url=server.url, tasks=["edge"])
@@ -176,7 +183,9 @@ def test_download_that_breaks_off_goes_on(tmp_path, ranges):
     content = bytes(range(256)) * 40
     with serving(content, limit=4000, breaks=2, ranges=ranges) as server:
         seen = []
-        path = download.download(server.url, tmp_path / "PASCAL_MT.tgz", report=lambda done, total: seen.append((done, total)))
+        path = download.download(
+            server.url, tmp_path / "PASCAL_MT.tgz", report=lambda done, total: seen.append((done, total))
+        )
         assert server.starts == ([0, 4000, 8000] if ranges else [0, 0, 0])
     assert path.read_bytes() == content
     assert seen[-1] == (10240, 10240)
@@ -199,11 +208,20 @@ def test_a_beginning_longer_than_the_file_is_dropped(tmp_path):
 
 
 def test_wrong_checksum_missing_file_and_no_server(tmp_path, archive):
-    with serving(archive.read_bytes()) as server, pytest.raises(UserError, match=r"http.*has the SHA-256 .* expected abc"):
+    with (
+        serving(archive.read_bytes()) as server,
+        pytest.raises(UserError, match=r"http.*has the SHA-256 .* expected abc"),
+    ):
         built(tmp_path, url=server.url, sha256="abc")
-    with serving(b"", status=404) as server, pytest.raises(UserError, match=r"http.*: 404 Not Found; .* say --manual_dir=FILE"):
+    with (
+        serving(b"", status=404) as server,
+        pytest.raises(UserError, match=r"http.*: 404 Not Found; .* say --manual_dir=FILE"),
+    ):
         built(tmp_path, url=server.url)
-    with serving(b"", status=503) as server, pytest.raises(UserError, match=r"http.*cannot be downloaded \(503 Service Unavailable\)"):
+    with (
+        serving(b"", status=503) as server,
+        pytest.raises(UserError, match=r"http.*cannot be downloaded \(503 Service Unavailable\)"),
+    ):
         built(tmp_path, url=server.url)
     with pytest.raises(UserError, match=r"http.*cannot be downloaded \(.*refused"):
         built(tmp_path, url=server.url)  # closed by now
@@ -218,6 +236,8 @@ def test_published_checksum_is_looked_up(tmp_path, monkeypatch):
 
 def test_default_manual_folder_of_tfds_is_looked_into(tmp_path):
     shutil.copytree(DUMMY / "PASCAL_MT", tmp_path / "downloads" / "manual" / "PASCAL_MT")
-    builder = tfds.builder("pascal_context/sal", data_dir=str(tmp_path), allow_partial=True, workers=1, url="http://127.0.0.1:1/none")
+    builder = tfds.builder(
+        "pascal_context/sal", data_dir=str(tmp_path), allow_partial=True, workers=1, url="http://127.0.0.1:1/none"
+    )
     builder.download_and_prepare(download_dir=str(tmp_path / "downloads"), file_format="array_record")
     assert len(builder.as_data_source("val")) == 3

@@ -52,7 +52,10 @@ def test_results_come_in_order(count):
     [
         (signal.SIGSEGV, r"^file 3: makes the program that reads it crash \(SIGSEGV\); it is damaged or made to do so"),
         (signal.SIGABRT, r"^file 3: makes .* crash \(SIGABRT\)"),
-        (signal.SIGKILL, r"^file 3: while it read this file, a worker of \d was killed, perhaps for want of memory; .* fewer --workers"),
+        (
+            signal.SIGKILL,
+            r"^file 3: while it read this file, a worker of \d was killed, perhaps for want of memory; .* fewer --workers",
+        ),
     ],
 )
 def test_the_file_that_was_read_is_named(count, how, message):
@@ -69,7 +72,9 @@ def test_the_others_go_on_where_that_is_wanted(count):
     assert results[3].startswith("file 3: ")
 
 
-@pytest.mark.parametrize(("error", "message"), [(UserError("x: wrong"), "^x: wrong$"), (MemoryError(), "needs more memory than there is")])
+@pytest.mark.parametrize(
+    ("error", "message"), [(UserError("x: wrong"), "^x: wrong$"), (MemoryError(), "needs more memory than there is")]
+)
 def test_what_a_worker_raises_for_the_user(error, message):
     with pytest.raises(UserError, match=message):
         list(workers.in_parallel(wrong, [(error,)], 1))

@@ -23,7 +23,9 @@ def state_at(step: int, size: int = 40) -> TrainState:
     """A state all of whose values tell the step."""
     weights = {"a.kernel": jnp.arange(size, dtype=jnp.float32) + step, "b.bias": jnp.full((3, 2), step, jnp.bfloat16)}
     state = create_state(weights, {"norm.mean": jnp.full(4, step / 3)}, OPTIMIZER)
-    return state._replace(step=jnp.int32(step), opt_state=jax.tree.map(lambda leaf: leaf + jnp.asarray(step, leaf.dtype), state.opt_state))
+    return state._replace(
+        step=jnp.int32(step), opt_state=jax.tree.map(lambda leaf: leaf + jnp.asarray(step, leaf.dtype), state.opt_state)
+    )
 
 
 def assert_same(state: TrainState, other: TrainState) -> None:
@@ -98,7 +100,9 @@ def test_the_last_ones_are_kept_and_none_is_written_twice(tmp_path):
     assert (tmp_path / "checkpoints" / "4" / "_CHECKPOINT_METADATA").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("name", ["lr[0.1]", "a*b", "[!x]", "a**b", "a\\b", "gs:", "кошка", "a%41#b", os.fsdecode(b"\xff")])
+@pytest.mark.parametrize(
+    "name", ["lr[0.1]", "a*b", "[!x]", "a**b", "a\\b", "gs:", "кошка", "a%41#b", os.fsdecode(b"\xff")]
+)
 def test_a_folder_of_any_name(tmp_path, name):
     """orbax and tensorstore read some characters in their own way, and wrote nothing then."""
     (tmp_path / "aXb").mkdir()
@@ -111,7 +115,9 @@ def test_a_folder_of_any_name(tmp_path, name):
     assert not [path for path in pathlib.Path(tempfile.gettempdir()).glob("mtlora_jax-*") if not any(path.iterdir())]
 
 
-@pytest.mark.parametrize("lost", ["weights/manifest.ocdbt", "weights/d", "optimizer/manifest.ocdbt", "optimizer/d", "contents"])
+@pytest.mark.parametrize(
+    "lost", ["weights/manifest.ocdbt", "weights/d", "optimizer/manifest.ocdbt", "optimizer/d", "contents"]
+)
 def test_a_save_that_lacks_something_is_told_and_an_older_one_stays(tmp_path, monkeypatch, lost):
     save(tmp_path, 1)
     checkpoints = Checkpoints(tmp_path, 1, writing=True)
@@ -135,7 +141,9 @@ def test_only_the_first_process_looks_at_what_it_removes(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, 1, writing=True)
     with monkeypatch.context() as patch:
         patch.setattr(jax, "process_index", lambda: 1)
-        patch.setattr(checkpoints._manager, "reload", lambda: pytest.fail("a process that removes nothing lists the folder"))
+        patch.setattr(
+            checkpoints._manager, "reload", lambda: pytest.fail("a process that removes nothing lists the folder")
+        )
         checkpoints._remove_old()
     assert steps_in(tmp_path) == [1, 2]
     checkpoints._remove_old()
@@ -152,11 +160,17 @@ def flip(data: bytes) -> bytes:
     return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
 
 
-@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")  # thousands of lines of them, if orbax had its way
+@pytest.mark.filterwarnings(
+    "error::pytest.PytestUnraisableExceptionWarning"
+)  # thousands of lines of them, if orbax had its way
 @pytest.mark.parametrize("damage", [cut, flip])
 def test_a_damaged_file_never_gives_wrong_values(saved, tmp_path, damage):
     """Each file of the newest checkpoint in its turn: either it bears on nothing, or the checkpoint before is used."""
-    files = [path.relative_to(saved) for path in (saved / "checkpoints" / "2").rglob("*") if path.is_file() and path.stat().st_size]
+    files = [
+        path.relative_to(saved)
+        for path in (saved / "checkpoints" / "2").rglob("*")
+        if path.is_file() and path.stat().st_size
+    ]
     assert len(files) > 10
     fell_back = 0
     for number, file in enumerate(files):
@@ -213,7 +227,9 @@ def test_what_others_left_there_is_passed_over(saved, tmp_path, capsys):
 
 
 def test_only_unusable_checkpoints_are_an_error_that_names_them(saved):
-    with pytest.raises(UserError, match=r"no checkpoint can be used; 2: of another model.*'a.kernel'.*; 1: of another.*--workdir") as error:
+    with pytest.raises(
+        UserError, match=r"no checkpoint can be used; 2: of another model.*'a.kernel'.*; 1: of another.*--workdir"
+    ) as error:
         restore(saved, size=41)
     assert "\n" not in str(error.value)
     assert steps_in(saved) == [1, 2]
@@ -244,6 +260,8 @@ def test_a_save_that_fails_is_an_error_and_the_last_checkpoint_stays(tmp_path, m
         checkpoints.save(2, state_at(2), {"next_batch": 2}, {})
         checkpoints.wait()
 
-    with pytest.raises(UserError, match=r"could not be written \(no space left on the disk\); the one of step 1 is whole"):
+    with pytest.raises(
+        UserError, match=r"could not be written \(no space left on the disk\); the one of step 1 is whole"
+    ):
         save_and_wait()
     assert_same(restore(tmp_path).state, state_at(1))

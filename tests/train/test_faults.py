@@ -88,7 +88,9 @@ def test_where_nothing_can_be_read_that_is_the_error(tmp_path):
     root = tiny_data.write_tiny_dataset(tmp_path / "data", ["sal"], train=MAX_ATTEMPTS + 2)
     for path in (root / "sal").glob("train*"):
         path.write_bytes(b"")
-    with pytest.raises(UserError, match=rf"sal/train\d+.png: .*; nor can the {MAX_ATTEMPTS - 1} examples after it be read"):
+    with pytest.raises(
+        UserError, match=rf"sal/train\d+.png: .*; nor can the {MAX_ATTEMPTS - 1} examples after it be read"
+    ):
         next(train_batches(FolderDataset(root, "train", ["sal"]), image_size=(32, 32), batch_size=2, seed=0))
 
 
@@ -110,17 +112,21 @@ def test_bad_examples_are_counted_once_each_and_limited(tmp_path):
     ]
     assert list(bad.wrap(9, [messages("c.png: gone")]))
     with pytest.raises(
-        UserError, match=r"3 examples .* more than fault_tolerance.max_unreadable_examples = 2; .*bad_examples.jsonl .*: c.png: gone"
+        UserError,
+        match=r"3 examples .* more than fault_tolerance.max_unreadable_examples = 2; .*bad_examples.jsonl .*: c.png: gone",
     ):
         bad.sync()
 
 
 @pytest.mark.parametrize(
-    ("of", "size", "allowed"), [("training", 10, 1), ("evaluation", 10, 1), ("training", 60, 3), ("training", 10**6, 10)]
+    ("of", "size", "allowed"),
+    [("training", 10, 1), ("evaluation", 10, 1), ("training", 60, 3), ("training", 10**6, 10)],
 )
 def test_the_limit_is_a_share_where_there_are_few_examples(of, size, allowed):
     def met(count, known=None):
-        bad = UnreadableExamples(10, None, known, share=0.05, sizes={"training": 10**6, "evaluation": 10**6} | {of: size})
+        bad = UnreadableExamples(
+            10, None, known, share=0.05, sizes={"training": 10**6, "evaluation": 10**6} | {of: size}
+        )
         batch = messages("", *(f"{number}.png: broken" for number in range(count)))
         bad.record(7, batch) if of == "training" else list(bad.wrap(7, [batch]))
         return bad
@@ -148,7 +154,9 @@ def test_skips_in_a_row_end_the_run_with_what_is_known_of_them(tmp_path):
         guard.record(number, step(skipped, **{"loss/sal": nan} if skipped else {}), [f"image{number}"])
     assert guard.consecutive == 2
     assert not (tmp_path / "nonfinite.json").exists()
-    with pytest.raises(UserError, match=r"loss of sal was not finite in 3 steps in a row, the last of them step 6; .*nonfinite.json"):
+    with pytest.raises(
+        UserError, match=r"loss of sal was not finite in 3 steps in a row, the last of them step 6; .*nonfinite.json"
+    ):
         guard.record(6, step(True, **{"grad_norm/decoders": float("inf")}), ["image6", "image7"])
     told = json.loads((tmp_path / "nonfinite.json").read_text())
     assert told["step"] == 6
@@ -166,7 +174,9 @@ def test_skips_go_on_counting_after_a_resume(tmp_path):
 
 def test_the_log_has_means_of_what_is_finite():
     nan = float("nan")
-    found = summarise([step(False, loss=1.0), step(True, loss=nan, **{"loss/sal": nan}), step(False, loss=2.0, **{"loss/sal": 4.0})])
+    found = summarise(
+        [step(False, loss=1.0), step(True, loss=nan, **{"loss/sal": nan}), step(False, loss=2.0, **{"loss/sal": 4.0})]
+    )
     assert found["loss"] == 1.5
     assert found["loss/sal"] == 2.5
     assert found["skipped"] == 1
@@ -178,7 +188,12 @@ def test_one_process_is_all_processes():
 
 
 def config(**values) -> ConfigDict:
-    start = {"epochs": 8, "size": (4, 4), "method": of_any_type({"name": "mtlora", "rank": 2}), "data": {"root": "here", "num_workers": 2}}
+    start = {
+        "epochs": 8,
+        "size": (4, 4),
+        "method": of_any_type({"name": "mtlora", "rank": 2}),
+        "data": {"root": "here", "num_workers": 2},
+    }
     return ConfigDict(start | values).lock()
 
 
@@ -187,11 +202,18 @@ def test_a_config_that_contradicts_the_saved_one_is_refused_by_its_keys(tmp_path
     run_config.save(tmp_path, config())
     run_config.check_same_config(tmp_path, config())
     run_config.check_same_config(tmp_path, config(new="option"))  # a key that came later
-    other = config(epochs=9, size=(4, 6), method=of_any_type({"name": "mtlora"}), data={"root": "there", "num_workers": 2})
+    other = config(
+        epochs=9, size=(4, 6), method=of_any_type({"name": "mtlora"}), data={"root": "there", "num_workers": 2}
+    )
     with pytest.raises(UserError, match="--override_config") as error:
         run_config.check_same_config(tmp_path, other)
     told = str(error.value)
-    for part in ("epochs was 8 and is 9", "size was [4, 4] and is [4, 6]", 'data.root was "here" and is "there"', "method was"):
+    for part in (
+        "epochs was 8 and is 9",
+        "size was [4, 4] and is [4, 6]",
+        'data.root was "here" and is "there"',
+        "method was",
+    ):
         assert part in told
     assert "num_workers" not in told
     for text, odd in (("{", "not valid JSON"), ("[1]", "expected an object")):
@@ -205,7 +227,9 @@ def test_where_the_data_lies_does_not_matter_but_what_is_in_it_does(tmp_path):
     run_config.save(tmp_path, config(), {"ids of train": "a1", "number of images of train": 6})
     run_config.check_same_config(tmp_path, moved)
     run_config.check_same_data(tmp_path, {"ids of train": "a1", "number of images of train": 6})
-    with pytest.raises(UserError, match=r'holds a run on other data: ids of train was "a1" and is "b2"\. .* --override_config'):
+    with pytest.raises(
+        UserError, match=r'holds a run on other data: ids of train was "a1" and is "b2"\. .* --override_config'
+    ):
         run_config.check_same_data(tmp_path, {"ids of train": "b2", "number of images of train": 6})
     (tmp_path / "data.json").unlink()  # a run of an earlier version
     run_config.check_same_data(tmp_path, {"ids of train": "b2"})
@@ -229,8 +253,19 @@ def test_the_history_is_what_the_log_tells(tmp_path):
     assert history.add(14, {"sal/mIoU": 61.0})
     assert history.to_log() == {"eval/sal/mIoU": 61.0, "eval/mean_score": pytest.approx(0.61)}
     odd = EvalHistory(tasks, {"sal": 50.0})
-    best = [odd.add(step, {"sal/mIoU": score}) for step, score in enumerate([math.nan, math.nan, 40.0, math.nan, 39.0, 41.0, math.inf])]
-    assert best == [True, True, True, False, False, True, True]  # until one is finite, the newest; then never one that is not
+    best = [
+        odd.add(step, {"sal/mIoU": score})
+        for step, score in enumerate([math.nan, math.nan, 40.0, math.nan, 39.0, 41.0, math.inf])
+    ]
+    assert best == [
+        True,
+        True,
+        True,
+        False,
+        False,
+        True,
+        True,
+    ]  # until one is finite, the newest; then never one that is not
     assert odd.describe_non_finite() == ["sal has the score inf"]
     fresh = EvalHistory(tasks, {"sal": 50.0})
     fresh.restore(tmp_path / "none", until_step=12)
@@ -242,7 +277,10 @@ def test_the_history_is_what_the_log_tells(tmp_path):
 def test_evaluations_of_an_older_version_are_ranked_anew(tmp_path):
     """It ranked by the gain over the first evaluation, which a small gain in a poor task could make the larger one."""
     steps = [(0, 1.0, 20.0, 0.0), (4, 2.0, 20.0, 50.0), (8, 1.5, 60.0, 125.0), (12, 3.0, 20.0, 100.0)]
-    lines = [{"step": step, "eval/semseg/mIoU": a, "eval/sal/mIoU": b, "eval/gain_over_first": gain} for step, a, b, gain in steps]
+    lines = [
+        {"step": step, "eval/semseg/mIoU": a, "eval/sal/mIoU": b, "eval/gain_over_first": gain}
+        for step, a, b, gain in steps
+    ]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     history = EvalHistory(make_tasks(["semseg", "sal"]), {})
     history.restore(tmp_path / "log.jsonl", until_step=12)

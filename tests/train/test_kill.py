@@ -96,7 +96,9 @@ def in_evaluation(workdir: pathlib.Path, step: int = 12) -> bool:
     """Whether the evaluation of a step is due and not done."""
     lines = lines_of(workdir)
     logged = bool(lines) and lines[-1].startswith(f'{{"step": {step}, "') and "eval/" not in lines[-1]
-    return logged and any(path.name.startswith(str(step)) for path in (workdir / "checkpoints").iterdir())  # saving comes before
+    return logged and any(
+        path.name.startswith(str(step)) for path in (workdir / "checkpoints").iterdir()
+    )  # saving comes before
 
 
 def test_killed_inside_an_evaluation(base, whole):
@@ -231,7 +233,9 @@ def test_a_closed_terminal_is_a_signal_like_others(base, whole):
         os.setsid()
         fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
 
-    process = subprocess.Popen(command(base, "hung_up"), stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=take_terminal)
+    process = subprocess.Popen(
+        command(base, "hung_up"), stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=take_terminal
+    )
     os.close(theirs)
     drain = threading.Thread(target=lambda: [None for _ in iter(lambda: read_some(ours), b"")], daemon=True)
     drain.start()

@@ -30,9 +30,17 @@ def test_it_comes_back_as_it_was_stored():
         ({}, {}, r"data = \{\} must be an object with next_batch$"),
         ({"next_batch": -1}, {}, r"data\.next_batch = -1 must be a whole number from 0"),
         ({"next_batch": 7}, {"waiting": {}}, r"loop\.waiting = \{\} must be a list"),
-        ({"next_batch": 7}, {"waiting": [{"step": 7}]}, r"loop\.waiting\.0 = .* must be an object with step, metrics, image_ids"),
+        (
+            {"next_batch": 7},
+            {"waiting": [{"step": 7}]},
+            r"loop\.waiting\.0 = .* must be an object with step, metrics, image_ids",
+        ),
         ({"next_batch": 7}, {"skipped_in_row": True}, r"loop\.skipped_in_row = true must be a whole number"),
-        ({"next_batch": 7}, {"bad_examples": {"c.png": "3"}}, r'loop\.bad_examples\.c\.png = "3" must be a whole number'),
+        (
+            {"next_batch": 7},
+            {"bad_examples": {"c.png": "3"}},
+            r'loop\.bad_examples\.c\.png = "3" must be a whole number',
+        ),
     ],
 )
 def test_what_no_run_stores_is_refused_by_name(data, change, told):

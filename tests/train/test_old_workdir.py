@@ -59,11 +59,18 @@ def test_another_value_is_refused_under_its_new_name(base, flag, told):
 
 def test_it_goes_on_as_a_run_of_today_would(base):
     """Bit by bit, wherever this machine rounds as the one did that wrote the checkpoint; everywhere, but for rounding."""
-    any_time = ["--config.log_every_steps=1", "--config.fault_tolerance.max_unreadable_examples=9", "--config.encoder_microbatches=1"]
+    any_time = [
+        "--config.log_every_steps=1",
+        "--config.fault_tolerance.max_unreadable_examples=9",
+        "--config.encoder_microbatches=1",
+    ]
     assert f"step {KILLED} to {STEPS}" in run(base, "old", *any_time)
     run(base, "whole")
     old, whole = (
-        [{key: value for key, value in line.items() if key not in RANKING} for line in without_clock(log_of(base / name))]
+        [
+            {key: value for key, value in line.items() if key not in RANKING}
+            for line in without_clock(log_of(base / name))
+        ]
         for name in ("old", "whole")
     )
     assert [line["step"] for line in old] == [line["step"] for line in whole]

@@ -28,7 +28,12 @@ if __name__ == "__main__":
 def base(tmp_path_factory):
     """A data set, a config and one finished run with two workers."""
     base = tiny_runs.prepare(
-        tmp_path_factory.mktemp("base"), epochs=2, eval_every_epochs=1, data__num_workers=2, checkpoint_every_steps=0, **SIZE
+        tmp_path_factory.mktemp("base"),
+        epochs=2,
+        eval_every_epochs=1,
+        data__num_workers=2,
+        checkpoint_every_steps=0,
+        **SIZE,
     )
     assert silent(tiny_runs.command(base, "run"), 0) == ""
     return base

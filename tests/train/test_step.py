@@ -38,7 +38,9 @@ class Run:
         self.graph, self.trainable, self.frozen, self.stats = parameters.split(
             micro.fresh(ARCHITECTURE), model_factory.method_of(ARCHITECTURE).is_trainable
         )
-        self.optimizer = make_optimizer(RECIPE | options, optax.constant_schedule(learning_rate), frozenset(self.trainable))
+        self.optimizer = make_optimizer(
+            RECIPE | options, optax.constant_schedule(learning_rate), frozenset(self.trainable)
+        )
         weights = {name: task.weight for name, task in self.tasks.items()}
         groups = {path: path.split(".")[1] for path in self.trainable if path.startswith("decoders.")}
         self.step = functools.partial(
@@ -80,7 +82,9 @@ def test_frozen_weights_stay_and_have_no_optimizer_state(run, trained):
     assert sum(leaf.size for leaf in moments) == 2 * values
     assert all(leaf.shape == () for leaf in jax.tree.leaves(after.opt_state) if not leaf.ndim)
     moved = {path for path, value in before.trainable.items() if not np.array_equal(value, after.trainable[path])}
-    last_fc2 = "backbone.layers.0.blocks.1.mlp.fc2."  # its task-agnostic branch reaches no loss; A has weight decay, B is zero
+    last_fc2 = (
+        "backbone.layers.0.blocks.1.mlp.fc2."  # its task-agnostic branch reaches no loss; A has weight decay, B is zero
+    )
     assert set(before.trainable) - moved == {last_fc2 + "shared_b"}
     assert all(not np.array_equal(before.batch_stats[path], after.batch_stats[path]) for path in before.batch_stats)
 
@@ -88,7 +92,9 @@ def test_frozen_weights_stay_and_have_no_optimizer_state(run, trained):
 def test_the_state_keeps_its_structure_and_the_step_compiles_once(trained):
     before, after, _, metrics, step = trained
     assert jax.tree.structure(before) == jax.tree.structure(after)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), before) == jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), after)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), before) == jax.tree.map(
+        lambda x: (x.shape, x.dtype, x.weak_type), after
+    )
     floats = {x.dtype.name for x in jax.tree.leaves(after) if jnp.issubdtype(x.dtype, jnp.floating)}
     assert floats | {value.dtype.name for value in metrics[0].values()} == {"float32"}
     assert int(after.step) == 3
@@ -97,7 +103,15 @@ def test_the_state_keeps_its_structure_and_the_step_compiles_once(trained):
 
 def test_a_fixed_batch_is_learnt(trained):
     metrics = trained[3]
-    assert set(metrics[0]) == {"loss", "loss/semseg", "loss/sal", "grad_norm", "grad_norm/semseg", "grad_norm/sal", "skipped"}
+    assert set(metrics[0]) == {
+        "loss",
+        "loss/semseg",
+        "loss/sal",
+        "grad_norm",
+        "grad_norm/semseg",
+        "grad_norm/sal",
+        "skipped",
+    }
     assert not any(scalars["skipped"] for scalars in metrics)
     losses = [scalars["loss"] for scalars in metrics]
     assert np.isfinite(losses).all()
@@ -135,11 +149,17 @@ class Plane(nnx.Module):
 
 def test_a_batch_without_any_valid_pixel_changes_nothing_of_any_task():
     tasks = make_tasks(TASKS, None)
-    graph, trainable, _, stats = parameters.split(Plane({name: task.channels for name, task in tasks.items()}), lambda path, v: True)
-    step = functools.partial(train_step, graph=graph, tasks=tasks, weights=dict.fromkeys(tasks, 1.0), optimizer=optax.sgd(1.0))
+    graph, trainable, _, stats = parameters.split(
+        Plane({name: task.channels for name, task in tasks.items()}), lambda path, v: True
+    )
+    step = functools.partial(
+        train_step, graph=graph, tasks=tasks, weights=dict.fromkeys(tasks, 1.0), optimizer=optax.sgd(1.0)
+    )
     batch = {"image": np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)}
     for name in tasks:
-        batch[name] = np.full((2, 4, 4, 3) if name == "normals" else (2, 4, 4), IGNORE, np.float32 if name == "depth" else np.uint8)
+        batch[name] = np.full(
+            (2, 4, 4, 3) if name == "normals" else (2, 4, 4), IGNORE, np.float32 if name == "depth" else np.uint8
+        )
     after, metrics = micro.jit(step)(create_state(trainable, stats, optax.sgd(1.0)), {}, batch, jax.random.key(0))
     assert {name: float(value) for name, value in metrics.items()} == dict.fromkeys(metrics, 0.0)
     assert set(metrics) == {"loss", "grad_norm", "skipped", *(f"loss/{name}" for name in TASKS)}
@@ -153,7 +173,9 @@ class Probe:
     def loss(self, logits, label):
         sound = jnp.mean(jnp.square(logits))
         kind = label[0, 0, 0]
-        broken = jnp.sum(jnp.sqrt(jnp.where(kind == 2, 0.0, 1.0) * jnp.square(logits)))  # the root of 0 has no finite gradient
+        broken = jnp.sum(
+            jnp.sqrt(jnp.where(kind == 2, 0.0, 1.0) * jnp.square(logits))
+        )  # the root of 0 has no finite gradient
         return sound + jnp.where(kind == 1, jnp.nan, 0.0) + jnp.where(kind == 2, 1.0, 0.0) * broken
 
 
@@ -165,7 +187,12 @@ def guarded():
     """(compiled step, first state, function from the kind of a batch to the batch and frozen weights)."""
     optimizer = make_optimizer(RECIPE, optax.constant_schedule(0.1), frozenset({"channels.a", "channels.b"}))
     graph, trainable, _, stats = parameters.split(Plane({"a": 2, "b": 1}), lambda path, variable: True)
-    options = {"graph": graph, "tasks": {"a": Probe(), "b": Probe()}, "weights": {"a": 1.0, "b": 2.0}, "optimizer": optimizer}
+    options = {
+        "graph": graph,
+        "tasks": {"a": Probe(), "b": Probe()},
+        "weights": {"a": 1.0, "b": 2.0},
+        "optimizer": optimizer,
+    }
     groups = {"channels.a": "first", "channels.b": "second"}
     step = micro.jit(functools.partial(train_step, groups=groups, schedule=lambda update: 10.0 * update, **options))
     state = jax.device_put(create_state(trainable, stats, optimizer))
@@ -224,7 +251,15 @@ def test_gradient_norms_of_groups(guarded):
 def test_every_trained_parameter_is_in_a_group():
     groups = group_of_each(model_factory.build(ARCHITECTURE))
     assert set(Run().trainable) <= set(groups)
-    assert set(groups.values()) == {"ta_lora", "ts_lora", "decoders", "patch_embed", "norms", "position_tables", "linears"}
+    assert set(groups.values()) == {
+        "ta_lora",
+        "ts_lora",
+        "decoders",
+        "patch_embed",
+        "norms",
+        "position_tables",
+        "linears",
+    }
 
 
 def test_images_are_normalised_like_imagenet():
@@ -233,7 +268,11 @@ def test_images_are_normalised_like_imagenet():
     np.testing.assert_allclose(normalise(jnp.asarray(image)).ravel(), expected, rtol=1e-6)
 
 
-WHOLE = {"a.kernel": np.full((2, 2), 2.0, np.float32), "a.bias": np.full(2, 3.0, np.float32), "b.kernel": np.full((2, 3), 0.1, np.float32)}
+WHOLE = {
+    "a.kernel": np.full((2, 2), 2.0, np.float32),
+    "a.bias": np.full(2, 3.0, np.float32),
+    "b.kernel": np.full((2, 3), 0.1, np.float32),
+}
 
 
 def one_update(gradients, trainable=("a.kernel", "a.bias"), **options):
@@ -264,8 +303,13 @@ def test_weight_decay_spares_vectors():
 
 @pytest.mark.parametrize(("norm", "clipped"), [(50.0, 5.0), (3.0, 3.0)])
 def test_gradients_are_clipped_by_their_global_norm(norm, clipped):
-    gradients = {"a.kernel": np.full((2, 2), 4.0, np.float32), "a.bias": np.full(2, 18**0.5, np.float32)}  # 8 and 6: together 10
-    gradients = {path: value * norm / 10 for path, value in gradients.items()} | {"b.kernel": np.full((2, 3), 1e6, np.float32)}
+    gradients = {
+        "a.kernel": np.full((2, 2), 4.0, np.float32),
+        "a.bias": np.full(2, 18**0.5, np.float32),
+    }  # 8 and 6: together 10
+    gradients = {path: value * norm / 10 for path, value in gradients.items()} | {
+        "b.kernel": np.full((2, 3), 1e6, np.float32)
+    }
     _, state = one_update(gradients)
     first_moment = optax.tree.get(state, "mu")
     np.testing.assert_allclose(first_moment["a.kernel"], (1 - RECIPE["b1"]) * 0.4 * clipped, rtol=1e-5)
@@ -334,7 +378,9 @@ def write_results(folder: str) -> None:
             scores[padding] = {
                 f"scores/{name}/{key}": value
                 for name, task in run.tasks.items()
-                for key, value in task.compute_metrics({k: np.asarray(v, np.float64) for k, v in totals[name].items()}).items()
+                for key, value in task.compute_metrics(
+                    {k: np.asarray(v, np.float64) for k, v in totals[name].items()}
+                ).items()
             }
         np.savez(pathlib.Path(folder) / f"{size}.npz", **results, **scores[0])
         if size == 1:

@@ -42,7 +42,15 @@ def test_a_run_leaves_its_records(finished):
     assert metrics["step"] == STEPS
     assert metrics["sal/mIoU"] == log[-1]["eval/sal/mIoU"]
     assert list((workdir / "tensorboard").iterdir())
-    for told in ("ta_lora", "ts_lora", "position_tables", "trainable, unused", f"Scores after {STEPS} steps", "ETA", "images/s"):
+    for told in (
+        "ta_lora",
+        "ts_lora",
+        "position_tables",
+        "trainable, unused",
+        f"Scores after {STEPS} steps",
+        "ETA",
+        "images/s",
+    ):
         assert told in printed
 
 
@@ -68,7 +76,9 @@ def test_best_model_loads(finished):
     assert model.config["classes"]["semseg"] == ["background", "red", "green", "blue"]
     logits = model(jnp.zeros((1, 32, 48, 3)))
     assert {name: value.shape for name, value in logits.items()} == {"semseg": (1, 32, 48, 4), "sal": (1, 32, 48, 1)}
-    best = max((line for line in log_of(workdir) if "eval/mean_score" in line), key=lambda line: line["eval/mean_score"])
+    best = max(
+        (line for line in log_of(workdir) if "eval/mean_score" in line), key=lambda line: line["eval/mean_score"]
+    )
     assert model.config["step"] == best["step"]
 
 
@@ -94,13 +104,17 @@ def test_killed_and_restarted_it_ends_as_if_nothing_had_happened(base, finished)
 
 
 def test_another_config_is_refused_unless_that_is_wanted(base, finished):
-    with pytest.raises(UserError, match=r"holds a run with another config: epochs was 8 and is 9; seed was 0 and is 2\."):
+    with pytest.raises(
+        UserError, match=r"holds a run with another config: epochs was 8 and is 9; seed was 0 and is 2\."
+    ):
         call(base, "--config.epochs=9", "--config.log_every_steps=2", "--config.seed=2", workdir="whole")
     shutil.copytree(finished[0], base / "longer")
     run(base, "longer", "--config.epochs=9", "--override_config")
     before = log_of(base / "longer")
     assert before[-1]["step"] == STEPS + 3
-    call(base, "--config.epochs=9", workdir="longer")  # that is its config from then on, and a finished run does nothing
+    call(
+        base, "--config.epochs=9", workdir="longer"
+    )  # that is its config from then on, and a finished run does nothing
     assert log_of(base / "longer") == before
 
 
@@ -130,13 +144,17 @@ def test_what_changes_nothing_that_is_computed_may_change(base, finished, tmp_pa
 
 def test_fewer_epochs_than_were_trained_are_refused(base, finished):
     before = [(finished[0] / name).read_text() for name in ("metrics.json", "config.json")]
-    with pytest.raises(UserError, match=r"holds a run of 24 steps already, more than the 12 of epochs = 4; give more --config.epochs"):
+    with pytest.raises(
+        UserError, match=r"holds a run of 24 steps already, more than the 12 of epochs = 4; give more --config.epochs"
+    ):
         call(base, "--config.epochs=4", "--override_config", workdir="whole")
     assert [(finished[0] / name).read_text() for name in ("metrics.json", "config.json")] == before
 
 
 def test_evaluating_something_else_than_asked_for_is_refused(base, finished):
-    with pytest.raises(UserError, match=r"whole holds a run, which is what would be evaluated, and not init_from = \S*best; leave out"):
+    with pytest.raises(
+        UserError, match=r"whole holds a run, which is what would be evaluated, and not init_from = \S*best; leave out"
+    ):
         call(base, "--mode=evaluate", f"--config.init_from={finished[0] / 'best'}", workdir="whole")
 
 
@@ -175,7 +193,10 @@ def test_what_cannot_be_read_is_left_out_and_told(base, tmp_path):
     printed = run(base, "some_bad", *flags)
     assert printed.count("left out: ") == 2
     told = [json.loads(line) for line in (base / "some_bad" / "bad_examples.jsonl").read_text().splitlines()]
-    assert [name for name in ("val002", "train1") if any(name in entry["error"] for entry in told)] == ["val002", "train1"]
+    assert [name for name in ("val002", "train1") if any(name in entry["error"] for entry in told)] == [
+        "val002",
+        "train1",
+    ]
     assert len(told) == 2
     assert "4 images in" in run(base, "some_bad", *flags, "--mode=evaluate")
 
@@ -236,7 +257,10 @@ def call(base: pathlib.Path, *more: str, workdir: str = "bad", config: str = "mi
         (["--config.seed=-1"], "seed = -1 must be at least 0"),
         (["--config.optimizer.warmup_epochs=20.0"], "warmup_epochs = 20.0 is 60 steps, but training has only 24"),
         (["--config.batch_size=0"], "batch_size = 0"),
-        (["--config.batch_size=1", "--config.decoder.name=aspp"], "batch_size = 1: the decoder aspp normalises over the batch"),
+        (
+            ["--config.batch_size=1", "--config.decoder.name=aspp"],
+            "batch_size = 1: the decoder aspp normalises over the batch",
+        ),
         (["--config.optimizer.learning_rate=nan"], "optimizer.learning_rate = nan must be finite"),
         (["--config.optimizer.learning_rate=-1"], "optimizer.learning_rate = -1.0 must be above 0"),
         (["--config.loss_weights.sal=nan"], "loss_weights.sal = nan must be finite"),
@@ -272,14 +296,18 @@ def permuted(base, folder: pathlib.Path) -> str:
     """The flag of a copy of the data set whose classes have the same names in another order."""
     root = shutil.copytree(base / "data", folder / "permuted")
     classes = json.loads((root / "classes.json").read_text())
-    (root / "classes.json").write_text(json.dumps({task: [names[i] for i in (0, 2, 1, 3)] for task, names in classes.items()}))
+    (root / "classes.json").write_text(
+        json.dumps({task: [names[i] for i in (0, 2, 1, 3)] for task, names in classes.items()})
+    )
     return f"--config.data.root={root}"
 
 
 @pytest.mark.parametrize("mode", ["train", "evaluate"])
 @pytest.mark.parametrize("start", ["run", "init"])
 def test_classes_in_another_order_are_refused(base, finished, tmp_path, mode, start):
-    flags = [f"--mode={mode}", permuted(base, tmp_path)] + [f"--config.init_from={finished[0] / 'best'}"] * (start == "init")
+    flags = [f"--mode={mode}", permuted(base, tmp_path)] + [f"--config.init_from={finished[0] / 'best'}"] * (
+        start == "init"
+    )
     workdir = "whole" if start == "run" else "bad"
     done = subprocess.run(command(base, workdir, *flags), capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
@@ -302,7 +330,9 @@ def test_a_start_from_a_model_of_other_classes_and_ranks(base, finished, tmp_pat
     printed = " ".join(run(base, "again", *flags).split())
     assert f"left out of {best}: low-rank factors: rank 2 there, 3 here" in printed
     assert "decoders.semseg.head.classifier: class 1 is 'red' there, 'green' here" in printed
-    there, here = (safetensors.numpy.load_file(path / "model.safetensors") for path in (best, base / "again" / "initial"))
+    there, here = (
+        safetensors.numpy.load_file(path / "model.safetensors") for path in (best, base / "again" / "initial")
+    )
     differing = {path for path in here if path not in there or not np.array_equal(there[path], here[path])}
     classifier = {f"decoders.semseg.head.classifier.{name}" for name in ("kernel", "bias")}
     assert {path for path in differing if "shared_" not in path} == classifier

@@ -50,7 +50,9 @@ def quadruped(rng: Rng, category: str) -> Thing:
     if rng.random() < 0.3:
         forwards, up = 1.15 * forwards + 0.3 * max(up, 0), -0.55 * up - 0.05
     head = chest + [forwards * rng.uniform(0.9, 1.1), up * rng.uniform(0.85, 1.1), rng.uniform(-0.12, 0.12)]
-    solids.append(rod(coat, chest + [0.3 * build.chest, 0.25 * build.chest, 0], head, build.nape * 1.15, build.nape * 0.85))
+    solids.append(
+        rod(coat, chest + [0.3 * build.chest, 0.25 * build.chest, 0], head, build.nape * 1.15, build.nape * 0.85)
+    )
     gaze = turn(rng.uniform(-0.9, 0.9), 0, rng.uniform(-0.5, 0.1))
     solids += FEATURES[category](rng, build, coat, head, gaze, chest, hips)
     return Thing(category, tuple(solids)).grounded()
@@ -68,12 +70,16 @@ def _legs(rng: Rng, build: Build, coat: Material, chest: np.ndarray, hips: np.nd
             solids += [
                 rod(coat, top, knee, 1.7 * build.thick, 1.05 * build.thick),
                 rod(coat, knee, heel, 1.05 * build.thick, 0.8 * build.thick),
-                rod(foot, heel, heel + [0.7 * build.thick, -0.1 * build.thick, 0], 0.95 * build.thick, 0.8 * build.thick),
+                rod(
+                    foot, heel, heel + [0.7 * build.thick, -0.1 * build.thick, 0], 0.95 * build.thick, 0.8 * build.thick
+                ),
             ]
     return solids
 
 
-def _face(build: Build, coat: Material, nose: Material, head: np.ndarray, gaze: np.ndarray, drop: float = -0.25) -> list[Solid]:
+def _face(
+    build: Build, coat: Material, nose: Material, head: np.ndarray, gaze: np.ndarray, drop: float = -0.25
+) -> list[Solid]:
     """Skull, muzzle, nose and eyes; `drop` is how far the muzzle points down per unit forwards."""
     length, radius = build.muzzle
     size = build.head
@@ -87,7 +93,9 @@ def _face(build: Build, coat: Material, nose: Material, head: np.ndarray, gaze: 
     ]
 
 
-def _ears(coat: Material, head: np.ndarray, gaze: np.ndarray, root, tip, bottom: float, top: float, flat: float = 0.5) -> list[Solid]:
+def _ears(
+    coat: Material, head: np.ndarray, gaze: np.ndarray, root, tip, bottom: float, top: float, flat: float = 0.5
+) -> list[Solid]:
     """A pair, from `root` to `tip`, given for the left one (+z)."""
     mirror = np.array([1, 1, -1])
     ends = [(np.array(root) * sign, np.array(tip) * sign) for sign in (1, mirror)]
@@ -99,14 +107,29 @@ def _dog(rng, build, coat, head, gaze, chest, hips):
     size, tail = build.head, hips + [-0.9 * build.hips, 0.25 * build.hips, 0]
     if rng.random() < 0.6:  # floppy
         ears = _ears(
-            coat, head, gaze, [-0.1 * size, 0.7 * size, 0.75 * size], [-0.1 * size, -0.55 * size, 1.05 * size], 0.3 * size, 0.38 * size
+            coat,
+            head,
+            gaze,
+            [-0.1 * size, 0.7 * size, 0.75 * size],
+            [-0.1 * size, -0.55 * size, 1.05 * size],
+            0.3 * size,
+            0.38 * size,
         )
     else:
         ears = _ears(
-            coat, head, gaze, [-0.2 * size, 0.6 * size, 0.5 * size], [-0.3 * size, 1.5 * size, 0.6 * size], 0.32 * size, 0.08 * size
+            coat,
+            head,
+            gaze,
+            [-0.2 * size, 0.6 * size, 0.5 * size],
+            [-0.3 * size, 1.5 * size, 0.6 * size],
+            0.32 * size,
+            0.08 * size,
         )
     bend = tail + [-0.1, rng.uniform(0.02, 0.12), 0]
-    tails = [rod(coat, tail, bend, 0.035, 0.03), rod(coat, bend, bend + [-0.04, 0.16, rng.uniform(-0.05, 0.05)], 0.03, 0.018)]
+    tails = [
+        rod(coat, tail, bend, 0.035, 0.03),
+        rod(coat, bend, bend + [-0.04, 0.16, rng.uniform(-0.05, 0.05)], 0.03, 0.018),
+    ]
     return [*_face(build, coat, palette.DARK, head, gaze), *ears, *tails]
 
 
@@ -131,9 +154,24 @@ def _cat(rng, build, coat, head, gaze, chest, hips):
 
 def _cow(rng, build, coat, head, gaze, chest, hips):
     size, tail = build.head, hips + [-0.95 * build.hips, 0.4 * build.hips, 0]
-    ears = _ears(coat, head, gaze, [-0.2 * size, 0.35 * size, 0.8 * size], [-0.3 * size, 0.2 * size, 1.7 * size], 0.25 * size, 0.16 * size)
+    ears = _ears(
+        coat,
+        head,
+        gaze,
+        [-0.2 * size, 0.35 * size, 0.8 * size],
+        [-0.3 * size, 0.2 * size, 1.7 * size],
+        0.25 * size,
+        0.16 * size,
+    )
     horns = _ears(
-        HORN, head, gaze, [-0.1 * size, 0.75 * size, 0.5 * size], [0.1 * size, 1.6 * size, 1.1 * size], 0.2 * size, 0.05 * size, 1.0
+        HORN,
+        head,
+        gaze,
+        [-0.1 * size, 0.75 * size, 0.5 * size],
+        [0.1 * size, 1.6 * size, 1.1 * size],
+        0.2 * size,
+        0.05 * size,
+        1.0,
     )
     udder = ball(PINK, 0.25 * chest + 0.75 * hips - [0, 0.95 * build.hips, 0], (0.14, 0.09, 0.11))
     tuft = tail + [-0.1, -0.48, rng.uniform(-0.06, 0.06)]
@@ -150,7 +188,15 @@ def _cow(rng, build, coat, head, gaze, chest, hips):
 def _horse(rng, build, coat, head, gaze, chest, hips):
     size, tail = build.head, hips + [-0.9 * build.hips, 0.4 * build.hips, 0]
     hair = palette.hide(rng)
-    ears = _ears(coat, head, gaze, [-0.2 * size, 0.7 * size, 0.4 * size], [-0.1 * size, 1.5 * size, 0.5 * size], 0.25 * size, 0.06 * size)
+    ears = _ears(
+        coat,
+        head,
+        gaze,
+        [-0.2 * size, 0.7 * size, 0.4 * size],
+        [-0.1 * size, 1.5 * size, 0.5 * size],
+        0.25 * size,
+        0.06 * size,
+    )
     crest = head + [-0.06, 0.09, 0]
     mane = rod(hair, crest, chest + [-0.02, 1.1 * build.chest, 0], 0.06, 0.05, 0.5)
     locks = [
@@ -167,14 +213,30 @@ def _horse(rng, build, coat, head, gaze, chest, hips):
 
 
 def _sheep(rng, build, coat, head, gaze, chest, hips):
-    wool = Material((0.75, 0.72, 0.65) if rng.random() < 0.7 else coat.colour, (0.5, 0.47, 0.42), "speckle", np.eye(3) * 16, gloss=0.0)
+    wool = Material(
+        (0.75, 0.72, 0.65) if rng.random() < 0.7 else coat.colour,
+        (0.5, 0.47, 0.42),
+        "speckle",
+        np.eye(3) * 16,
+        gloss=0.0,
+    )
     fleece = []
     for share in np.linspace(-0.15, 1.15, 5):
         for angle in np.linspace(0, 2 * np.pi, 7)[:-1] + rng.uniform(0, 1):
-            centre = (1 - share) * hips + share * chest + 0.62 * build.hips * np.array([0, np.sin(angle), np.cos(angle)])
+            centre = (
+                (1 - share) * hips + share * chest + 0.62 * build.hips * np.array([0, np.sin(angle), np.cos(angle)])
+            )
             fleece.append(ball(wool, centre, build.hips * rng.uniform(0.5, 0.68)))
     size = build.head
-    ears = _ears(coat, head, gaze, [-0.1 * size, 0.3 * size, 0.7 * size], [-0.3 * size, 0.1 * size, 1.6 * size], 0.25 * size, 0.15 * size)
+    ears = _ears(
+        coat,
+        head,
+        gaze,
+        [-0.1 * size, 0.3 * size, 0.7 * size],
+        [-0.3 * size, 0.1 * size, 1.6 * size],
+        0.25 * size,
+        0.15 * size,
+    )
     tuft = ball(wool, head + gaze @ [-0.25 * size, 0.55 * size, 0], 0.75 * size)
     neck = rod(wool, chest, 0.5 * (chest + head), 0.9 * build.chest, 1.1 * build.nape)
     return [*_face(build, coat, palette.DARK, head, gaze, -0.7), *ears, *fleece, tuft, neck]

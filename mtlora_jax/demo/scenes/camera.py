@@ -23,7 +23,9 @@ class Camera:
     def rays(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         """Returns ray directions (3, N) in the world, of length 1 along the optical axis, so that distance is depth."""
         height, width = self.size
-        return self.rotation @ np.stack([(u - width / 2) / self.focal, (height / 2 - v) / self.focal, np.full(u.shape, -1.0)])
+        return self.rotation @ np.stack(
+            [(u - width / 2) / self.focal, (height / 2 - v) / self.focal, np.full(u.shape, -1.0)]
+        )
 
     def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Projects points (3, N) in the world to (u, v, depth)."""
@@ -40,7 +42,9 @@ class Camera:
         return -np.inf, np.inf, -np.inf, np.inf
 
 
-def look_at(target: np.ndarray, distance: float, yaw: float, pitch: float, roll: float, focal: float, size: tuple[int, int]) -> Camera:
+def look_at(
+    target: np.ndarray, distance: float, yaw: float, pitch: float, roll: float, focal: float, size: tuple[int, int]
+) -> Camera:
     """Places a camera `distance` metres from `target`, rotated by `yaw` and looking down by `pitch` radians."""
     rotation = turn(yaw, -pitch) @ turn(roll=roll)
     return Camera(np.asarray(target, float) + distance * rotation[:, 2], rotation, focal, size)

@@ -36,7 +36,19 @@ MAKERS: dict[str, Callable[[Rng], Thing]] = {
     "train": vehicles.train,
     "tvmonitor": furniture.tvmonitor,
 }
-INDOORS = ("chair", "diningtable", "sofa", "tvmonitor", "pottedplant", "bottle", "dog", "cat", "bird", "bicycle", "person")
+INDOORS = (
+    "chair",
+    "diningtable",
+    "sofa",
+    "tvmonitor",
+    "pottedplant",
+    "bottle",
+    "dog",
+    "cat",
+    "bird",
+    "bicycle",
+    "person",
+)
 OUTDOORS = (
     *("car", "bus", "train", "aeroplane", "boat", "bicycle", "motorbike", "cow", "horse", "sheep"),
     *("dog", "cat", "bird", "chair", "pottedplant", "bottle", "person"),
@@ -107,7 +119,9 @@ def _camera(rng: Rng, hero: Thing, size: tuple[int, int], inside: bool) -> tuple
     # Half of the pictures of a person are taken from so near that they end at the waist or the knees.
     portrait = hero.category == "person" and rng.random() < 0.5
     share = rng.uniform(1.05, 1.6) if portrait else rng.uniform(0.7, 0.95)
-    distance = max((high[1] - low[1]) * focal / (share * height), (high[0] - low[0]) * focal / (share * width) + 0.7 * high[2], 1.4)
+    distance = max(
+        (high[1] - low[1]) * focal / (share * height), (high[0] - low[0]) * focal / (share * width) + 0.7 * high[2], 1.4
+    )
     yaw, pitch = rng.uniform(-0.6, 0.6), rng.uniform(0.06, 0.42)
     target = np.array([0, (0.68 if portrait else 0.45) * high[1] + rng.uniform(0, 0.2), 0])
     away, right = np.array([-np.sin(yaw), 0, -np.cos(yaw)]), np.array([np.cos(yaw), 0, -np.sin(yaw)])
@@ -131,7 +145,10 @@ def _on_top(rng: Rng, thing: Thing) -> list[Thing]:
         return [thing, *(item.placed(top) for item, top in zip(items, tops, strict=True))]
     if (thing.category == "chair" and rng.random() < 0.3) or (thing.category == "sofa" and rng.random() < 0.4):
         forward = 0.06 if thing.category == "chair" else 0.12
-        return [thing, people.person(rng, seated=True).placed(place + forward * np.array([np.sin(yaw), 0, np.cos(yaw)]), yaw)]
+        return [
+            thing,
+            people.person(rng, seated=True).placed(place + forward * np.array([np.sin(yaw), 0, np.cos(yaw)]), yaw),
+        ]
     return [thing]
 
 
@@ -156,7 +173,9 @@ def _light(rng: Rng, view: View, inside: bool, time_of_day: TimeOfDay) -> Light:
     direction = np.cos(rise) * level + np.array([0, np.sin(rise), 0])
     warmth = rng.uniform(-0.12, 0.28)
     tint = np.array([1 + warmth, 1.0, 1 - warmth])
-    strength, around = (rng.uniform(0.5, 0.85), rng.uniform(0.5, 0.75)) if inside else (rng.uniform(0.7, 1.3), rng.uniform(0.4, 0.6))
+    strength, around = (
+        (rng.uniform(0.5, 0.85), rng.uniform(0.5, 0.75)) if inside else (rng.uniform(0.7, 1.3), rng.uniform(0.4, 0.6))
+    )
     cool = np.array([1 - 0.4 * warmth, 1.0, 1 + 0.4 * warmth])
     sky = Material(
         hsv(rng.uniform(*time_of_day.hues), rng.uniform(0.3, 0.75), rng.uniform(0.75, 1.0)),
@@ -166,4 +185,6 @@ def _light(rng: Rng, view: View, inside: bool, time_of_day: TimeOfDay) -> Light:
         rng.uniform(0, 40, 3),
     )
     above, below = around * cool * time_of_day.around, 0.55 * around * tint * time_of_day.around
-    return Light(direction, strength * tint * time_of_day.lamp, above, below, rng.uniform(0.004, 0.02), sky, time_of_day)
+    return Light(
+        direction, strength * tint * time_of_day.lamp, above, below, rng.uniform(0.004, 0.02), sky, time_of_day
+    )

@@ -18,22 +18,31 @@ def chair(rng: Rng) -> Thing:
     solids = [box(seat, (0, SEAT, 0), (width, 0.06, depth), bevel=0.015)]
     if rng.random() < 0.75:
         solids += [
-            rod(frame, (sx * x, SEAT, sz * z), (sx * (x + 0.02), 0.02, sz * (z + 0.02)), 0.025, 0.02) for sx in (1, -1) for sz in (1, -1)
+            rod(frame, (sx * x, SEAT, sz * z), (sx * (x + 0.02), 0.02, sz * (z + 0.02)), 0.025, 0.02)
+            for sx in (1, -1)
+            for sz in (1, -1)
         ]
     else:
         solids += [tube(palette.STEEL, (0, 0.06, 0), (0, SEAT, 0), 0.035)]
         angles = np.arange(5) * 2 * np.pi / 5 + rng.uniform(0, 1)
-        solids += [rod(palette.DARK, (0, 0.09, 0), (0.26 * np.cos(a), 0.04, 0.26 * np.sin(a)), 0.025, 0.03) for a in angles]
+        solids += [
+            rod(palette.DARK, (0, 0.09, 0), (0.26 * np.cos(a), 0.04, 0.26 * np.sin(a)), 0.025, 0.03) for a in angles
+        ]
     top = SEAT + back
     if rng.random() < 0.5:
         solids += [rod(frame, (sx * x, SEAT, -z), (sx * x, top, -z - lean), 0.024) for sx in (1, -1)]
         rungs = np.linspace(0.35, 1, rng.integers(2, 4)) if rng.random() < 0.5 else [1.0]
-        solids += [box(frame, (0, SEAT + share * back - 0.03, -z - share * lean), (width, 0.08, 0.025), bevel=0.008) for share in rungs]
+        solids += [
+            box(frame, (0, SEAT + share * back - 0.03, -z - share * lean), (width, 0.08, 0.025), bevel=0.008)
+            for share in rungs
+        ]
         if len(rungs) == 1:
             slats = np.linspace(-0.6, 0.6, 4) * x
             solids += [rod(frame, (sx, SEAT, -z), (sx, top - 0.04, -z - lean), 0.013) for sx in slats]
     else:
-        solids.append(box(seat, (0, SEAT + back / 2 + 0.03, -z - lean / 2), (width, back, 0.05), turn(pitch=-lean / back), 0.02))
+        solids.append(
+            box(seat, (0, SEAT + back / 2 + 0.03, -z - lean / 2), (width, back, 0.05), turn(pitch=-lean / back), 0.02)
+        )
     if rng.random() < 0.3:
         for sx in (1, -1):
             solids += [rod(frame, (sx * x, SEAT, z - 0.06), (sx * x, SEAT + 0.2, z - 0.06), 0.02)]
@@ -55,7 +64,10 @@ def diningtable(rng: Rng) -> Thing:
         ]
     else:
         x, z = rng.uniform(0.55, 0.8), rng.uniform(0.35, 0.45)
-        solids = [box(top, (0, 0.695, 0), (2 * x, 0.05, 2 * z), bevel=0.012), box(leg, (0, 0.635, 0), (2 * x - 0.12, 0.08, 2 * z - 0.12))]
+        solids = [
+            box(top, (0, 0.695, 0), (2 * x, 0.05, 2 * z), bevel=0.012),
+            box(leg, (0, 0.635, 0), (2 * x - 0.12, 0.08, 2 * z - 0.12)),
+        ]
         solids += [
             tube(leg, (sx * (x - 0.08), 0, sz * (z - 0.08)), (sx * (x - 0.08), 0.66, sz * (z - 0.08)), 0.025, 0.04)
             for sx in (1, -1)
@@ -73,9 +85,15 @@ def sofa(rng: Rng) -> Thing:
     solids = [
         box(cover, (0, 0.19, 0), (width + 2 * arm, 0.22, depth), bevel=0.03),
         box(cover, (0, (0.1 + high) / 2, -0.36), (width + 2 * arm, high - 0.1, 0.2), turn(pitch=-0.08), bevel=0.06),
-        *(box(cover, (sx * (width + arm) / 2, (0.08 + armrest) / 2, 0.02), (arm, armrest - 0.08, depth), bevel=0.05) for sx in (1, -1)),
+        *(
+            box(cover, (sx * (width + arm) / 2, (0.08 + armrest) / 2, 0.02), (arm, armrest - 0.08, depth), bevel=0.05)
+            for sx in (1, -1)
+        ),
         *(box(cover, (0.6 * (k - (seats - 1) / 2), 0.37, 0.05), (0.58, 0.16, 0.7), bevel=0.04) for k in range(seats)),
-        *(box(cover, (0.6 * (k - (seats - 1) / 2), 0.58, -0.24), (0.56, 0.34, 0.16), turn(pitch=-0.2), bevel=0.05) for k in range(seats)),
+        *(
+            box(cover, (0.6 * (k - (seats - 1) / 2), 0.58, -0.24), (0.56, 0.34, 0.16), turn(pitch=-0.2), bevel=0.05)
+            for k in range(seats)
+        ),
     ]
     legs = [(sx * (width / 2 + arm - 0.08), sz * 0.3) for sx in (1, -1) for sz in (1, -1)]
     solids += [tube(palette.DARK, (x, 0, z), (x, 0.09, z), 0.025, 0.03) for x, z in legs]
@@ -91,7 +109,9 @@ def tvmonitor(rng: Rng) -> Thing:
     glow = rng.random() < 0.5
     pattern = str(rng.choice(["clouds", "blotches", "stripes", "checks"])) if glow else "clouds"
     first, second = (
-        (palette.colour(rng, (0.3, 0.8)), palette.colour(rng, (0.2, 0.7))) if glow else ((0.01, 0.012, 0.016), (0.03, 0.035, 0.045))
+        (palette.colour(rng, (0.3, 0.8)), palette.colour(rng, (0.2, 0.7)))
+        if glow
+        else ((0.01, 0.012, 0.016), (0.03, 0.035, 0.045))
     )
     screen = Material(first, second, pattern, turn(roll=rng.uniform(0, 1)) * 4, rng.uniform(0, 9, 3), gloss=0.8)
     if rng.random() < 0.7:
@@ -149,7 +169,12 @@ def pottedplant(rng: Rng) -> Thing:
         tube(pot, (0, high - 0.05, 0), (0, high, 0), 1.1 * radius),
         tube(soil, (0, high - 0.01, 0), (0, high + 0.012, 0), 0.9 * radius),
     ]
-    leaf = Material(hsv(rng.uniform(0.2, 0.42), rng.uniform(0.45, 0.85), rng.uniform(0.3, 0.7)), (0.35, 0.45, 0.12), "grain", np.eye(3) * 3)
+    leaf = Material(
+        hsv(rng.uniform(0.2, 0.42), rng.uniform(0.45, 0.85), rng.uniform(0.3, 0.7)),
+        (0.35, 0.45, 0.12),
+        "grain",
+        np.eye(3) * 3,
+    )
     kind = rng.choice(["leaves", "bush", "flowers"])
     if kind == "bush":
         crown = high + rng.uniform(0.3, 0.45)

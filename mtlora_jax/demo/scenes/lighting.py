@@ -66,7 +66,9 @@ def backdrop_occlusion(stage: Stage, camera: Camera) -> np.ndarray:
     """How much of the light from everywhere reaches the backdrop next to things and in its corners: (H, W) in [0, 1]."""
     height, width = camera.size
     rows, columns = -(-height // COARSE), -(-width // COARSE)
-    v, u = np.meshgrid((np.arange(rows) + 0.5) * height / rows, (np.arange(columns) + 0.5) * width / columns, indexing="ij")
+    v, u = np.meshgrid(
+        (np.arange(rows) + 0.5) * height / rows, (np.arange(columns) + 0.5) * width / columns, indexing="ij"
+    )
     room = Stage.of(stage.things[:1])
     hits, rays = cast(room, camera, u.ravel(), v.ravel())
     found = surfaces(room, camera, hits, rays)

@@ -30,7 +30,9 @@ def wood(rng: Rng) -> Material:
     return Material(hsv(hue, 0.55, value), hsv(hue, 0.65, 0.7 * value), "grain", axes, rng.uniform(0, 9, 3), 0.15)
 
 
-def patterned(rng: Rng, patterns: tuple[str, ...], period: float, saturation=(0.2, 0.85), gloss: float = 0.05) -> Material:
+def patterned(
+    rng: Rng, patterns: tuple[str, ...], period: float, saturation=(0.2, 0.85), gloss: float = 0.05
+) -> Material:
     """A random pattern of two colours that differ, `period` metres wide."""
     first = colour(rng, saturation)
     second = colour(rng, (0.0, saturation[1])) if rng.random() < 0.6 else (0.8, 0.8, 0.78)

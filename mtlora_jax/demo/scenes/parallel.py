@@ -23,6 +23,8 @@ def map_on_all_cores(function: Callable[[Any], Any], items: Sequence[Any], title
     try:
         yield from track(pool.map(function, items, chunksize=4), title, len(items))
     except BrokenProcessPool as error:
-        raise UserError(f"{title}: a worker process died, perhaps killed because memory ran out; start again") from error
+        raise UserError(
+            f"{title}: a worker process died, perhaps killed because memory ran out; start again"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)

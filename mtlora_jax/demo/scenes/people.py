@@ -62,7 +62,9 @@ POSES: dict[str, Pose] = {
         (Limb((0.95, 0.02), (-0.15, 0.02)), Limb((-0.45, 0.02), (-1.4, 0.02))),
         0.2,
     ),
-    "kick": Pose((Limb((-0.4, 0.7), (0.0, 0.6)), Limb((0.5, 0.8), (0.7, 0.9))), (Limb((1.1, 0.1), (1.0, 0.1)), UPRIGHT), -0.1),
+    "kick": Pose(
+        (Limb((-0.4, 0.7), (0.0, 0.6)), Limb((0.5, 0.8), (0.7, 0.9))), (Limb((1.1, 0.1), (1.0, 0.1)), UPRIGHT), -0.1
+    ),
     "crouch": Pose((ON_KNEE, ON_KNEE), (Limb((1.55, 0.3), (-0.55, 0.1)), Limb((1.45, 0.3), (-0.6, 0.1))), 0.35),
 }
 SEATED: dict[str, Pose] = {
@@ -112,7 +114,9 @@ def _clothes(rng: Rng) -> Clothes:
     shirt, trousers = palette.cloth(rng), palette.cloth(rng, 0.2)
     if rng.random() < 0.6:
         trousers = Material(palette.colour(rng, (0.05, 0.6), (0.15, 0.6)), gloss=0.02)
-    hair = Material(hsv(rng.uniform(0.02, 0.12), rng.uniform(0.1, 0.8), rng.choice([0.1, 0.2, 0.35, 0.6, 0.85])), gloss=0.15)
+    hair = Material(
+        hsv(rng.uniform(0.02, 0.12), rng.uniform(0.1, 0.8), rng.choice([0.1, 0.2, 0.35, 0.6, 0.85])), gloss=0.15
+    )
     shoe = Material(palette.colour(rng, (0.0, 0.8), (0.1, 0.9)), gloss=0.2)
     sleeve, leg = (skin if rng.random() < bare else own for bare, own in ((0.6, shirt), (0.3, trousers)))
     return Clothes(skin, hair, shirt, sleeve, trousers, leg, shoe)
@@ -152,7 +156,9 @@ def _body(rng: Rng, pose: Pose, clothes: Clothes) -> list[Solid]:
 
 def _direction(angles: tuple[float, float], side: int) -> np.ndarray:
     forwards, outwards = angles
-    return np.array([side * np.sin(outwards), -np.cos(forwards) * np.cos(outwards), np.sin(forwards) * np.cos(outwards)])
+    return np.array(
+        [side * np.sin(outwards), -np.cos(forwards) * np.cos(outwards), np.sin(forwards) * np.cos(outwards)]
+    )
 
 
 def _head(rng: Rng, neck: np.ndarray, lean: float, clothes: Clothes) -> list[Solid]:

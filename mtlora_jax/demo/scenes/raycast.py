@@ -36,7 +36,9 @@ class Stage:
 
     things: tuple[Thing, ...]
     solids: tuple[Placed, ...]
-    instance: np.ndarray  # (solids + 1,) number of the thing of each solid; the last entry is the sky's, so that -1 finds it
+    instance: (
+        np.ndarray
+    )  # (solids + 1,) number of the thing of each solid; the last entry is the sky's, so that -1 finds it
 
     @classmethod
     def of(cls, things: Sequence[Thing]) -> "Stage":

@@ -14,7 +14,12 @@ from mtlora_jax.demo.scenes.solids import Thing
 from mtlora_jax.demo.scenes.time_of_day import DAY, TimeOfDay
 
 VOID = 255
-SUBPIXELS = ((-0.125, -0.375), (0.375, -0.125), (0.125, 0.375), (-0.375, 0.125))  # a turned grid: smooth along level and upright edges
+SUBPIXELS = (
+    (-0.125, -0.375),
+    (0.375, -0.125),
+    (0.125, 0.375),
+    (-0.375, 0.125),
+)  # a turned grid: smooth along level and upright edges
 NEIGHBOURS = ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:]))  # left and right, upper and lower of all pairs
 
 
@@ -26,9 +31,15 @@ class Scene:
     instance: np.ndarray  # (H, W) uint8: 0 backdrop, k the k-th of `objects`
     semseg: np.ndarray  # (H, W) uint8: VOC class, 0 backdrop, 255 on the line between two instances
     context: np.ndarray  # (H, W) uint16: class of PASCAL-Context
-    objects: list[tuple[int, np.ndarray, dict[str, np.ndarray]]]  # VOC class, mask (H, W) bool, {PASCAL-Part name: (H, W) bool} of people
-    normals: np.ndarray  # (H, W, 3) float32, unit length: x right, y down, z towards the viewer; the sky faces the viewer
-    sal: np.ndarray  # (H, W) bool: the object with the largest visible area, where area counts more towards the centre of the picture
+    objects: list[
+        tuple[int, np.ndarray, dict[str, np.ndarray]]
+    ]  # VOC class, mask (H, W) bool, {PASCAL-Part name: (H, W) bool} of people
+    normals: (
+        np.ndarray
+    )  # (H, W, 3) float32, unit length: x right, y down, z towards the viewer; the sky faces the viewer
+    sal: (
+        np.ndarray
+    )  # (H, W) bool: the object with the largest visible area, where area counts more towards the centre of the picture
     depth: np.ndarray  # (H, W) float32, metres along the optical axis; 0 for the sky
 
 
@@ -90,8 +101,12 @@ def _colours(stage: Stage, camera: Camera, light: Light, hits: Hits, rays: np.nd
     colour = develop_rays(surface, hits, rays, np.arange(height * width))
     outline = np.flatnonzero(_outlines(hits, (height, width)))
     right, down = np.array(SUBPIXELS).T[..., None]
-    finer, directions = cast(stage, camera, (outline % width + 0.5 + right).ravel(), (outline // width + 0.5 + down).ravel())
-    samples = develop_rays(surfaces(stage, camera, finer, directions), finer, directions, np.tile(outline, len(SUBPIXELS)))
+    finer, directions = cast(
+        stage, camera, (outline % width + 0.5 + right).ravel(), (outline // width + 0.5 + down).ravel()
+    )
+    samples = develop_rays(
+        surfaces(stage, camera, finer, directions), finer, directions, np.tile(outline, len(SUBPIXELS))
+    )
     colour[:, outline] = samples.reshape(3, len(SUBPIXELS), -1).mean(axis=1)
     return colour.T.reshape(height, width, 3)
 
@@ -119,8 +134,12 @@ def _context(stage: Stage) -> np.ndarray:
     return np.array([CONTEXT[name] for name in [*names, "sky"]], np.uint16)
 
 
-def _object(stage: Stage, number: int, owner: np.ndarray, instance: np.ndarray) -> tuple[int, np.ndarray, dict[str, np.ndarray]]:
-    names = [solid.part if index == number else "" for index, thing in enumerate(stage.things) for solid in thing.solids]
+def _object(
+    stage: Stage, number: int, owner: np.ndarray, instance: np.ndarray
+) -> tuple[int, np.ndarray, dict[str, np.ndarray]]:
+    names = [
+        solid.part if index == number else "" for index, thing in enumerate(stage.things) for solid in thing.solids
+    ]
     parts = {}
     for part in sorted(set(names) - {""}):
         mask = np.isin(owner, [index for index, name in enumerate(names) if name == part])

@@ -43,7 +43,9 @@ class Ball:
     @quiet
     def hit(self, origin: np.ndarray, direction: np.ndarray) -> Hit:
         x, y, z = origin[0], origin[1] - self.height, origin[2]
-        near, _ = _roots(_dot(direction, direction), _dot((x, y, z), direction), _dot((x, y, z), (x, y, z)) - self.radius**2)
+        near, _ = _roots(
+            _dot(direction, direction), _dot((x, y, z), direction), _dot((x, y, z), (x, y, z)) - self.radius**2
+        )
         return np.where(near > NEAR, near, np.inf), np.zeros(near.shape, np.int8)
 
     def normal(self, points: np.ndarray, faces: np.ndarray) -> np.ndarray:
@@ -77,7 +79,9 @@ class Frustum:
         (x, y, z), (dx, dy, dz), slope = origin, direction, self.slope
         radius = self.bottom + slope * (y - self.low)  # of the cone at the origin's height
         candidates = []
-        for root in _roots(dx * dx + dz * dz - (slope * dy) ** 2, x * dx + z * dz - slope * dy * radius, x * x + z * z - radius**2):
+        for root in _roots(
+            dx * dx + dz * dz - (slope * dy) ** 2, x * dx + z * dz - slope * dy * radius, x * x + z * z - radius**2
+        ):
             height = y + root * dy
             candidates.append(np.where((root > NEAR) & (height >= self.low) & (height <= self.high), root, np.inf))
         side = np.minimum(*candidates)
@@ -166,12 +170,16 @@ class Polytope:
     def hit(self, origin: np.ndarray, direction: np.ndarray) -> Hit:
         entry, leaving, face = np.full(direction.shape[1], -np.inf), np.inf, np.zeros(direction.shape[1], np.int8)
         # One face after the other: with all at once, most of the time goes into arrays that no cache holds.
-        for number, (speed, gap) in enumerate(zip(self.normals @ direction, self.offsets[:, None] - self.normals @ origin, strict=True)):
+        for number, (speed, gap) in enumerate(
+            zip(self.normals @ direction, self.offsets[:, None] - self.normals @ origin, strict=True)
+        ):
             crossing = gap / speed
             later = (speed < 0) & (crossing > entry)
             np.copyto(entry, crossing, where=later)
             np.copyto(face, np.int8(number), where=later)
-            leaving = np.minimum(leaving, np.where(speed > 0, crossing, np.where((speed == 0) & (gap < 0), -np.inf, np.inf)))
+            leaving = np.minimum(
+                leaving, np.where(speed > 0, crossing, np.where((speed == 0) & (gap < 0), -np.inf, np.inf))
+            )
         return np.where((entry > NEAR) & (entry < leaving), entry, np.inf), face
 
     def normal(self, points: np.ndarray, faces: np.ndarray) -> np.ndarray:
@@ -192,7 +200,9 @@ def _roots(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.
     return np.where(missed, np.inf, near), np.where(missed, np.inf, far)
 
 
-def _disc(origin: np.ndarray, direction: np.ndarray, height: float, inner: float, outer: float, facing: int) -> np.ndarray:
+def _disc(
+    origin: np.ndarray, direction: np.ndarray, height: float, inner: float, outer: float, facing: int
+) -> np.ndarray:
     """Distance to the disc or annulus at y = `height` for rays that meet it from its `facing` side."""
     distance = (height - origin[1]) / direction[1]
     square = (origin[0] + distance * direction[0]) ** 2 + (origin[2] + distance * direction[2]) ** 2

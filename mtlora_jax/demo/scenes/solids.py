@@ -51,7 +51,11 @@ class Solid:
     def plane(self) -> tuple[np.ndarray, float] | None:
         """(normal (3,), offset) of a half-space made by `half_space`, else None."""
         shape = self.shape
-        return (shape.normals[0], float(shape.offsets[0])) if isinstance(shape, Polytope) and shape.corners is None else None
+        return (
+            (shape.normals[0], float(shape.offsets[0]))
+            if isinstance(shape, Polytope) and shape.corners is None
+            else None
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -106,14 +110,19 @@ class Thing:
     @functools.cached_property
     def extent(self) -> tuple[np.ndarray, np.ndarray]:
         """Lowest and highest corner (3,) of the box around it, in the world."""
-        corners = np.concatenate([found for solid in self.placed_solids if (found := solid.corners) is not None], axis=1)
+        corners = np.concatenate(
+            [found for solid in self.placed_solids if (found := solid.corners) is not None], axis=1
+        )
         return corners.min(axis=1), corners.max(axis=1)
 
     @functools.cached_property
     def radius(self) -> float:
         """Of the circle on the floor around its origin that holds it."""
         low, high = self.extent
-        return float(np.hypot(*np.maximum(np.abs(low - self.frame.offset), np.abs(high - self.frame.offset))[[0, 2]])) * 0.9
+        return (
+            float(np.hypot(*np.maximum(np.abs(low - self.frame.offset), np.abs(high - self.frame.offset))[[0, 2]]))
+            * 0.9
+        )
 
     def grounded(self) -> "Thing":
         """Moved up or down to stand on y = 0, by the boxes around its solids."""
@@ -138,14 +147,24 @@ def along(direction: Point) -> np.ndarray:
     return np.stack([np.cross(y, z), y, z], axis=1)
 
 
-def ball(material: Material, centre: Point, radii: Point | float, rotation: np.ndarray | None = None, part: str = "") -> Solid:
+def ball(
+    material: Material, centre: Point, radii: Point | float, rotation: np.ndarray | None = None, part: str = ""
+) -> Solid:
     """An ellipsoid."""
     scale = np.diag(np.broadcast_to(np.asarray(radii, float), 3))
     linear = scale if rotation is None else rotation @ scale
     return Solid(Ball(), Frame(linear, np.asarray(centre, float)), material, part)
 
 
-def rod(material: Material, start: Point, end: Point, bottom: float, top: float | None = None, flat: float = 1.0, part: str = "") -> Solid:
+def rod(
+    material: Material,
+    start: Point,
+    end: Point,
+    bottom: float,
+    top: float | None = None,
+    flat: float = 1.0,
+    part: str = "",
+) -> Solid:
     """A limb with round ends, from radius `bottom` at `start` to `top` at `end`; `flat` squeezes it along the frame's z."""
     start, end = np.asarray(start, float), np.asarray(end, float)
     length = float(np.linalg.norm(end - start))
@@ -153,7 +172,15 @@ def rod(material: Material, start: Point, end: Point, bottom: float, top: float 
     return Solid(shape, Frame(along(end - start) @ np.diag([1, 1, flat]), start), material, part)
 
 
-def tube(material: Material, start: Point, end: Point, bottom: float, top: float | None = None, flat: float = 1.0, part: str = "") -> Solid:
+def tube(
+    material: Material,
+    start: Point,
+    end: Point,
+    bottom: float,
+    top: float | None = None,
+    flat: float = 1.0,
+    part: str = "",
+) -> Solid:
     """A cylinder or cone with flat ends; `flat` squeezes its cross-section along the frame's z."""
     start, end = np.asarray(start, float), np.asarray(end, float)
     shape = Frustum(bottom, bottom if top is None else top, 0.0, float(np.linalg.norm(end - start)))
@@ -166,14 +193,22 @@ def ring(material: Material, centre: Point, axis: Point, inner: float, outer: fl
 
 
 def box(
-    material: Material, centre: Point, size: Point, rotation: np.ndarray | None = None, bevel: float = 0.0, part: str = "", stuff: str = ""
+    material: Material,
+    centre: Point,
+    size: Point,
+    rotation: np.ndarray | None = None,
+    bevel: float = 0.0,
+    part: str = "",
+    stuff: str = "",
 ) -> Solid:
     """A box of full side lengths `size`; `bevel` metres are cut off its edges."""
     half = np.asarray(size, float) / 2
     corners = np.array([(x, y, z) for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)]).T * half[:, None]
     normals, offsets = AXES, np.concatenate([half, half])
     if bevel:
-        edges = np.array([(x, y, z) for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1) if abs(x) + abs(y) + abs(z) == 2])
+        edges = np.array(
+            [(x, y, z) for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1) if abs(x) + abs(y) + abs(z) == 2]
+        )
         normals, offsets = np.concatenate([normals, edges]), np.concatenate([offsets, np.abs(edges) @ half - bevel])
     frame = Frame(np.eye(3) if rotation is None else rotation, np.asarray(centre, float))
     return Solid(Polytope(normals.astype(float), offsets, corners), frame, material, part, stuff)
@@ -186,11 +221,16 @@ def hull(material: Material, points: Iterable[Point], stuff: str = "") -> Solid:
     return Solid(Polytope(faces[:, :3], -faces[:, 3], corners.T), IDENTITY, material, stuff=stuff)
 
 
-def prism(material: Material, outline: Iterable[tuple[float, float]], low: float, high: float, narrow: float = 0.0) -> Solid:
+def prism(
+    material: Material, outline: Iterable[tuple[float, float]], low: float, high: float, narrow: float = 0.0
+) -> Solid:
     """A convex outline in (x, y), drawn out from z = `low` to `high`; points of the upper half of the outline come `narrow` nearer."""
     outline = list(outline)
     middle = (min(y for _, y in outline) + max(y for _, y in outline)) / 2
-    return hull(material, [(x, y, z + (narrow if z == low else -narrow) * (y > middle)) for x, y in outline for z in (low, high)])
+    return hull(
+        material,
+        [(x, y, z + (narrow if z == low else -narrow) * (y > middle)) for x, y in outline for z in (low, high)],
+    )
 
 
 def half_space(material: Material, normal: Point, offset: float, stuff: str) -> Solid:

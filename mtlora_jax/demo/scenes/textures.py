@@ -17,7 +17,9 @@ def noise(points: np.ndarray, octaves: int = 3) -> np.ndarray:
     total, weight = np.zeros(points.shape[1], np.float32), 0.0
     for octave in range(octaves):
         share = 0.5**octave
-        total += share * ndimage.map_coordinates(LATTICE, points * 2**octave + 7.3 * octave, order=1, mode="grid-wrap", prefilter=False)
+        total += share * ndimage.map_coordinates(
+            LATTICE, points * 2**octave + 7.3 * octave, order=1, mode="grid-wrap", prefilter=False
+        )
         weight += share
     return np.clip(1.7 * (total / weight - 0.5) + 0.5, 0, 1)
 

@@ -44,23 +44,39 @@ def car(rng: Rng) -> Thing:
     rear_foot, rear_top = {"saloon": (-0.95, -0.55), "hatchback": (-1.03, -0.85), "pickup": (-0.25, -0.2)}[str(kind)]
     foot, top = rng.uniform(0.62, 0.75), rng.uniform(0.15, 0.3)
     cabin = [(rear_foot, belt - 0.02), (foot, belt - 0.02), (top, roof), (rear_top, roof)]
-    lid = [(rear_top - 0.02, roof - 0.035), (top + 0.02, roof - 0.035), (top - 0.05, roof + 0.03), (rear_top + 0.05, roof + 0.03)]
+    lid = [
+        (rear_top - 0.02, roof - 0.035),
+        (top + 0.02, roof - 0.035),
+        (top - 0.05, roof + 0.03),
+        (rear_top + 0.05, roof + 0.03),
+    ]
     middle = (rear_top + top) / 2
-    pillar = [(middle - 0.04, belt - 0.02), (middle + 0.04, belt - 0.02), (middle + 0.035, roof), (middle - 0.035, roof)]
+    pillar = [
+        (middle - 0.04, belt - 0.02),
+        (middle + 0.04, belt - 0.02),
+        (middle + 0.035, roof),
+        (middle - 0.035, roof),
+    ]
     solids = [
         prism(paint, body, -half, half, 0.05),
         prism(GLASS, cabin, -half + 0.04, half - 0.04, 0.1),
         hull(paint, [(x, y, side * (half - 0.12 - 0.05 * (y > roof))) for x, y in lid for side in (1, -1)]),
         prism(paint, pillar, -half + 0.035, half - 0.035, 0.1),
         *_wheels((0.62 * front, 0.6 * back), 0.235, half + 0.01),
-        *(ball(LAMP, (front - 0.02, belt - nose - 0.07, side * (half - 0.17)), (0.06, 0.055, 0.09)) for side in (1, -1)),
+        *(
+            ball(LAMP, (front - 0.02, belt - nose - 0.07, side * (half - 0.17)), (0.06, 0.055, 0.09))
+            for side in (1, -1)
+        ),
         *(box(RED, (back - 0.01, belt - 0.12, side * (half - 0.14)), (0.08, 0.08, 0.14)) for side in (1, -1)),
         box(STEEL, (front + 0.03, 0.3, 0), (0.08, 0.08, 1.7 * half), bevel=0.02),
         box(DARK, (front + 0.025, 0.42, 0), (0.04, 0.07, 0.8 * half)),
     ]
     if kind == "pickup":
         solids += [box(DARK, ((back - 0.3) / 2, belt - 0.005, 0), (abs(back) - 0.5, 0.03, 1.6 * half))]
-        solids += [box(paint, ((back - 0.3) / 2, belt + 0.04, side * (half - 0.09)), (abs(back) - 0.3, 0.12, 0.06)) for side in (1, -1)]
+        solids += [
+            box(paint, ((back - 0.3) / 2, belt + 0.04, side * (half - 0.09)), (abs(back) - 0.3, 0.12, 0.06))
+            for side in (1, -1)
+        ]
     return Thing("car", tuple(solids))
 
 
@@ -71,7 +87,9 @@ def bus(rng: Rng) -> Thing:
     half, length, high = 0.62, rng.uniform(2.9, 3.5), 1.5 if decks == 1 else 2.2
     solids = [
         box(paint, (0, 0.25 + (high - 0.25) / 2, 0), (length, high - 0.25, 2 * half), bevel=0.07),
-        box(trim, (0, rng.uniform(0.42, 0.62), 0), (length + 0.015, rng.uniform(0.08, 0.2), 2 * half + 0.02), bevel=0.02),
+        box(
+            trim, (0, rng.uniform(0.42, 0.62), 0), (length + 0.015, rng.uniform(0.08, 0.2), 2 * half + 0.02), bevel=0.02
+        ),
         *_wheels((0.32 * length, -0.3 * length), 0.26, half + 0.015, 0.2),
         box(GLASS, (length / 2 - 0.01, 1.05, 0), (0.06, 0.5, 2 * half - 0.2), bevel=0.02),
         *(ball(LAMP, (length / 2, 0.42, side * 0.43), (0.03, 0.06, 0.08)) for side in (1, -1)),
@@ -82,7 +100,12 @@ def bus(rng: Rng) -> Thing:
     for deck in range(decks):
         y = 1.05 + 0.68 * deck
         solids += [
-            box(GLASS, (-length / 2 + 0.18 + pitch * (k + 0.5), y, 0), (0.84 * pitch, 0.42, 2 * half + 0.02), bevel=0.015)
+            box(
+                GLASS,
+                (-length / 2 + 0.18 + pitch * (k + 0.5), y, 0),
+                (0.84 * pitch, 0.42, 2 * half + 0.02),
+                bevel=0.015,
+            )
             for k in range(panes)
         ]
         if deck:
@@ -109,14 +132,19 @@ def train(rng: Rng) -> Thing:
         prism(paint, coach, -half, half, 0.08),
         box(DARK, (0, 0.75, 0), (0.3, 0.9, 0.7)),
         hull(GLASS, shield + inner),
-        *(box(trim, (x, 0.5, 0), (wide, 0.14, 2 * half + 0.015)) for x, wide in ((nose / 2, nose - 0.2), (tail / 2 - 0.03, -tail - 0.1))),
+        *(
+            box(trim, (x, 0.5, 0), (wide, 0.14, 2 * half + 0.015))
+            for x, wide in ((nose / 2, nose - 0.2), (tail / 2 - 0.03, -tail - 0.1))
+        ),
         *(ball(LAMP, (nose + 0.04, low + 0.2, side * 0.3), (0.04, 0.06, 0.07)) for side in (1, -1)),
         *(box(DARK, (0, 0.02, side * 0.36), (4.6, 0.04, 0.06)) for side in (1, -1)),
     ]
     centres = [*np.arange(0.35, nose - slope - 0.1, 0.42), *np.arange(-0.4, tail + 0.2, -0.42)]
     solids += [box(GLASS, (x, 0.97, 0), (0.3, 0.34, 2 * half - 0.055), bevel=0.01) for x in centres]
     solids += [
-        tube(STEEL, (x, 0.14, side * 0.28), (x, 0.14, side * 0.42), 0.12) for x in (1.5, 1.2, 0.5, -0.5, -1.6, -1.9) for side in (1, -1)
+        tube(STEEL, (x, 0.14, side * 0.28), (x, 0.14, side * 0.42), 0.12)
+        for x in (1.5, 1.2, 0.5, -0.5, -1.6, -1.9)
+        for side in (1, -1)
     ]
     return Thing("train", tuple(solids))
 
@@ -129,7 +157,9 @@ def aeroplane(rng: Rng) -> Thing:
     sweep = rng.uniform(0.4, 0.7) if jet else rng.uniform(0.0, 0.1)
     y = 0.62
 
-    def blade(root: float, tip: float, chord: float, end: float, height: float, rise: float, at: float, back: float) -> list[Solid]:
+    def blade(
+        root: float, tip: float, chord: float, end: float, height: float, rise: float, at: float, back: float
+    ) -> list[Solid]:
         points = [(at + dx, height + dy, root) for dx in (0, -chord) for dy in (-0.025, 0.025)]
         points += [(at - back + dx, height + rise + dy, tip) for dx in (0, -end) for dy in (-0.012, 0.012)]
         return [hull(paint, points), hull(paint, [(px, py, -pz) for px, py, pz in points])]
@@ -142,7 +172,12 @@ def aeroplane(rng: Rng) -> Thing:
         *blade(0.1, span, 0.62, 0.25, wing_y, 0.12, 0.4, sweep),
         *blade(0.03, 0.5, 0.3, 0.16, y + 0.12, 0.03, -length + 0.3, 0.25 * sweep + 0.08),
         hull(
-            trim, [(-length + dx, y + 0.1 + dy, dz) for dx, dy in ((0.4, 0), (0, 0), (0.02, 0.52), (-0.16, 0.52)) for dz in (-0.02, 0.02)]
+            trim,
+            [
+                (-length + dx, y + 0.1 + dy, dz)
+                for dx, dy in ((0.4, 0), (0, 0), (0.02, 0.52), (-0.16, 0.52))
+                for dz in (-0.02, 0.02)
+            ],
         ),
         ball(GLASS, (length - 0.33, y + 0.09, 0), (0.17, 0.13, 0.15)),
     ]
@@ -161,17 +196,26 @@ def aeroplane(rng: Rng) -> Thing:
         blades = np.array([0, np.cos(angle), np.sin(angle)]) * 0.34
         solids.append(rod(DARK, nose + [0.05, 0, 0] - blades, nose + [0.05, 0, 0] + blades, 0.03, 0.03))
     for x, z in ((length - 0.55, 0), (-0.05, 0.25), (-0.05, -0.25)):
-        solids += [rod(STEEL, (x, 0.1, z), (x, y - 0.1, 0.6 * z), 0.022), tube(DARK, (x, 0.1, z - 0.04), (x, 0.1, z + 0.04), 0.1)]
+        solids += [
+            rod(STEEL, (x, 0.1, z), (x, y - 0.1, 0.6 * z), 0.022),
+            tube(DARK, (x, 0.1, z - 0.04), (x, 0.1, z + 0.04), 0.1),
+        ]
     return Thing("aeroplane", tuple(solids))
 
 
 def boat(rng: Rng) -> Thing:
     """A sailing boat or a motor boat with a cabin, on the dry."""
-    paint, deck, cloth = palette.shiny(rng), palette.wood(rng), palette.patterned(rng, ("plain", "plain", "stripes"), 0.35, (0.0, 0.8))
+    paint, deck, cloth = (
+        palette.shiny(rng),
+        palette.wood(rng),
+        palette.patterned(rng, ("plain", "plain", "stripes"), 0.35, (0.0, 0.8)),
+    )
     length, half, high = rng.uniform(1.1, 1.35), rng.uniform(0.38, 0.46), rng.uniform(0.4, 0.5)
     outline = [(-length, 0.8), (-0.5 * length, 1.0), (0.2 * length, 0.95), (0.7 * length, 0.55), (length, 0.02)]
     rim = [(x, high + 0.1 * max(x / length, 0) ** 2, side * half * wide) for x, wide in outline for side in (1, -1)]
-    keel = [(0.88 * x, 0.02, side * half * wide * 0.35) for x, wide in outline[:-1] for side in (1, -1)] + [(0.8 * length, 0.12, 0)]
+    keel = [(0.88 * x, 0.02, side * half * wide * 0.35) for x, wide in outline[:-1] for side in (1, -1)] + [
+        (0.8 * length, 0.12, 0)
+    ]
     band = [(1.01 * x, y - 0.07, 1.03 * z) for x, y, z in rim] + [(1.01 * x, y - 0.015, 1.03 * z) for x, y, z in rim]
     plank = [(0.9 * x, high + dy, 0.85 * z) for x, _, z in rim for dy in (0.0, 0.1 * max(x / length, 0) ** 2 + 0.02)]
     solids = [hull(paint, rim + keel), hull(palette.shiny(rng), band), hull(deck, plank)]
@@ -222,7 +266,15 @@ def bicycle(rng: Rng) -> Thing:
     solids = [ring(DARK, centre, (0, 0, 1), 0.86 * radius, radius, 0.05) for centre in (rear, front)]
     solids += [ring(STEEL, centre, (0, 0, 1), 0.8 * radius, 0.87 * radius, 0.03) for centre in (rear, front)]
     solids += [*_spokes(STEEL, -reach, radius, 5, 0.005), *_spokes(STEEL, reach, radius, 5, 0.005)]
-    joints = [(rear, crank), (rear, seat), (crank, seat), (crank, head), (seat - [-0.03, 0.08, 0], head), (front, head), (head, grip)]
+    joints = [
+        (rear, crank),
+        (rear, seat),
+        (crank, seat),
+        (crank, head),
+        (seat - [-0.03, 0.08, 0], head),
+        (front, head),
+        (head, grip),
+    ]
     solids += [rod(paint, start, end, 0.022) for start, end in joints]
     solids += [
         rod(STEEL, seat, seat + [-0.03, 0.1, 0], 0.016),
@@ -230,7 +282,10 @@ def bicycle(rng: Rng) -> Thing:
         rod(STEEL, grip + [0, 0, -0.25], grip + [0, 0, 0.25], 0.018),
         *(rod(DARK, grip + [0, 0, side * 0.25], grip + [-0.12, 0.0, side * 0.27], 0.024) for side in (1, -1)),
         tube(STEEL, crank + [0, 0, 0.03], crank + [0, 0, 0.05], 0.09),
-        *(rod(DARK, crank + [0, 0, side * 0.05], crank + [side * 0.12, side * -0.1, side * 0.1], 0.018) for side in (1, -1)),
+        *(
+            rod(DARK, crank + [0, 0, side * 0.05], crank + [side * 0.12, side * -0.1, side * 0.1], 0.018)
+            for side in (1, -1)
+        ),
     ]
     return Thing("bicycle", tuple(solids)).placed((0, 0, 0), size=1.15)
 
@@ -247,7 +302,9 @@ def motorbike(rng: Rng) -> Thing:
     solids += [rod(STEEL, front + [0, 0, side * 0.09], head + [0, 0, side * 0.07], 0.03) for side in (1, -1)]
     solids += [
         box(
-            Material((0.12, 0.12, 0.13), (0.4, 0.4, 0.42), "stripes", np.array([[0, 22, 0], [1, 0, 0], [0, 0, 1]]), gloss=0.5),
+            Material(
+                (0.12, 0.12, 0.13), (0.4, 0.4, 0.42), "stripes", np.array([[0, 22, 0], [1, 0, 0], [0, 0, 1]]), gloss=0.5
+            ),
             (0.0, 0.34, 0),
             (0.42, 0.3, 0.26),
             bevel=0.04,

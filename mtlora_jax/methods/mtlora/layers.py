@@ -9,7 +9,16 @@ from flax import nnx
 
 from mtlora_jax.methods.base import AdapterParam
 from mtlora_jax.models.initializers import fan_in_uniform
-from mtlora_jax.models.layers import ZEROS, Linear, abstract_param, add_bias, dropout, flatten_leading, map_weights, matmul
+from mtlora_jax.models.layers import (
+    ZEROS,
+    Linear,
+    abstract_param,
+    add_bias,
+    dropout,
+    flatten_leading,
+    map_weights,
+    matmul,
+)
 from mtlora_jax.models.task_features import TaskFeatures
 
 
@@ -120,7 +129,9 @@ class TaskBranchLinear(Linear):
         """Returns A (T, I, R) and B (T, R, O) of all tasks, scales included, with ranks zero-padded to the largest, R."""
         raise NotImplementedError
 
-    def pre_b(self, x: TaskFeatures, rngs: nnx.Rngs | None, low: jax.Array | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def pre_b(
+        self, x: TaskFeatures, rngs: nnx.Rngs | None, low: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns the shared output (..., O), the frozen output (..., O) and x_t A_t (T, ..., R); pass `low` if that is known."""
         raise NotImplementedError
 
@@ -151,8 +162,12 @@ class TaskLoRALinear(LoRALinear, TaskBranchLinear):
         super().__init__(base, rank=rank, scale=scale, dropout=dropout)
         in_features, out_features = base.kernel.shape
         init = fan_in_uniform(in_features)
-        self.task_a = nnx.Dict({task: abstract_param((in_features, r), init, TaskLoRAParam) for task, r in task_rank.items()})
-        self.task_b = nnx.Dict({task: abstract_param((r, out_features), ZEROS, TaskLoRAParam) for task, r in task_rank.items()})
+        self.task_a = nnx.Dict(
+            {task: abstract_param((in_features, r), init, TaskLoRAParam) for task, r in task_rank.items()}
+        )
+        self.task_b = nnx.Dict(
+            {task: abstract_param((r, out_features), ZEROS, TaskLoRAParam) for task, r in task_rank.items()}
+        )
         self.task_rank = tuple(task_rank.items())
         self.task_scale = tuple(task_scale[task] for task in task_rank)
         self.ts_base = ts_base
@@ -161,10 +176,14 @@ class TaskLoRALinear(LoRALinear, TaskBranchLinear):
         return TaskBranchLinear.forward(self, x, rngs)
 
     def stacked_factors(self) -> tuple[jax.Array, jax.Array]:
-        scaled = [scale * self.task_a[task][...] for (task, _), scale in zip(self.task_rank, self.task_scale, strict=True)]
+        scaled = [
+            scale * self.task_a[task][...] for (task, _), scale in zip(self.task_rank, self.task_scale, strict=True)
+        ]
         return stack_padded(scaled, 1), stack_padded([self.task_b[task][...] for task, _ in self.task_rank], 0)
 
-    def pre_b(self, x: TaskFeatures, rngs: nnx.Rngs | None, low: jax.Array | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def pre_b(
+        self, x: TaskFeatures, rngs: nnx.Rngs | None, low: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Dropout acts on the shared input only. With `ts_base="task"` the frozen output is (T, ..., O) once there are task features."""
         base = Linear.__call__(self, shared(x))
         dropped = dropout(shared(x), self.dropout, rngs)
@@ -191,13 +210,19 @@ class MergedTaskLoRALinear(TaskBranchLinear):
         self.tasks = tuple(task for task, _ in layer.task_rank)
         scales = zip(self.tasks, layer.task_scale, strict=True)
         self.task_a = layer.task_a
-        self.task_b = nnx.Dict({task: map_weights(lambda b, s=scale: s * b, layer.task_b[task]) for task, scale in scales})
+        self.task_b = nnx.Dict(
+            {task: map_weights(lambda b, s=scale: s * b, layer.task_b[task]) for task, scale in scales}
+        )
 
     def stacked_factors(self) -> tuple[jax.Array, jax.Array]:
         a, b = self.task_a, self.task_b
-        return stack_padded([a[task][...] for task in self.tasks], 1), stack_padded([b[task][...] for task in self.tasks], 0)
+        return stack_padded([a[task][...] for task in self.tasks], 1), stack_padded(
+            [b[task][...] for task in self.tasks], 0
+        )
 
-    def pre_b(self, x: TaskFeatures, rngs: nnx.Rngs | None, low: jax.Array | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def pre_b(
+        self, x: TaskFeatures, rngs: nnx.Rngs | None, low: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         base = self(shared(x))
         output = base
         if self.shared_a is not None and self.shared_b is not None:
@@ -218,7 +243,9 @@ class PerTaskLinear(Linear):
         self.tasks = tuple(task for task, _ in layer.task_rank)
         self.task_kernel = nnx.Dict(
             {
-                task: map_weights(lambda w, a, b, s=scale: w + s * (a @ b), layer.kernel, layer.task_a[task], layer.task_b[task])
+                task: map_weights(
+                    lambda w, a, b, s=scale: w + s * (a @ b), layer.kernel, layer.task_a[task], layer.task_b[task]
+                )
                 for task, scale in zip(self.tasks, layer.task_scale, strict=True)
             }
         )

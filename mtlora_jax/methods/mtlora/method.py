@@ -114,7 +114,9 @@ class MTLoRA(Method):
         """
         missing = [location for location in LOCATIONS if location not in model.backbone.LINEAR_LAYERS]
         if missing:
-            raise UserError(f"method mtlora: the blocks of {type(model.backbone).__name__} have no layer {', '.join(missing)}")
+            raise UserError(
+                f"method mtlora: the blocks of {type(model.backbone).__name__} have no layer {', '.join(missing)}"
+            )
         stages = model.backbone.stages
         count = len(stages)
         ranks, scales = per_stage(self.rank, count, "rank"), per_stage(self.scale, count, "scale")
@@ -134,7 +136,11 @@ class MTLoRA(Method):
         model.backbone.carry_tasks = False  # section 3.2: the next stage starts from the shared features
         for i, stage in enumerate(stages):
             shared: dict[str, Any] = {"rank": ranks[i], "scale": scales[i], "dropout": dropouts[i]}
-            branches: dict[str, Any] = {"task_rank": task_ranks[i], "task_scale": task_scales[i], "ts_base": self.ts_base}
+            branches: dict[str, Any] = {
+                "task_rank": task_ranks[i],
+                "task_scale": task_scales[i],
+                "ts_base": self.ts_base,
+            }
             for block in stage.blocks:
                 with_tasks = has_task_branches and block is stage.blocks[-1]
                 self.adapt_block(model.backbone.block_layers(block), shared, branches if with_tasks else None)
@@ -147,14 +153,20 @@ class MTLoRA(Method):
                 elif has_task_branches:
                     stage.downsample.reduction = DeferredLinear(reduction)
 
-    def adapt_block(self, places: Mapping[str, Sequence[Any]], shared: Mapping[str, Any], branches: Mapping[str, Any] | None) -> None:
+    def adapt_block(
+        self, places: Mapping[str, Sequence[Any]], shared: Mapping[str, Any], branches: Mapping[str, Any] | None
+    ) -> None:
         """Adapts the linear layers of one block; `branches` are the options of its task-specific branches, if it has any."""
         for location, found in places.items():
             for owner, name in found:
                 base = getattr(owner, name)
                 own = branches if location != "qkv" else None  # attention itself is shared
                 if location in self.locations:
-                    setattr(owner, name, LoRALinear(base, **shared) if own is None else TaskLoRALinear(base, **shared, **own))
+                    setattr(
+                        owner,
+                        name,
+                        LoRALinear(base, **shared) if own is None else TaskLoRALinear(base, **shared, **own),
+                    )
                 elif own is not None and self.ts_base == "shared":
                     setattr(owner, name, SharedInputLinear(base))
 

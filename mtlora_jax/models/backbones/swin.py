@@ -19,7 +19,17 @@ from mtlora_jax.models.backbones.swin_windows import (
     window_reverse,
 )
 from mtlora_jax.models.functional import to_float32
-from mtlora_jax.models.layers import MLP, SWIN_INIT, Conv, Layer, LayerNorm, Linear, abstract_param, drop_path, pad_to_multiple
+from mtlora_jax.models.layers import (
+    MLP,
+    SWIN_INIT,
+    Conv,
+    Layer,
+    LayerNorm,
+    Linear,
+    abstract_param,
+    drop_path,
+    pad_to_multiple,
+)
 from mtlora_jax.models.remat import no_remat, remat
 from mtlora_jax.models.task_features import TaskFeatures
 from mtlora_jax.schema import list_of, number, whole
@@ -100,7 +110,9 @@ class WindowAttention(Layer):
         """The relative position bias of each offset and head, ((2w - 1)^2, heads); a method may have one per task."""
         return TaskFeatures(self.relative_position_bias_table[...])
 
-    def attend(self, qkv: jax.Array, table: jax.Array, window: tuple[int, int], mask: np.ndarray | jax.Array | None) -> jax.Array:
+    def attend(
+        self, qkv: jax.Array, table: jax.Array, window: tuple[int, int], mask: np.ndarray | jax.Array | None
+    ) -> jax.Array:
         """Attention among the N tokens of each of M windows, (B, M, N, 3C) -> (B, M, N, C); mask (M, N, N) is added to the logits."""
         b, m, n, c = qkv.shape
         heads, dim = self.num_heads, c // 3 // self.num_heads
@@ -118,7 +130,9 @@ class WindowAttention(Layer):
 class SwinBlock(nnx.Module):
     """Window attention and MLP, each pre-normed with a residual and stochastic depth."""
 
-    def __init__(self, dim: int, num_heads: int, window_size: int, shifted: bool, mlp_ratio: float, drop_path_rate: float):
+    def __init__(
+        self, dim: int, num_heads: int, window_size: int, shifted: bool, mlp_ratio: float, drop_path_rate: float
+    ):
         self.norm1 = LayerNorm(dim)
         self.attn = WindowAttention(dim, num_heads, window_size, shifted)
         self.norm2 = LayerNorm(dim)
@@ -138,9 +152,20 @@ class SwinBlock(nnx.Module):
 class Stage(nnx.Module):
     """Blocks, alternately unshifted and shifted, then patch merging (not in the last stage)."""
 
-    def __init__(self, dim: int, num_heads: int, window_size: int, mlp_ratio: float, drop_path_rates: Sequence[float], downsample: bool):
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        window_size: int,
+        mlp_ratio: float,
+        drop_path_rates: Sequence[float],
+        downsample: bool,
+    ):
         self.blocks = nnx.List(
-            [SwinBlock(dim, num_heads, window_size, j % 2 == 1, mlp_ratio, rate) for j, rate in enumerate(drop_path_rates)]
+            [
+                SwinBlock(dim, num_heads, window_size, j % 2 == 1, mlp_ratio, rate)
+                for j, rate in enumerate(drop_path_rates)
+            ]
         )
         self.downsample = PatchMerging(dim) if downsample else None
         self.remat_blocks = False

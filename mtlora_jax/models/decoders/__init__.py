@@ -25,7 +25,9 @@ class Decoder(nnx.Module):
     """
 
     def __init__(self, head: str, widths: Sequence[int], channels: Sequence[int], outputs: int, **options):
-        self.projections = nnx.List([Conv1x1(width, channel, use_bias=False) for width, channel in zip(widths, channels, strict=True)])
+        self.projections = nnx.List(
+            [Conv1x1(width, channel, use_bias=False) for width, channel in zip(widths, channels, strict=True)]
+        )
         self.head = HEADS[head](channels, outputs, **options)
 
     def __call__(

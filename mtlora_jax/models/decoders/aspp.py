@@ -57,7 +57,8 @@ class ASPPHead(nnx.Module):
         x = jnp.concatenate([resize_bilinear(f, height, width) for f in features], -1)
         inputs = [x] * (len(self.branches) - 1) + [jnp.mean(x, (1, 2), keepdims=True)]
         views = [
-            jax.nn.relu(norm(branch(view), train)) for branch, norm, view in zip(self.branches, self.branch_norms, inputs, strict=True)
+            jax.nn.relu(norm(branch(view), train))
+            for branch, norm, view in zip(self.branches, self.branch_norms, inputs, strict=True)
         ]
         views[-1] = jnp.broadcast_to(views[-1], views[0].shape)
         x = jax.nn.relu(self.project_norm(self.project(jnp.concatenate(views, -1)), train))

@@ -25,7 +25,15 @@ class SegFormerHead(nnx.Module):
         "dead_classifier": flag,
     }
 
-    def __init__(self, channels: Sequence[int], outputs: int, *, width: int = 256, dropout: float = 0.1, dead_classifier: bool = True):
+    def __init__(
+        self,
+        channels: Sequence[int],
+        outputs: int,
+        *,
+        width: int = 256,
+        dropout: float = 0.1,
+        dead_classifier: bool = True,
+    ):
         self.linear = nnx.List([Conv1x1(channel, width) for channel in channels])
         self.fuse = Conv1x1(len(channels) * width, width, use_bias=False)
         self.norm = BatchNorm(width)
