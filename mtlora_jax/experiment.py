@@ -190,10 +190,10 @@ def place_on_devices(
 ) -> Experiment:
     """Splits a model by what trains and replicates its weights. Raises UserError where processes have other weights."""
     method = model_factory.method_of(architecture)
-    graph, trainable, frozen, batch_stats = parameters.split(model, method.is_trainable)
+    graph, trainable, frozen, batch_stats = parameters.partition(model, method.is_trainable)
     if jax.process_count() > 1:
         agreement.require_same(agreement.describe_arrays({**trainable, **frozen, **batch_stats}, "first weights of"))
-    parts = trainable, parameters.narrowed(frozen, config.frozen_dtype), batch_stats
+    parts = trainable, parameters.cast_matrices(frozen, config.frozen_dtype), batch_stats
     trainable, frozen, batch_stats = sharding.replicate(parts, mesh)
     record = {"training": describe_training(config), **({"started_from": origin} if origin else {})}
     return Experiment(mesh, tasks, architecture, method, graph, trainable, frozen, batch_stats, record)

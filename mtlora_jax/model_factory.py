@@ -19,7 +19,7 @@ from mtlora_jax.models.backbones import BACKBONES, Backbone
 from mtlora_jax.models.decoders import HEADS, Decoder
 from mtlora_jax.models.multitask import MultiTaskModel
 from mtlora_jax.models.parameters import PRECISIONS
-from mtlora_jax.registry import choose, find
+from mtlora_jax.registry import find, resolve
 from mtlora_jax.schema import list_of, mapping, shown, text, whole
 
 Architecture = Mapping[str, Any]
@@ -52,12 +52,12 @@ def build(architecture: Architecture) -> MultiTaskModel:
     Raises UserError for names and options that do not exist or do not fit, and for sizes that are out of bounds.
     """
     check_tasks(architecture["tasks"])
-    kind, options = choose(BACKBONES, "backbone", architecture["backbone"])
+    kind, options = resolve(BACKBONES, "backbone", architecture["backbone"])
     check_image_size(architecture["image_size"])
     backbone = kind(**options)
     decoders = {}
     if architecture["tasks"]:
-        _, options = choose(HEADS, "decoder", architecture["decoder"], ("self", "outputs"))
+        _, options = resolve(HEADS, "decoder", architecture["decoder"], ("self", "outputs"))
         head, channels = architecture["decoder"]["name"], options.pop("channels")
         if len(channels) != len(backbone.out_channels):
             raise UserError(

@@ -17,7 +17,7 @@ def find(registry: Mapping[str, Any], part: str, options: Mapping[str, Any]) -> 
     return registry[name]
 
 
-def choose(
+def resolve(
     registry: Mapping[str, Any], part: str, options: Mapping[str, Any], given: tuple[str, ...] = ("self",)
 ) -> tuple[Any, dict]:
     """Looks `options["name"]` up and checks the other options against what the entry accepts.

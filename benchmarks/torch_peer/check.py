@@ -39,14 +39,14 @@ def random_arrays(architecture: Mapping[str, Any], seed: int) -> dict[str, np.nd
     rng = np.random.default_rng(seed)
     return {
         path: value + 0.02 * rng.standard_normal(value.shape, np.float32)
-        for path, value in parameters.arrays(model).items()
+        for path, value in parameters.host_arrays(model).items()
     }
 
 
 def peer_of(architecture: Mapping[str, Any], arrays: Arrays) -> MTLoRA:
     """The peer with our weights, by way of a checkpoint of the reference. Raises UserError for a model that has no such form."""
     method = model_factory.method_of(architecture)
-    own = parameters.variables(model_factory.build(architecture))
+    own = parameters.flat_variables(model_factory.build(architecture))
     trained = {path: arrays[path] for path, variable in own.items() if method.is_trainable(path, variable)}
     names = frozenset(to_mtlora.make_state_dict(architecture, trained))
     return load(architecture, to_mtlora.make_state_dict(architecture, arrays), names)
@@ -107,13 +107,13 @@ def our_gradients(
     model = model_factory.build(architecture)
     parameters.assign(model, arrays, "the random weights")
     model.compute = "float64"
-    graph, *parts = parameters.split(model, model_factory.method_of(architecture).is_trainable)
+    graph, *parts = parameters.partition(model, model_factory.method_of(architecture).is_trainable)
     trainable, frozen, stats = (
         {path: jnp.asarray(value, jnp.float64) for path, value in part.items()} for part in parts
     )
 
     def loss(trainable: Flat, frozen: Flat, batch: Mapping[str, jax.Array]) -> jax.Array:
-        model = parameters.merge(graph, trainable, frozen, stats)
+        model = parameters.bind(graph, trainable, frozen, stats)
         return compute_losses(model(normalise(batch["image"]), train=True), batch, tasks, weights)[0]
 
     return jax.jit(jax.value_and_grad(loss))(trainable, frozen, dict(batch))

@@ -95,9 +95,9 @@ def forward_of(job: Job, compute: str, frozen: str) -> Forward:
     model = model_factory.build(architecture)
     model_factory.configure(model, compute=compute)
     parameters.assign(model, arrays, "the random weights")
-    graph, trainable, rest, stats = parameters.split(model, model_factory.method_of(architecture).is_trainable)
-    weights = {**trainable, **stats, **parameters.narrowed(rest, frozen)}
-    run = jax.jit(lambda weights, images: parameters.merge(graph, weights)(images))
+    graph, trainable, rest, stats = parameters.partition(model, model_factory.method_of(architecture).is_trainable)
+    weights = {**trainable, **stats, **parameters.cast_matrices(rest, frozen)}
+    run = jax.jit(lambda weights, images: parameters.bind(graph, weights)(images))
     return lambda images: run(weights, images)
 
 

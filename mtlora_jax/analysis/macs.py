@@ -74,9 +74,9 @@ class Macs:
 def trace(model: nnx.Module, image_size: tuple[int, int]) -> tuple[Any, dict[str, bool]]:
     """The program of a forward pass of one image without what no logit depends on, and {path: whether any logit depends on it}."""
     graph = nnx.graphdef(model)
-    shapes = {path: jax.ShapeDtypeStruct(v.shape, v.dtype) for path, v in parameters.variables(model).items()}
+    shapes = {path: jax.ShapeDtypeStruct(v.shape, v.dtype) for path, v in parameters.flat_variables(model).items()}
     images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
-    closed = jax.make_jaxpr(lambda values, x: parameters.merge(graph, values)(x))(shapes, images)
+    closed = jax.make_jaxpr(lambda values, x: parameters.bind(graph, values)(x))(shapes, images)
     jaxpr, used = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
     paths = sorted(shapes)  # the order in which JAX flattens a dict
     return jaxpr, dict(zip(paths, used, strict=False))

@@ -15,7 +15,7 @@ from mtlora_jax.models.multitask import MultiTaskModel
 
 def group_of_each(model: nnx.Module) -> dict[str, str]:
     """{path: the most telling of its groups} of all parameters. Works on a declared model."""
-    return {path: groups_of(v)[0] for path, v in parameters.variables(model).items() if isinstance(v, nnx.Param)}
+    return {path: groups_of(v)[0] for path, v in parameters.flat_variables(model).items() if isinstance(v, nnx.Param)}
 
 
 def count_parameters(model: nnx.Module, method: Method) -> dict[str, dict[str, int]]:
@@ -27,7 +27,7 @@ def count_parameters(model: nnx.Module, method: Method) -> dict[str, dict[str, i
 def count_by(name_of: Mapping[str, str], model: nnx.Module, method: Method) -> dict[str, dict[str, int]]:
     """{name: {"total": values, "trainable": values}} of the parameters that have this name."""
     counts: dict[str, dict[str, int]] = collections.defaultdict(lambda: {"total": 0, "trainable": 0})
-    for path, variable in parameters.variables(model).items():
+    for path, variable in parameters.flat_variables(model).items():
         if isinstance(variable, nnx.Param):
             count = counts[name_of[path]]
             count["total"] += variable.size
@@ -39,7 +39,7 @@ def summarise(model: MultiTaskModel, method: Method, image_size: tuple[int, int]
     """Everything that is counted, JSON-able; see `python -m mtlora_jax.summary --help` for what the keys mean."""
     groups = count_parameters(model, method)
     macs, used = macs_of(model, image_size)
-    own = {path: v for path, v in parameters.variables(model).items() if isinstance(v, nnx.Param)}
+    own = {path: v for path, v in parameters.flat_variables(model).items() if isinstance(v, nnx.Param)}
     unused = {path: v.size for path, v in own.items() if method.is_trainable(path, v) and not used[path]}
     return {
         "trainable": sum(group["trainable"] for group in groups.values()),
@@ -59,7 +59,7 @@ def gmacs_of(macs: Macs) -> dict[str, float]:
 
 def count_modules(model: MultiTaskModel, method: Method, macs: Macs) -> dict[str, dict[str, float]]:
     """{module: {"total", "trainable", "gmacs"}}, in the order in which images pass; `gmacs` of products with the module's weights."""
-    modules = {path: module_of(path) for path in parameters.variables(model)}
+    modules = {path: module_of(path) for path in parameters.flat_variables(model)}
     counts = count_by(modules, model, method)
     encoder = sorted(
         (name for name in counts if name.startswith("backbone.")), key=lambda name: name != "backbone.patch_embed"

@@ -28,15 +28,15 @@ def infer(args: argparse.Namespace) -> dict[str, Any]:
     model = model_factory.build(architecture)
     model_factory.configure(model, compute=config.compute_dtype)
     parameters.initialise(model, config.seed)
-    graph, rest, frozen, stats = parameters.split(model, model_factory.method_of(architecture).is_trainable)
+    graph, rest, frozen, stats = parameters.partition(model, model_factory.method_of(architecture).is_trainable)
     mesh = sharding.make_mesh()
     sharding.check_batch_size(config.batch_size, mesh, "batch_size")
-    weights = sharding.replicate({**rest, **stats, **parameters.narrowed(frozen, config.frozen_dtype)}, mesh)
+    weights = sharding.replicate({**rest, **stats, **parameters.cast_matrices(frozen, config.frozen_dtype)}, mesh)
     noise = random_batch({}, config.batch_size // jax.process_count(), tuple(config.image_size))
     images = sharding.shard_batch(noise, mesh)["image"]
 
     def forward(weights: Flat, images: jax.Array) -> dict[str, jax.Array]:
-        return parameters.merge(graph, weights)(normalise(images))
+        return parameters.bind(graph, weights)(normalise(images))
 
     everywhere, split = sharding.replicated_sharding(mesh), sharding.batch_sharding(mesh)
     program = compiled(jax.jit(forward, in_shardings=(everywhere, split), out_shardings=split), weights, images)

@@ -47,7 +47,7 @@ def estimate(
     method = model_factory.method_of(architecture)
     graph = nnx.graphdef(model)
     trainable, frozen, stats = {}, {}, {}
-    for path, variable in parameters.variables(model).items():
+    for path, variable in parameters.flat_variables(model).items():
         part = (
             stats
             if isinstance(variable, nnx.BatchStat)
@@ -56,12 +56,12 @@ def estimate(
             else frozen
         )
         part[path] = jax.ShapeDtypeStruct(variable.shape, jnp.float32)
-    frozen = jax.eval_shape(lambda values: parameters.narrowed(values, config.frozen_dtype), frozen)
+    frozen = jax.eval_shape(lambda values: parameters.cast_matrices(values, config.frozen_dtype), frozen)
     one = random_batch(dict(tasks), 1, tuple(architecture["image_size"]))
     batch = {name: jax.ShapeDtypeStruct((batch_size, *array.shape[1:]), array.dtype) for name, array in one.items()}
 
     def loss(trainable: Any, frozen: Any, stats: Any, batch: Any, key: jax.Array) -> jax.Array:
-        model = parameters.merge(graph, trainable, frozen, stats)
+        model = parameters.bind(graph, trainable, frozen, stats)
         logits = model.coarse_logits(
             normalise(batch["image"]), train=True, rngs=nnx.Rngs(dropout=key), parts=config.encoder_microbatches
         )

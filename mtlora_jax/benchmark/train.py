@@ -117,6 +117,6 @@ def forward_products(experiment: Experiment) -> int:
     image = jax.ShapeDtypeStruct((1, *experiment.architecture["image_size"], 3), jnp.float32)
 
     def forward(values: parameters.Flat, image: jax.Array) -> dict[str, jax.Array]:
-        return parameters.merge(experiment.graph, values)(image, train=True, rngs=nnx.Rngs(dropout=0))
+        return parameters.bind(experiment.graph, values)(image, train=True, rngs=nnx.Rngs(dropout=0))
 
     return roofline.products(jax.make_jaxpr(forward)(shapes, image).jaxpr)

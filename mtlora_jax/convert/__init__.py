@@ -126,7 +126,7 @@ def recognise(checkpoint: Checkpoint, format: str) -> tuple[str, str]:
     for key, value in checkpoint.state.items():
         check_is_dense(value, checkpoint.sources[key])
     raise UserError(
-        f"{path}: no Swin Transformer of a known format ({', '.join(FORMATS)}); its tensors are {parameters.named(list(keys))}"
+        f"{path}: no Swin Transformer of a known format ({', '.join(FORMATS)}); its tensors are {parameters.list_keys(list(keys))}"
     )
 
 

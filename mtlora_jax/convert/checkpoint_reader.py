@@ -8,7 +8,7 @@ from mtlora_jax.convert import containers, torchfile
 from mtlora_jax.errors import UserError
 from mtlora_jax.io import files, weights
 from mtlora_jax.model_io import model_folder
-from mtlora_jax.models.parameters import named
+from mtlora_jax.models.parameters import list_keys
 
 READERS: dict[str, Callable[[pathlib.Path], Mapping[Any, Any]]] = {
     ".safetensors": weights.read_tensors,
@@ -55,7 +55,7 @@ def read(source: str | pathlib.Path, format: str = "auto", ema: bool = False) ->
     if not state:
         raise UserError(f"{path}: holds no tensors")
     if others:
-        report = [*report, f"dropped    {named([str(key) for key in others])}: no named tensors"]
+        report = [*report, f"dropped    {list_keys([str(key) for key in others])}: no named tensors"]
     sources = {key: f"{file_of.get(prefix + key, path)}: {prefix}{key}" for key in state}
     other_keys = [containers.strip_common_prefix(key, prefix) for key in keys if not key.startswith(prefix)]
     config = torchfile.to_plain_dict(containers.get(content, "config"))
@@ -79,7 +79,9 @@ def find_file(source: pathlib.Path) -> pathlib.Path:
             f"{source}: the directory holds neither model.safetensors nor pytorch_model.bin, nor another file of weights"
         )
     if len(found) > 1:
-        raise UserError(f"{source}: the directory holds {named([path.name for path in found])}; name the file you mean")
+        raise UserError(
+            f"{source}: the directory holds {list_keys([path.name for path in found])}; name the file you mean"
+        )
     return found[0]
 
 
@@ -111,15 +113,15 @@ def read_shards(index: pathlib.Path) -> tuple[dict[str, Any], dict[str, pathlib.
         shard = choose_reader(path)(path)
         twice = [key for key in shard if key in state]
         if twice:
-            raise UserError(f"{path}: {named(twice)} is in {file_of[twice[0]].name} already")
+            raise UserError(f"{path}: {list_keys(twice)} is in {file_of[twice[0]].name} already")
         state |= {key: shard[key] for key in shard}
         file_of |= dict.fromkeys(shard, path)
     missing = [key for key, name in places.items() if key not in file_of or file_of[key].name != name]
     if missing:
-        raise UserError(f"{index}: {named(missing)} is not in the file that it names")
+        raise UserError(f"{index}: {list_keys(missing)} is not in the file that it names")
     unknown = [str(key) for key in state if key not in places]
     if unknown:
-        raise UserError(f"{index}: names no file for {named(unknown)}, which is in {file_of[unknown[0]].name}")
+        raise UserError(f"{index}: names no file for {list_keys(unknown)}, which is in {file_of[unknown[0]].name}")
     return state, file_of
 
 

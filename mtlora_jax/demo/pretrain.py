@@ -163,7 +163,7 @@ def train(scenes: Scenes, held_out: Scenes, args) -> tuple[dict, dict[str, np.nd
     }
     model = model_factory.build(architecture)
     parameters.initialise(model, args.seed)
-    graph, weights, _, _ = parameters.split(model, lambda path, variable: True)
+    graph, weights, _, _ = parameters.partition(model, lambda path, variable: True)
     outputs = CLASSES + 2 * PARTS
     heads = [
         {"kernel": jnp.zeros((width, outputs)), "bias": jnp.zeros(outputs)} for width in model.backbone.out_channels
@@ -173,7 +173,7 @@ def train(scenes: Scenes, held_out: Scenes, args) -> tuple[dict, dict[str, np.nd
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.05))
 
     def predictions(weights, images):
-        features = parameters.merge(graph, weights["backbone"]).backbone(normalise(images))
+        features = parameters.bind(graph, weights["backbone"]).backbone(normalise(images))
         # Normalised for the linear maps only; the backbone has no norm at its end.
         return [
             jax.nn.standardize(f.shared) @ head["kernel"] + head["bias"]

@@ -26,7 +26,7 @@ def logits_of(
     trainable: Flat, batch_stats: Flat, frozen: Flat, images: jax.Array, *, graph: nnx.GraphDef
 ) -> dict[str, jax.Array]:
     """{task: (B, H, W, C)} of uint8 images (B, H, W, 3), to be compiled by the caller."""
-    return parameters.merge(graph, trainable, frozen, batch_stats)(normalise(images))
+    return parameters.bind(graph, trainable, frozen, batch_stats)(normalise(images))
 
 
 class Pictures:

@@ -38,7 +38,7 @@ def make_forward(model: Model) -> Forward:
 
     def run(weights: parameters.Flat, images: jax.Array) -> dict[str, jax.Array]:
         inputs = normalise(images) if images.dtype == jnp.uint8 else images
-        return parameters.merge(graph, weights)(inputs)
+        return parameters.bind(graph, weights)(inputs)
 
     return run
 
@@ -71,7 +71,9 @@ def export_stablehlo(
       jax.errors.InconclusiveDimensionOperation: if the model needs to know the size of its images.
     """
     run = make_forward(model)  # first, since it checks the model
-    weights = {path: jax.ShapeDtypeStruct(v.shape, v.dtype) for path, v in parameters.variables(model.module).items()}
+    weights = {
+        path: jax.ShapeDtypeStruct(v.shape, v.dtype) for path, v in parameters.flat_variables(model.module).items()
+    }
     return jax_export.export(jax.jit(run), platforms=platforms)(weights, make_images_spec(model, size, inputs))
 
 

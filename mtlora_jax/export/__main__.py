@@ -66,7 +66,7 @@ def check_output(folder: pathlib.Path) -> None:
     )
     if foreign:
         raise UserError(
-            f"--output={folder} holds {parameters.named(foreign)}, which were not exported: choose another folder"
+            f"--output={folder} holds {parameters.list_keys(foreign)}, which were not exported: choose another folder"
         )
 
 
@@ -89,7 +89,8 @@ def write_stablehlo(
     program = exported.serialize()
     files.write_bytes(folder / export.PROGRAM, program)
     weights.write(
-        folder / export.WEIGHTS, {path: array.astype("<f4") for path, array in parameters.arrays(model.module).items()}
+        folder / export.WEIGHTS,
+        {path: array.astype("<f4") for path, array in parameters.host_arrays(model.module).items()},
     )
     files.write_text(
         folder / export.LOADER, importlib.resources.files(export).joinpath(export.LOADER).read_text(encoding="utf-8")

@@ -55,7 +55,7 @@ def convert(model: Model, size: Size, inputs: str, path: pathlib.Path) -> dict[s
     """
     jax2onnx, onnx, _ = import_libraries()
     run = make_forward(model)
-    weights = {path: variable.get_value() for path, variable in parameters.variables(model.module).items()}
+    weights = {path: variable.get_value() for path, variable in parameters.flat_variables(model.module).items()}
     images = make_images_spec(model, size, inputs)
     # Traced here because jax2onnx, when it traces, replaces jax.image.resize by a version that needs a fixed batch.
     program = jax.make_jaxpr(lambda images: [run(weights, images)[task] for task in model.tasks])(images)

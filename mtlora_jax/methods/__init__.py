@@ -8,7 +8,7 @@ from mtlora_jax.methods.baselines import DecodersOnly, Full, SingleTask
 from mtlora_jax.methods.bitfit import BitFit
 from mtlora_jax.methods.merged import Merged
 from mtlora_jax.methods.mtlora.method import MTLoRA
-from mtlora_jax.registry import choose
+from mtlora_jax.registry import resolve
 
 METHODS: dict[str, type[Method]] = {
     "mtlora": MTLoRA,
@@ -22,5 +22,5 @@ METHODS: dict[str, type[Method]] = {
 
 def make_method(options: Mapping[str, Any]) -> Method:
     """Returns the method that `options["name"]` names. Raises UserError for an unknown name or option, or a wrong value."""
-    method, options = choose(METHODS, "method", options)
+    method, options = resolve(METHODS, "method", options)
     return method(**options)

@@ -43,7 +43,7 @@ def save_adapter(model: Model, where: str | pathlib.Path, base: str | pathlib.Pa
     Raises:
       UserError: for a method that freezes nothing, and for a base whose weights are not the model's.
     """
-    write_adapter(where, model.config, parameters.arrays(model.module), base)
+    write_adapter(where, model.config, parameters.host_arrays(model.module), base)
 
 
 def write_adapter(
@@ -58,7 +58,7 @@ def write_adapter(
     there = frozen_arrays(base, frozen)
     differing = [path for path in frozen if not np.array_equal(there[path], np.asarray(arrays[path], np.float32))]
     if differing:
-        raise UserError(f"{base} is not the base of this model; other values: {parameters.named(differing)}")
+        raise UserError(f"{base} is not the base of this model; other values: {parameters.list_keys(differing)}")
     entry = {"base": base.resolve().name, "sha256": fingerprint(there)}
     trained = {path: array for path, array in arrays.items() if path not in there}
     model_folder.write(where, {**config, "adapter": entry}, trained, ADAPTER)
@@ -96,13 +96,13 @@ def read_adapter(where: str | pathlib.Path, base: str | pathlib.Path) -> tuple[d
 
 def refuse_other_tensors(source: str, architecture: Architecture, arrays: Arrays, frozen: Sequence[str]) -> None:
     """Raises UserError unless an adapter has just what its method trains and the batch statistics: the rest is the base's, by its hash."""
-    expected = set(parameters.variables(model_factory.build(architecture))) - set(frozen)
+    expected = set(parameters.flat_variables(model_factory.build(architecture))) - set(frozen)
     problems = {
         "of the base": sorted(arrays.keys() & set(frozen)),
         "left over": sorted(arrays.keys() - expected - set(frozen)),
         "missing": sorted(expected - arrays.keys()),
     }
-    told = [f"{what}: {parameters.named(paths)}" for what, paths in problems.items() if paths]
+    told = [f"{what}: {parameters.list_keys(paths)}" for what, paths in problems.items() if paths]
     if told:
         raise UserError(
             f"{source} must hold what was trained and the batch statistics, nothing else; {'; '.join(told)}"
@@ -111,7 +111,7 @@ def refuse_other_tensors(source: str, architecture: Architecture, arrays: Arrays
 
 def frozen_paths(architecture: Architecture) -> list[str]:
     """Paths of what the method neither trains nor gathers statistics of."""
-    method, own = model_factory.method_of(architecture), parameters.variables(model_factory.build(architecture))
+    method, own = model_factory.method_of(architecture), parameters.flat_variables(model_factory.build(architecture))
     return [path for path, v in own.items() if not isinstance(v, nnx.BatchStat) and not method.is_trainable(path, v)]
 
 
@@ -120,7 +120,7 @@ def frozen_arrays(base: str | pathlib.Path, paths: Sequence[str]) -> dict[str, n
     _, arrays = model_folder.read(base)
     missing = [path for path in paths if path not in arrays]
     if missing:
-        raise UserError(f"{base} is not the base of this model; missing: {parameters.named(missing)}")
+        raise UserError(f"{base} is not the base of this model; missing: {parameters.list_keys(missing)}")
     return {path: np.asarray(arrays[path], np.float32) for path in paths}
 
 
@@ -141,7 +141,7 @@ def drop_task(model: Model, name: str) -> Model:
     if name not in model.tasks:
         raise UserError(f"the model has no task {name}; it has {', '.join(model.tasks) or 'none'}")
     config, arrays = keep_tasks(
-        model.config, parameters.arrays(model.module), [task for task in model.tasks if task != name]
+        model.config, parameters.host_arrays(model.module), [task for task in model.tasks if task != name]
     )
     return model_folder.filled(config, config["architecture"], arrays, "the model")
 
@@ -178,7 +178,7 @@ def add_task(
         what = "a merged model" if model.tasks else "a bare backbone"
         raise UserError(f"{what} takes no further task: add {name} to the model that was fine-tuned")
     options = {} if task_rank is None else {"task_rank": task_rank}
-    config, arrays = dict(model.config), parameters.arrays(model.module)
+    config, arrays = dict(model.config), parameters.host_arrays(model.module)
     config["scores"] = {
         key: value for key, value in config.get("scores", {}).items() if "/" in key
     }  # none that is a mean over tasks
@@ -188,7 +188,7 @@ def add_task(
         outputs = theirs["tasks"][name]
         method = {key: theirs["method"][key] for key in kind.PER_TASK_OPTIONS if key in theirs["method"]}
         options = {key: value[name] if isinstance(value, Mapping) else value for key, value in method.items()}
-        told, weights = keep_tasks(source.config, parameters.arrays(source.module), [name])
+        told, weights = keep_tasks(source.config, parameters.host_arrays(source.module), [name])
         arrays = {**weights, **arrays}
         for part in ("classes", "scores"):
             config[part] = {
@@ -224,10 +224,10 @@ def refuse_other_weights(model: Model, source: Model, name: str) -> None:
     for part in here:
         if here[part] != there[part]:
             raise UserError(f"the source has another {part}: {there[part]}, where the model has {here[part]}")
-    here, there = (parameters.arrays(m.module) for m in (model, source))
-    shared = parameters.variables(model_factory.build(only(model.architecture, ())))
+    here, there = (parameters.host_arrays(m.module) for m in (model, source))
+    shared = parameters.flat_variables(model_factory.build(only(model.architecture, ())))
     differing = [path for path in shared if not np.array_equal(here[path], there[path])]
     if differing:
         raise UserError(
-            f"the task {name} of the source was trained with other shared weights; different: {parameters.named(differing)}"
+            f"the task {name} of the source was trained with other shared weights; different: {parameters.list_keys(differing)}"
         )

@@ -111,7 +111,7 @@ def load(
     left_out = misfits(model, architecture, whole, there, class_names.differences(config.get("classes", {}), tasks))
     taken = {path: value for path, value in values.items() if path not in left_out}
     missing = parameters.assign(model, taken, source, lambda path, variable: fresh(path, variable) != "")
-    reasons = parameters.named(list(dict.fromkeys(left_out.values())))
+    reasons = parameters.list_keys(list(dict.fromkeys(left_out.values())))
     if left_out and strict:
         raise UserError(
             f"init_from = {source} does not fit the config: {reasons}; --config.init_strict=False takes what fits, and starts the rest anew"
@@ -130,10 +130,10 @@ def misfits(
 
     `meaning` tells of tasks whose outputs are other classes.
     """
-    own, found = parameters.variables(model), {}
+    own, found = parameters.flat_variables(model), {}
     outputs = {task: outputs_of(there, task) for task in there["tasks"]}
     heads = [part["decoder"] and part["decoder"]["name"] for part in (there, architecture)]
-    for path, variable in parameters.variables(whole).items():
+    for path, variable in parameters.flat_variables(whole).items():
         what, task = fresh(path, variable), task_of(path, variable)
         if not what:
             continue
@@ -177,7 +177,7 @@ def outputs_of(architecture: Architecture, task: str) -> list[str]:
     alone = only(architecture, [task])
     other = {**alone, "tasks": {task: alone["tasks"][task] % 2 + 1}}
     shapes, others = (
-        {path: v.shape for path, v in parameters.variables(model_factory.build(a)).items()} for a in (alone, other)
+        {path: v.shape for path, v in parameters.flat_variables(model_factory.build(a)).items()} for a in (alone, other)
     )
     return [path for path in shapes if shapes[path] != others[path]]
 

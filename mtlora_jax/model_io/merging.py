@@ -22,7 +22,7 @@ def merge(model: Model) -> Model:
     Raises:
       UserError: for a merged model.
     """
-    architecture, arrays = merged_arrays(model.architecture, parameters.arrays(model.module))
+    architecture, arrays = merged_arrays(model.architecture, parameters.host_arrays(model.module))
     return filled(model.config, architecture, arrays, "the merged weights")
 
 
@@ -38,7 +38,7 @@ def merged_arrays(
     model = model_factory.build(architecture)
     parameters.assign(model, arrays, "the model to merge")
     model_factory.method_of(architecture).merge(model)
-    return folded, parameters.arrays(model)
+    return folded, parameters.host_arrays(model)
 
 
 def merged_architecture(architecture: Architecture) -> dict[str, Any]:

@@ -150,7 +150,7 @@ class Model:
         height, width = self.architecture["image_size"]
         self.image_size = (height, width)
         self.module = module
-        self._weights = {path: variable.get_value() for path, variable in parameters.variables(module).items()}
+        self._weights = {path: variable.get_value() for path, variable in parameters.flat_variables(module).items()}
         whole = refilled(module)
         alone = {task: refilled(model_factory.build(only(self.architecture, [task]))) for task in self.tasks}
 
@@ -213,13 +213,13 @@ class Model:
     def save(self, folder: str | pathlib.Path) -> None:
         """Writes a model folder, whole or not at all; an existing one is replaced."""
         extra = {key: value for key, value in self.config.items() if key not in ("format", "architecture")}
-        save(folder, self.architecture, parameters.arrays(self.module), extra)
+        save(folder, self.architecture, parameters.host_arrays(self.module), extra)
 
 
 def refilled(module: MultiTaskModel) -> Callable[[Flat], MultiTaskModel]:
     """What makes the model again inside of compiled functions, of those of some arrays that it has a place for."""
-    graph, paths = nnx.graphdef(module), tuple(parameters.variables(module))
-    return lambda weights: parameters.merge(graph, {path: weights[path] for path in paths})
+    graph, paths = nnx.graphdef(module), tuple(parameters.flat_variables(module))
+    return lambda weights: parameters.bind(graph, {path: weights[path] for path in paths})
 
 
 def normalised(images: jax.Array) -> jax.Array:

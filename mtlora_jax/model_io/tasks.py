@@ -55,7 +55,7 @@ def keep_tasks(
         kept["classes"] = {task: names for task, names in config["classes"].items() if task in tasks}
     if "scores" in config and set(tasks) != set(present):
         kept["scores"] = {name: value for name, value in config["scores"].items() if name.partition("/")[0] in tasks}
-    own = parameters.variables(model_factory.build(kept["architecture"]))
+    own = parameters.flat_variables(model_factory.build(kept["architecture"]))
     return kept, {path: array for path, array in arrays.items() if path in own}
 
 

@@ -1,4 +1,4 @@
-"""Parameters of a model by name: the one place where modules, flat dicts and files meet."""
+"""Parameters of a model by name: converts between modules, flat dicts and files."""
 
 import zlib
 from collections.abc import Callable, Mapping
@@ -15,41 +15,45 @@ Flat = dict[str, jax.Array]
 PRECISIONS = ("float32", "bfloat16")
 
 
-def variables(model: nnx.Module) -> dict[str, nnx.Variable]:
-    """{path: variable} of all parameters and batch statistics; a path is the attribute names joined by dots."""
+def flat_variables(model: nnx.Module) -> dict[str, nnx.Variable]:
+    """Return {path: variable} of all parameters and batch statistics.
+
+    A path is the names of the attributes, joined by dots.
+    """
     return {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(nnx.state(model))}
 
 
-def arrays(model: nnx.Module) -> dict[str, np.ndarray]:
-    """{path: host array} of all parameters and batch statistics."""
-    return {
-        path: np.asarray(value)
-        for path, value in jax.device_get({p: v[...] for p, v in variables(model).items()}).items()
-    }
+def host_arrays(model: nnx.Module) -> dict[str, np.ndarray]:
+    """Return {path: NumPy array} of all parameters and batch statistics."""
+    on_device = {path: variable[...] for path, variable in flat_variables(model).items()}
+    return {path: np.asarray(value) for path, value in jax.device_get(on_device).items()}
 
 
-def split(model: nnx.Module, trainable: Callable[[str, nnx.Variable], bool]) -> tuple[nnx.GraphDef, Flat, Flat, Flat]:
-    """(graph, trainable, frozen, batch statistics) of a filled model; the last three are plain dicts {path: array}."""
+def partition(
+    model: nnx.Module, trainable: Callable[[str, nnx.Variable], bool]
+) -> tuple[nnx.GraphDef, Flat, Flat, Flat]:
+    """Split a filled model into (graph, trainable, frozen, batch statistics).
+
+    The last three are plain dicts {path: array}. `bind` makes a model of them again.
+    """
     parts: tuple[Flat, Flat, Flat] = ({}, {}, {})
-    for path, variable in variables(model).items():
+    for path, variable in flat_variables(model).items():
         part = 2 if isinstance(variable, nnx.BatchStat) else 0 if trainable(path, variable) else 1
         parts[part][path] = variable.get_value()
     return nnx.graphdef(model), *parts
 
 
-def merge(graph: nnx.GraphDef, *parts: Flat) -> Any:
-    """The model again, from its graph and all of its arrays; works inside `jax.jit` and `jax.grad`."""
+def bind(graph: nnx.GraphDef, *parts: Flat) -> Any:
+    """Build the model from its graph and all of its arrays; works inside `jax.jit` and `jax.grad`."""
     flat = {path: value for part in parts for path, value in part.items()}
-    state = nnx.from_flat_state(
-        [(tuple(int(k) if k.isdigit() else k for k in path.split(".")), value) for path, value in flat.items()]
-    )
-    return nnx.merge(graph, state)
+    keys = {path: tuple(int(key) if key.isdigit() else key for key in path.split(".")) for path in flat}
+    return nnx.merge(graph, nnx.from_flat_state([(keys[path], value) for path, value in flat.items()]))
 
 
-def narrowed(values: Flat, dtype: str) -> Flat:
-    """Values with two axes or more in `dtype`, one of `PRECISIONS`. Vectors (biases, scales of norms) stay as they are: they weigh little.
+def cast_matrices(values: Flat, dtype: str) -> Flat:
+    """Cast the values with two axes or more to `dtype`, one of `PRECISIONS`.
 
-    Raises UserError for another dtype.
+    Vectors (biases, scales of norms) keep their dtype: they take little memory. Raises UserError for another dtype.
     """
     if dtype not in PRECISIONS:
         raise UserError(f"frozen_dtype = {dtype!r} is not one of {', '.join(PRECISIONS)}")
@@ -57,21 +61,23 @@ def narrowed(values: Flat, dtype: str) -> Flat:
 
 
 def batch_statistics(model: nnx.Module) -> Flat:
-    """{path: array} of the BatchNorm statistics."""
-    return {path: variable[...] for path, variable in variables(model).items() if isinstance(variable, nnx.BatchStat)}
+    """Return {path: array} of the BatchNorm statistics."""
+    return {path: v[...] for path, v in flat_variables(model).items() if isinstance(v, nnx.BatchStat)}
 
 
-def named(keys: list[str]) -> str:
-    """A list of keys for an error message: the first ten, cut off where they are long, and how many there are."""
-    return f"{', '.join(key if len(key) <= 100 else f'{key[:100]}...' for key in keys[:10])}{', ...' if len(keys) > 10 else ''} ({len(keys)})"
+def list_keys(keys: list[str]) -> str:
+    """Format keys for an error message: the first ten, shortened where they are long, then their number."""
+    shown = [key if len(key) <= 100 else f"{key[:100]}..." for key in keys[:10]]
+    return f"{', '.join(shown)}{', ...' if len(keys) > 10 else ''} ({len(keys)})"
 
 
 def initialise(model: nnx.Module, seed: int) -> None:
-    """Gives every variable without a value its initial one, in place.
+    """Give every variable without a value its initial one, in place.
 
-    A value depends on the seed and the variable's path alone, so adding, dropping or reordering tasks changes no other weight.
+    A value depends only on the seed and the path of the variable: adding, dropping or reordering tasks changes no
+    other weight.
     """
-    for path, variable in variables(model).items():
+    for path, variable in flat_variables(model).items():
         if isinstance(variable.get_value(), jax.ShapeDtypeStruct):
             rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
             variable.set_value(jnp.asarray(variable.init(rng, variable.shape)))
@@ -83,21 +89,21 @@ def assign(
     source: str,
     may_miss: Callable[[str, nnx.Variable], bool] = lambda path, variable: False,
 ) -> list[str]:
-    """Puts arrays into a model, in place; nothing is assigned unless everything fits.
+    """Assign arrays to the variables of a model, in place; unless all of them fit, nothing is assigned.
 
     Args:
       model: filled, or only declared.
       values: {path: array}.
-      source: where they come from, for messages.
-      may_miss: paths which the values need not have; those keep what the model has.
+      source: where they come from, for error messages.
+      may_miss: whether a variable may be missing from `values`; it then keeps what the model has.
 
     Returns:
       The paths that were missing and kept.
 
     Raises:
-      UserError: listing keys that are missing, left over or of another shape.
+      UserError: keys are missing, left over or of another shape; the message lists them.
     """
-    own = variables(model)
+    own = flat_variables(model)
     missing = [path for path in own if path not in values]
     refused = [path for path in missing if not may_miss(path, own[path])]
     extra = [path for path in values if path not in own]
@@ -107,7 +113,7 @@ def assign(
         if path in values and tuple(values[path].shape) != tuple(own[path].shape)
     ]
     problems = {"missing": refused, "left over": extra, "of another shape": shapes}
-    told = [f"{what}: {named(keys)}" for what, keys in problems.items() if keys]
+    told = [f"{what}: {list_keys(keys)}" for what, keys in problems.items() if keys]
     if told:
         raise UserError(f"{source} does not fit the model; {'; '.join(told)}")
     for path, variable in own.items():

@@ -25,7 +25,7 @@ from mtlora_jax.console import console
 from mtlora_jax.distributed import sharding
 from mtlora_jax.errors import UserError
 from mtlora_jax.io.files import describe_error, is_disk_full, make_folder
-from mtlora_jax.models.parameters import Flat, named
+from mtlora_jax.models.parameters import Flat, list_keys
 from mtlora_jax.train.step import TrainState
 
 Contents = dict[str, list]  # {name of an array: [shape, dtype, CRC-32 of its bytes]}
@@ -203,7 +203,7 @@ class Checkpoints:
         altered = [array for name in like for array in found[name] if found[name][array] != stored[name][array]]
         altered += [name for name in further if compute_checksum(rest[name]) != stored[name]]
         if altered:
-            raise UserError(f"damaged: the values of {named(altered)} are not those that were saved")
+            raise UserError(f"damaged: the values of {list_keys(altered)} are not those that were saved")
         return {name: trees[name] for name in like}, {name: rest[name] for name in further}
 
     def _remove_old(self) -> None:
@@ -340,7 +340,7 @@ def check_compatible(stored: Contents, tree: Any) -> None:
         "left over": [name for name in stored if name not in wanted],
         "of another shape or type": [name for name in wanted if name in stored and stored[name][:2] != wanted[name]],
     }
-    told = [f"{what}: {named(names)}" for what, names in problems.items() if names]
+    told = [f"{what}: {list_keys(names)}" for what, names in problems.items() if names]
     if told:
         raise UserError(f"of another model or another version of this program; {'; '.join(told)}")
 

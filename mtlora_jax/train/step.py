@@ -89,7 +89,7 @@ def train_step(
     key = jax.random.fold_in(key, state.step)
 
     def loss_fn(trainable: Flat):
-        model = parameters.merge(graph, trainable, frozen, state.batch_stats)
+        model = parameters.bind(graph, trainable, frozen, state.batch_stats)
         rngs = nnx.Rngs(dropout=key)
         logits = model.coarse_logits(images, train=True, rngs=rngs, parts=encoder_microbatches)
         total, losses = compute_losses(logits, batch, tasks, weights)

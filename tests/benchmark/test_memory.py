@@ -56,7 +56,7 @@ def memory(batch_size: int, *overrides: str) -> dict[str, int]:
 def test_parts_of_the_estimate():
     told = memory(4)
     config = configs.load(CONFIG, SMALL)
-    values = parameters.variables(
+    values = parameters.flat_variables(
         model_factory.build(model_factory.from_config(config, {"semseg": 21, "normals": 3}))
     ).values()
     assert told["parameters"] == 4 * sum(value.size for value in values)

@@ -151,7 +151,7 @@ def test_what_trains_has_the_published_size():
         "method": {"name": "mtlora", "rank": 64}, "image_size": [448, 448],
     }  # fmt: skip
     architecture = model_factory.from_config(config, {"semseg": 21, "human_parts": 7, "sal": 1, "normals": 3})
-    shapes = {path: v.shape for path, v in parameters.variables(model_factory.build(architecture)).items()}
+    shapes = {path: v.shape for path, v in parameters.flat_variables(model_factory.build(architecture)).items()}
     peer = check.peer_of(architecture, {path: np.zeros(shape, np.float32) for path, shape in shapes.items()})
     assert sum(p.numel() for p in peer.parameters() if p.requires_grad) == 8_344_634
     optimizer = training.optimizer_of(peer, {"weight_decay": 0.05, "b1": 0.9, "b2": 0.999, "eps": 1e-8})

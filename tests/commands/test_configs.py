@@ -17,7 +17,7 @@ from mtlora_jax.errors import UserError
 from mtlora_jax.experiment import build_tasks, dataset_class
 from mtlora_jax.model_io.merging import merged_architecture
 from mtlora_jax.models.backbones.swin import Swin
-from mtlora_jax.models.parameters import variables
+from mtlora_jax.models.parameters import flat_variables
 
 CHANNELS = {"semseg": 21, "human_parts": 7, "sal": 1, "normals": 3}
 TASKS = tuple(CHANNELS)
@@ -42,7 +42,7 @@ def trainable(architecture: Mapping[str, Any]) -> dict[str, int]:
     groups = count_parameters(model, model_factory.method_of(architecture))
     count = {group: values["trainable"] for group, values in groups.items()}
     assert sum(values["total"] for values in groups.values()) == sum(
-        v.size for v in variables(model).values() if isinstance(v, nnx.Param)
+        v.size for v in flat_variables(model).values() if isinstance(v, nnx.Param)
     )
     lora = count.get("ta_lora", 0) + count.get("ts_lora", 0)
     everything = sum(count.values())
@@ -247,7 +247,7 @@ def test_variant_as_published(variant, classifier):
     architecture = architecture_of("full_tiny_448.py", f"backbone.variant={variant}")
     model = model_factory.build(architecture | {"tasks": {}, "decoder": None})
     features = 8 * Swin.VARIANTS[variant]["embed_dim"]
-    size = sum(v.size for v in variables(model).values())
+    size = sum(v.size for v in flat_variables(model).values())
     assert size == classifier - 2 * features - 1000 * (features + 1) == encoder_size(**Swin.VARIANTS[variant])
 
 
@@ -285,7 +285,7 @@ def test_tensors_of_a_reference_checkpoint():
     index_tables = len(blocks)
     masks = sum(block.attn.shifted for block in blocks)  # at 448 every grid is larger than the window
     batch_counters = len(model.tasks)
-    assert len(variables(model)) + index_tables + masks + batch_counters == 431
+    assert len(flat_variables(model)) + index_tables + masks + batch_counters == 431
 
 
 def test_frozen_weights():

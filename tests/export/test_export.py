@@ -230,7 +230,7 @@ def test_smallest_open_side(window, depths, side):
 def test_bad_input_is_one_line_and_writes_nothing(source, tmp_path, capsys, flags, message):
     bare = micro.architecture("full", tasks=(), stages=1)
     if "--model={bare}" in flags:
-        model_folder.save(tmp_path / "bare", bare, parameters.arrays(micro.fresh(bare)))
+        model_folder.save(tmp_path / "bare", bare, parameters.host_arrays(micro.fresh(bare)))
     (tmp_path / "file").write_text("")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("")
@@ -254,7 +254,7 @@ def test_an_adapter_with_its_base(small, tmp_path, monkeypatch):
 def test_merging_twice_is_refused(tmp_path):
     merged = micro.architecture("decoders_only", tasks=("sal",), stages=1)
     merged["method"] = {"name": "merged", "of": merged["method"]}
-    model_folder.save(tmp_path / "model", merged, parameters.arrays(micro.fresh(merged)))
+    model_folder.save(tmp_path / "model", merged, parameters.host_arrays(micro.fresh(merged)))
     with pytest.raises(UserError, match="merged already"):
         main([f"--model={tmp_path / 'model'}", f"--output={tmp_path / 'out'}", "--merge"])
     assert not (tmp_path / "out").exists()

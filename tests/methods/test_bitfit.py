@@ -36,10 +36,10 @@ def trained_parts(architecture, seed=0):
     """(graph, trainable, frozen, batch statistics) of a new model whose frozen biases are not zero."""
     model = micro.fresh(architecture)
     rng = np.random.default_rng(seed)
-    for path, variable in parameters.variables(model).items():
+    for path, variable in parameters.flat_variables(model).items():
         if path.startswith("backbone.") and path.endswith("bias"):
             variable.set_value(jnp.asarray(rng.normal(size=variable.shape), jnp.float32))
-    return parameters.split(model, model_factory.method_of(architecture).is_trainable)
+    return parameters.partition(model, model_factory.method_of(architecture).is_trainable)
 
 
 def test_counts():
@@ -47,7 +47,7 @@ def test_counts():
     config = configs.load(f"{ROOT}/configs/bitfit_tiny_448.py")
     tasks = {"semseg": 21, "human_parts": 7, "sal": 1, "normals": 3}
     architecture = model_factory.from_config(config, tasks)
-    method, own = model_factory.method_of(architecture), parameters.variables(model_factory.build(architecture))
+    method, own = model_factory.method_of(architecture), parameters.flat_variables(model_factory.build(architecture))
     trained = {path: v for path, v in own.items() if isinstance(v, nnx.Param) and method.is_trainable(path, v)}
     assert sum(v.size for v in trained.values()) == 2_245_736
     assert sum(v.size for v in trained.values() if isinstance(v, TaskBias)) == 299_112
@@ -66,7 +66,7 @@ def test_starts_as_the_frozen_encoder(parts):
     own = {path: value for part in values for path, value in part.items() if "task_bias" not in path}
     parameters.assign(plain, own, "the frozen model")
     expected = micro.logits_of(plain, images)
-    logits = micro.jit(lambda values: parameters.merge(graph, *values)(images))(values)
+    logits = micro.jit(lambda values: parameters.bind(graph, *values)(images))(values)
     for task in micro.TASKS:
         np.testing.assert_allclose(logits[task], expected[task], rtol=0, atol=2e-5 * np.abs(expected[task]).max())
 
@@ -80,7 +80,7 @@ def test_a_task_is_the_plain_encoder_with_its_own_biases(task):
         p: jnp.asarray(0.1 * rng.normal(size=v.shape), jnp.float32) for p, v in trainable.items() if "task_bias" in p
     }
     images = micro.random_images(2)
-    logits = micro.jit(lambda values: parameters.merge(graph, values, frozen, stats)(images))(trainable | noise)
+    logits = micro.jit(lambda values: parameters.bind(graph, values, frozen, stats)(images))(trainable | noise)
 
     plain = model_factory.build(micro.architecture("decoders_only", tasks=[task]))
     own = {path: value for part in (trainable, frozen, stats) for path, value in part.items()}
@@ -90,7 +90,7 @@ def test_a_task_is_the_plain_encoder_with_its_own_biases(task):
             table = f"{layer}.relative_position_bias_table"
             place = table if table in own else f"{layer}.bias"
             own[place] = own[place] + value
-    kept = parameters.variables(plain)
+    kept = parameters.flat_variables(plain)
     parameters.assign(plain, {path: value for path, value in own.items() if path in kept}, "the plain model")
     expected = micro.logits_of(plain, images)[task]
     np.testing.assert_allclose(logits[task], expected, rtol=0, atol=2e-5 * np.abs(expected).max())
@@ -103,7 +103,7 @@ def test_no_gradient_crosses_tasks(parts):
     @micro.jit
     @jax.grad
     def gradients(trainable, weights):
-        logits = parameters.merge(graph, trainable, frozen, stats)(images, train=True)
+        logits = parameters.bind(graph, trainable, frozen, stats)(images, train=True)
         return sum(weights[t] * jnp.mean(jnp.square(logits[task])) for t, task in enumerate(micro.TASKS))
 
     for t, task in enumerate(micro.TASKS):

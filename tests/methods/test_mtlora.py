@@ -62,7 +62,7 @@ def frozen_logits(trained, images):
 def test_fresh_branches_change_nothing(trained, frozen_logits, images, options):
     architecture = micro.architecture(**options)
     model = micro.fresh(architecture, seed=1)
-    for path, variable in parameters.variables(model).items():
+    for path, variable in parameters.flat_variables(model).items():
         if not isinstance(variable, SharedLoRAParam | TaskLoRAParam):
             variable.set_value(jnp.asarray(trained[path]))
     logits = micro.logits_of(model, images)
@@ -85,7 +85,7 @@ def lora_layer(ts_base=None):
     else:
         layer = TaskLoRALinear(base, **options, task_rank=TASK_RANK, task_scale=TASK_SCALE, ts_base=ts_base)
     rng = np.random.default_rng(0)
-    values = {path: rng.normal(size=variable.shape) for path, variable in parameters.variables(layer).items()}
+    values = {path: rng.normal(size=variable.shape) for path, variable in parameters.flat_variables(layer).items()}
     parameters.assign(layer, values, "values")
     return layer, values
 
@@ -140,12 +140,12 @@ def test_tasks_do_not_depend_on_each_other(trained, trained_logits, images, task
 
 def test_gradient_of_a_task_stays_with_it(trained, images):
     model = micro.holding(micro.architecture(), trained)
-    graph, *parts = parameters.split(model, lambda path, variable: True)
+    graph, *parts = parameters.partition(model, lambda path, variable: True)
 
     @micro.jit
     @jax.grad
     def gradients(trainable, weights):
-        logits = parameters.merge(graph, trainable, *parts[1:])(images, train=True)
+        logits = parameters.bind(graph, trainable, *parts[1:])(images, train=True)
         return sum(weights[t] * jnp.mean(jnp.square(logits[task])) for t, task in enumerate(micro.TASKS))
 
     for t, task in enumerate(micro.TASKS):
@@ -229,12 +229,12 @@ def test_drop_channels_drops_whole_channels():
 def test_every_stream_of_the_model_has_its_own_stochastic_depth():
     architecture = micro.architecture(dropout=0.0)
     architecture["backbone"]["drop_path_rate"] = 0.5
-    graph, *parts = parameters.split(micro.fresh(architecture), lambda path, variable: True)
+    graph, *parts = parameters.partition(micro.fresh(architecture), lambda path, variable: True)
     images = micro.random_images(8)
 
     @micro.jit
     def features(parts, key):
-        return parameters.merge(graph, *parts).backbone(images, nnx.Rngs(dropout=key))[0].projected()
+        return parameters.bind(graph, *parts).backbone(images, nnx.Rngs(dropout=key))[0].projected()
 
     first = features(parts, jax.random.key(0))  # the factors B are zero, so only the draws can differ
     streams = [first.shared, *first.tasks]
@@ -256,7 +256,7 @@ def test_a_location_left_out_is_a_branch_of_zeros(trained, images, all_locations
     architecture = micro.architecture(locations=locations)
     factors = [
         p
-        for p, v in parameters.variables(model_factory.build(architecture)).items()
+        for p, v in parameters.flat_variables(model_factory.build(architecture)).items()
         if isinstance(v, SharedLoRAParam | TaskLoRAParam)
     ]
     assert all(within(path, locations) for path in factors)
@@ -275,13 +275,13 @@ def within(path, locations):
 def all_locations(images):
     """arrays -> logits of the model with branches everywhere, compiled once."""
     graph = nnx.graphdef(micro.fresh(micro.architecture()))
-    return micro.jit(lambda arrays: parameters.merge(graph, arrays)(images))
+    return micro.jit(lambda arrays: parameters.bind(graph, arrays)(images))
 
 
 def trainable_paths(**options):
     architecture = micro.architecture(**options)
     method = model_factory.method_of(architecture)
-    own = parameters.variables(model_factory.build(architecture))
+    own = parameters.flat_variables(model_factory.build(architecture))
     return {path for path, v in own.items() if isinstance(v, nnx.Param) and method.is_trainable(path, v)}, own
 
 
@@ -336,19 +336,19 @@ def is_norm(path):
 
 
 def test_initial_values_depend_on_seed_and_path_alone():
-    values = parameters.arrays(micro.fresh(micro.architecture()))
-    fewer = parameters.arrays(micro.fresh(micro.architecture(tasks=("normals", "semseg"))))
+    values = parameters.host_arrays(micro.fresh(micro.architecture()))
+    fewer = parameters.host_arrays(micro.fresh(micro.architecture(tasks=("normals", "semseg"))))
     assert set(values) - set(fewer) == {path for path in values if "sal" in path.split(".")}
     for path, value in fewer.items():
         np.testing.assert_array_equal(value, values[path])
-    other_seed = parameters.arrays(micro.fresh(micro.architecture(), seed=1))
+    other_seed = parameters.host_arrays(micro.fresh(micro.architecture(), seed=1))
     drawn = {path for path, value in values.items() if len(np.unique(value)) > 1}
     assert all(not np.array_equal(values[path], other_seed[path]) for path in drawn)
     assert len({values[path].tobytes() for path in drawn}) == len(drawn)  # no two are alike
 
 
 def test_initial_factors():
-    for path, value in parameters.arrays(micro.fresh(micro.architecture())).items():
+    for path, value in parameters.host_arrays(micro.fresh(micro.architecture())).items():
         if "shared_b" in path or "task_b" in path:
             assert not value.any()
         if "shared_a" in path or "task_a" in path:
@@ -361,14 +361,14 @@ def test_decoders(head):
     options = dict(HEADS[head])
     decoder = Decoder(options.pop("name"), (6, 8), options.pop("channels"), 3, **options)
     parameters.initialise(decoder, 0)
-    graph, trainable, frozen, stats = parameters.split(decoder, lambda path, variable: True)
+    graph, trainable, frozen, stats = parameters.partition(decoder, lambda path, variable: True)
     rng = np.random.default_rng(0)
     features = [(jnp.asarray(rng.normal(size=shape), jnp.float32), None) for shape in ((2, 8, 6, 6), (2, 4, 3, 8))]
 
     @micro.jit
     @jax.value_and_grad
     def loss(trainable, key):
-        logits = parameters.merge(graph, trainable, frozen, stats)(features, True, nnx.Rngs(dropout=key))
+        logits = parameters.bind(graph, trainable, frozen, stats)(features, True, nnx.Rngs(dropout=key))
         assert logits.shape == (2, 8, 6, 3)
         return jnp.mean(jnp.square(logits - 1))
 
@@ -383,7 +383,7 @@ def test_decoders(head):
     other, _ = loss(trainable, jax.random.key(1))
     assert (other != value) == (head != "hrnet")  # the others have dropout
 
-    evaluate = micro.jit(lambda features: parameters.merge(graph, trainable, stats)(features))
+    evaluate = micro.jit(lambda features: parameters.bind(graph, trainable, stats)(features))
     one = evaluate([(f[:1], None) for f, _ in features])
     assert one.shape == (1, 8, 6, 3)
     assert jnp.isfinite(one).all()
@@ -391,4 +391,4 @@ def test_decoders(head):
 
 def test_segformer_without_the_dead_classifier():
     decoder = Decoder("segformer", (6, 8), (2, 3), 3, width=6, dead_classifier=False)
-    assert not any("conv_seg" in path for path in parameters.variables(decoder))
+    assert not any("conv_seg" in path for path in parameters.flat_variables(decoder))

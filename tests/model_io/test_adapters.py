@@ -39,7 +39,7 @@ def folders(arrays, tmp_path_factory) -> dict[str, pathlib.Path]:
     """A base, the model that was trained from it, its adapter, and another base."""
     root = tmp_path_factory.mktemp("folders")
     where = {name: root / name for name in ("base", "model", "adapter", "other")}
-    backbone = {path: array for path, array in arrays.items() if path in parameters.variables(build(BARE))}
+    backbone = {path: array for path, array in arrays.items() if path in parameters.flat_variables(build(BARE))}
     started = {
         path: array if path in adapters.frozen_paths(ARCHITECTURE) else array + 1 for path, array in backbone.items()
     }
@@ -72,7 +72,7 @@ def test_base_and_adapter_are_the_model(folders, arrays, model):
         "config.json",
     ]
     loaded = mtlora_jax.load(folders["adapter"], base=folders["base"])
-    assert_same_arrays(parameters.arrays(loaded.module), arrays)
+    assert_same_arrays(parameters.host_arrays(loaded.module), arrays)
     assert loaded.config == model.config
 
 
@@ -100,7 +100,7 @@ def test_size_of_the_papers_model():
         "backbone": backbone, "tasks": {"semseg": 21, "human_parts": 7, "sal": 1, "normals": 3},
         "decoder": {"name": "hrnet", "channels": [18, 36, 72, 144]}, "method": {"name": "mtlora"}, "image_size": [448, 448],
     }  # fmt: skip
-    sizes = {path: variable.size for path, variable in parameters.variables(build(architecture)).items()}
+    sizes = {path: variable.size for path, variable in parameters.flat_variables(build(architecture)).items()}
     shipped = sum(sizes.values()) - sum(sizes[path] for path in adapters.frozen_paths(architecture))
     assert shipped == 8_344_634 + 4 * 2 * 1080
     assert 33e6 < 4 * shipped < 34e6
@@ -114,7 +114,7 @@ def test_another_base_is_refused(folders, model, tmp_path):
     with pytest.raises(UserError, match=r"other is not the base of this model; other values: .*fc1\.kernel.* \(2\)$"):
         mtlora_jax.save_adapter(model, tmp_path / "x", folders["other"])
     small = micro.architecture("full", tasks=(), stages=1)
-    model_folder.save(tmp_path / "small", small, parameters.arrays(micro.fresh(small)))
+    model_folder.save(tmp_path / "small", small, parameters.host_arrays(micro.fresh(small)))
     with pytest.raises(UserError, match=r"small is not the base of this model; missing: backbone\.layers\.1\."):
         mtlora_jax.load(folders["adapter"], base=tmp_path / "small")
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
@@ -177,7 +177,7 @@ def assert_same_bits(found, expected, tasks):
 def test_dropping_a_task_moves_no_bit_of_the_others(model, logits):
     smaller = mtlora_jax.drop_task(model, "sal")
     assert smaller.tasks == ("semseg", "normals")
-    assert not [path for path in parameters.variables(smaller.module) if "sal" in path.split(".")]
+    assert not [path for path in parameters.flat_variables(smaller.module) if "sal" in path.split(".")]
     assert smaller.config["scores"] == {"semseg/mIoU": 1.0}
     assert_same_bits(smaller(micro.random_images(1)), logits, smaller.tasks)
     single = mtlora_jax.drop_task(smaller, "semseg")
@@ -202,7 +202,7 @@ def test_a_task_of_another_model(model, arrays):
     again = mtlora_jax.add_task(smaller, "sal", source=model, position=1)
     assert again.architecture == model.architecture
     assert again.config["scores"] == {"semseg/mIoU": 1.0, "sal/mIoU": 2.0}
-    assert_same_arrays(parameters.arrays(again.module), arrays)
+    assert_same_arrays(parameters.host_arrays(again.module), arrays)
     other = model_folder.filled(
         {},
         ARCHITECTURE,

@@ -119,10 +119,13 @@ def test_scores_that_are_no_numbers():
 def test_training_leaves_what_the_card_tells(tmp_path, monkeypatch):
     bare = micro.architecture("full", tasks=(), stages=1)
     origin = {"file": "swin.pth", "format": "swin"}
-    model_folder.save(tmp_path / "swin", bare, parameters.arrays(micro.fresh(bare)), {"converted_from": origin})
+    model_folder.save(tmp_path / "swin", bare, parameters.host_arrays(micro.fresh(bare)), {"converted_from": origin})
     assert origin_of(str(tmp_path / "swin")) == {"folder": "swin", **origin}
     model_folder.save(
-        tmp_path / "best", bare, parameters.arrays(micro.fresh(bare)), {"started_from": {"folder": "swin", **origin}}
+        tmp_path / "best",
+        bare,
+        parameters.host_arrays(micro.fresh(bare)),
+        {"started_from": {"folder": "swin", **origin}},
     )
     assert origin_of(str(tmp_path / "best")) == {"folder": "best", **origin}
 

@@ -35,7 +35,7 @@ def loaded(source: str, architecture, names=NAMES, **options) -> dict[str, np.nd
     """The arrays that a model has after starting from `source`, without those that are to be new."""
     model = build(architecture)
     initial_weights.load(model, source, architecture, make_tasks(architecture["tasks"], {"semseg": names}), **options)
-    values = {path: variable.get_value() for path, variable in parameters.variables(model).items()}
+    values = {path: variable.get_value() for path, variable in parameters.flat_variables(model).items()}
     return {path: np.asarray(value) for path, value in values.items() if not isinstance(value, jax.ShapeDtypeStruct)}
 
 
@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_refused_by_name(source, case):
 def test_what_fits_is_taken_when_asked(source, arrays, case, capsys):
     architecture, names, told = OTHERS[case]
     found = loaded(source, architecture, names, strict=False)
-    own = parameters.variables(build(architecture))
+    own = parameters.flat_variables(build(architecture))
     new = own.keys() - found.keys()
     assert all(re.search(NEW[case], path) for path in new)
     assert {
@@ -110,7 +110,7 @@ def test_what_fits_is_taken_when_asked(source, arrays, case, capsys):
 
 
 def test_only_the_classifier_of_other_classes_is_new(source):
-    own = parameters.variables(build(SOURCE)).keys()
+    own = parameters.flat_variables(build(SOURCE)).keys()
     assert own - loaded(source, SOURCE, ["red", "blue", "green"], strict=False).keys() == CLASSIFIER
     more = OTHERS["more classes"][0]
     assert own - loaded(source, more, [*NAMES, "grey"], strict=False).keys() == CLASSIFIER
@@ -155,7 +155,7 @@ def test_a_model_that_names_no_classes_contradicts_nothing(arrays, tmp_path):
 def test_the_backbone_must_be_whole(arrays, tmp_path, strict):
     """Frozen weights are never random."""
     bare = micro.architecture("full", tasks=())
-    backbone = {path: arrays[path] for path in parameters.variables(build(bare))}
+    backbone = {path: arrays[path] for path in parameters.flat_variables(build(bare))}
     model_folder.save(tmp_path / "bare", bare, backbone)
     assert loaded(str(tmp_path / "bare"), SOURCE, strict=strict).keys() == backbone.keys()
     model_folder.save(tmp_path / "less", bare, dict(list(backbone.items())[1:]))

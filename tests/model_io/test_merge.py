@@ -200,11 +200,11 @@ def test_merging_keeps_the_model_and_what_is_said_of_it(tmp_path):
     assert model.architecture == CASES["one task"]
     assert merged.architecture == CASES["one task"] | {"method": {"name": "merged", "of": CASES["one task"]["method"]}}
     assert merged.config["scores"] == extra["scores"]
-    model_folder.save(tmp_path / "merged", merged.architecture, parameters.arrays(merged.module), extra)
+    model_folder.save(tmp_path / "merged", merged.architecture, parameters.host_arrays(merged.module), extra)
     loaded = mtlora_jax.load(tmp_path / "merged")
     assert loaded.architecture == merged.architecture
-    for path, value in parameters.arrays(merged.module).items():
-        np.testing.assert_array_equal(parameters.arrays(loaded.module)[path], value)
+    for path, value in parameters.host_arrays(merged.module).items():
+        np.testing.assert_array_equal(parameters.host_arrays(loaded.module)[path], value)
     images = micro.random_images(1)
     expected = model(images, fit="none")["sal"]
     np.testing.assert_allclose(loaded(images, fit="none")["sal"], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
@@ -215,7 +215,7 @@ def test_merging_keeps_the_model_and_what_is_said_of_it(tmp_path):
 def test_nothing_of_a_merged_model_trains():
     architecture = merged_architecture(CASES["mtlora"])
     method = model_factory.method_of(architecture)
-    variables = parameters.variables(model_factory.build(architecture))
+    variables = parameters.flat_variables(model_factory.build(architecture))
     assert variables
     assert not any(method.is_trainable(path, variable) for path, variable in variables.items())
 
@@ -255,7 +255,7 @@ def task_layer(ts_base: str) -> tuple[TaskLoRALinear, dict[str, np.ndarray]]:
         ts_base=ts_base,
     )
     rng = np.random.default_rng(0)
-    values = {path: rng.normal(size=variable.shape) for path, variable in parameters.variables(layer).items()}
+    values = {path: rng.normal(size=variable.shape) for path, variable in parameters.flat_variables(layer).items()}
     parameters.assign(layer, values, "values")
     return layer, values
 
@@ -293,7 +293,7 @@ def test_layer_whose_task_outputs_nobody_reads(ts_base):
     layer, w = task_layer(ts_base)
     merged = merged_layer(layer, needs_shared=True, needs_tasks=False, tasks_come_in=True)
     np.testing.assert_allclose(merged.kernel.get_value(), w["kernel"] + 3.0 * w["shared_a"] @ w["shared_b"], rtol=1e-6)
-    assert set(parameters.variables(merged)) == {"kernel", "bias"}
+    assert set(parameters.flat_variables(merged)) == {"kernel", "bias"}
     assert not isinstance(merged, LoRALinear)
 
 
@@ -306,11 +306,11 @@ def test_norm_folds_into_the_layer_before(kind, bias):
     for module in (layer, norm):
         parameters.assign(
             module,
-            {path: np.abs(rng.normal(size=v.shape)) for path, v in parameters.variables(module).items()},
+            {path: np.abs(rng.normal(size=v.shape)) for path, v in parameters.flat_variables(module).items()},
             "values",
         )
     x = np.float32(rng.normal(size=(2, 6, 7, 5)))
     expected = norm(layer(x), False)
     left = norm.fold_into(layer)
-    assert parameters.variables(left) == {}
+    assert parameters.flat_variables(left) == {}
     np.testing.assert_allclose(left(layer(x), False), expected, rtol=0, atol=1e-5 * np.abs(expected).max())

@@ -89,7 +89,7 @@ def test_a_loaded_model_is_the_module(model, arrays):
 
 
 def test_a_bare_backbone(tmp_path):
-    model_folder.save(tmp_path / "bare", BARE, parameters.arrays(micro.fresh(BARE)))
+    model_folder.save(tmp_path / "bare", BARE, parameters.host_arrays(micro.fresh(BARE)))
     model = mtlora_jax.load(tmp_path / "bare")
     (features,) = model.features(micro.random_images())
     assert features.shared.shape == (2, 8, 8, 12)
@@ -114,7 +114,7 @@ def assert_close(found, expected, atol=1e-5):
 def test_bytes_are_evaluated_as_in_training(model, arrays):
     """One image of the model's size, without a batch axis, gives what the evaluation step sees of it."""
     image = photograph(32, 32)
-    graph, *parts = parameters.split(micro.holding(ARCHITECTURE, arrays), lambda path, variable: True)
+    graph, *parts = parameters.partition(micro.holding(ARCHITECTURE, arrays), lambda path, variable: True)
     forward = micro.jit(lambda parts, images: logits_of(*parts[::2], parts[1], images, graph=graph))
     expected = forward(parts, image[None])
     assert model.image_size == (32, 32)
@@ -362,10 +362,10 @@ def test_long_lists_of_keys_are_cut(copy, arrays):
 
 def test_nothing_is_assigned_unless_everything_fits(arrays):
     model = micro.fresh(ARCHITECTURE)
-    before = parameters.arrays(model)
+    before = parameters.host_arrays(model)
     with pytest.raises(UserError, match="missing"):
         parameters.assign(model, dict(list(arrays.items())[1:]), "arrays")
-    for path, value in parameters.arrays(model).items():
+    for path, value in parameters.host_arrays(model).items():
         np.testing.assert_array_equal(value, before[path])
 
 

@@ -19,10 +19,10 @@ def gradients(arrays, architecture, images, fused):
     model = model_factory.build(architecture)
     model_factory.configure(model, fused=fused)
     parameters.assign(model, arrays, "arrays")
-    graph, trainable, frozen, stats = parameters.split(model, lambda path, variable: True)
+    graph, trainable, frozen, stats = parameters.partition(model, lambda path, variable: True)
 
     def total(trainable):
-        logits = parameters.merge(graph, trainable, frozen, stats)(images, train=True)
+        logits = parameters.bind(graph, trainable, frozen, stats)(images, train=True)
         return sum(jnp.mean(jnp.sin(value + i)) for i, value in enumerate(logits.values())), logits
 
     (_, logits), found = micro.jit(jax.value_and_grad(total, has_aux=True))(trainable)

@@ -53,7 +53,7 @@ class Case:
         parameters.assign(model, self.arrays, name)
         method = model_factory.method_of(self.architecture)
         self.kink = KINKS.get(name)
-        self.graph, self.trainable, self.frozen, self.stats = parameters.split(model, method.is_trainable)
+        self.graph, self.trainable, self.frozen, self.stats = parameters.partition(model, method.is_trainable)
         self.tasks = make_tasks(self.architecture["tasks"], None)
         self.weights = {task: self.tasks[task].weight for task in self.tasks}
         self.images = jnp.asarray(self.io["image"].transpose(0, 2, 3, 1))
@@ -73,7 +73,7 @@ class Case:
 
         @jax.jit
         def run(images, labels):
-            model = parameters.merge(self.graph, self.trainable, self.frozen, self.stats)
+            model = parameters.bind(self.graph, self.trainable, self.frozen, self.stats)
             logits = model(images)
             return (
                 [level.projected() for level in model.backbone(images)],
@@ -88,7 +88,7 @@ class Case:
         """(total, losses, batch statistics after the step, gradients) in training mode without dropout."""
 
         def loss(trainable):
-            model = parameters.merge(self.graph, trainable, self.frozen, self.stats)
+            model = parameters.bind(self.graph, trainable, self.frozen, self.stats)
             total, losses = compute_losses(model(self.images, train=True), self.labels, self.tasks, self.weights)
             return total, (losses, parameters.batch_statistics(model))
 
@@ -115,7 +115,7 @@ def test_counts(case):
     method = model_factory.method_of(case.architecture)
     own = {
         p: v
-        for p, v in parameters.variables(model_factory.build(case.architecture)).items()
+        for p, v in parameters.flat_variables(model_factory.build(case.architecture)).items()
         if isinstance(v, nnx.Param)
     }
     assert sum(v.size for v in own.values()) == case.meta["counts"]["total"]

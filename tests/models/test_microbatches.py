@@ -31,7 +31,7 @@ def steps():
     architecture["backbone"]["drop_path_rate"] = 0.0
     tasks = micro.tasks_of(architecture)
     model = micro.holding(architecture, micro.random_arrays(architecture))
-    graph, trainable, frozen, stats = parameters.split(model, model_factory.method_of(architecture).is_trainable)
+    graph, trainable, frozen, stats = parameters.partition(model, model_factory.method_of(architecture).is_trainable)
     batch = {name: value for name, value in micro.random_batch(4).items() if name != "mask"}
     # Images differ in how many pixels count and in how many of them are salient: means of means would differ from the mean.
     batch["semseg"][0], batch["normals"][1] = IGNORE, IGNORE

@@ -34,15 +34,15 @@ class Setting:
         model = model_factory.build(ARCHITECTURE)
         model_factory.configure(model, **options)
         parameters.assign(model, ARRAYS, "arrays")
-        self.graph, self.trainable, self.frozen, self.stats = parameters.split(
+        self.graph, self.trainable, self.frozen, self.stats = parameters.partition(
             model, model_factory.method_of(ARCHITECTURE).is_trainable
         )
-        self.frozen = parameters.narrowed(self.frozen, frozen)
+        self.frozen = parameters.cast_matrices(self.frozen, frozen)
         self.batch = jax.device_put(micro.random_batch(2))
         self.key = key
 
     def loss(self, trainable):
-        model = parameters.merge(self.graph, trainable, self.frozen, self.stats)
+        model = parameters.bind(self.graph, trainable, self.frozen, self.stats)
         rngs = None if self.key is None else nnx.Rngs(dropout=self.key)
         logits = model(normalise(self.batch["image"]), train=True, rngs=rngs)
         return compute_losses(logits, self.batch, TASKS, WEIGHTS)[0], (logits, parameters.batch_statistics(model))

@@ -29,8 +29,8 @@ def features_of(arrays, images):
     """The shared stream after each stage."""
     model = build(BARE)
     parameters.assign(model, arrays, "arrays")
-    graph, *parts = parameters.split(model, lambda path, variable: True)
-    features = micro.jit(lambda parts, images: parameters.merge(graph, *parts).backbone(images))(parts, images)
+    graph, *parts = parameters.partition(model, lambda path, variable: True)
+    features = micro.jit(lambda parts, images: parameters.bind(graph, *parts).backbone(images))(parts, images)
     assert all(f.tasks is None for f in features)
     return [np.asarray(f.shared) for f in features]
 
@@ -83,7 +83,7 @@ def test_features_equal_hugging_face(hugging_face, height, width):
 
 
 def test_a_grid_smaller_than_the_window():
-    arrays = parameters.arrays(micro.fresh(BARE))
+    arrays = parameters.host_arrays(micro.fresh(BARE))
     finest, coarsest = features_of(arrays, micro.random_images(2, 20, 48))  # grid 5 x 12, then 3 x 6
     assert finest.shape == coarsest.shape == (2, 3, 6, 24)
     assert np.isfinite(finest).all()

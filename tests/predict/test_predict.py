@@ -384,7 +384,7 @@ def made(tmp_path_factory):
     base = tmp_path_factory.mktemp("models")
     for name, tasks in (("model", ("semseg", "sal")), ("backbone", ())):
         architecture = micro.architecture("full", tasks, stages=1)
-        model_folder.save(base / name, architecture, parameters.arrays(micro.fresh(architecture)))
+        model_folder.save(base / name, architecture, parameters.host_arrays(micro.fresh(architecture)))
     return base
 
 

@@ -42,7 +42,7 @@ def weights(architecture, seed=0):
     rng = np.random.default_rng(seed)
     return {
         path: rng.normal(size=v.shape).astype(np.float32)
-        for path, v in parameters.variables(build(architecture)).items()
+        for path, v in parameters.flat_variables(build(architecture)).items()
     }
 
 

@@ -187,7 +187,7 @@ def foreign(folder: pathlib.Path) -> Kind:
     }
 
     def check(found: Any, data: bytes, path: pathlib.Path) -> None:
-        declared = parameters.variables(build(found.architecture))
+        declared = parameters.flat_variables(build(found.architecture))
         assert found.arrays.keys() == declared.keys()
         for name, array in found.arrays.items():
             assert (array.dtype, array.shape) == (np.float32, declared[name].shape)

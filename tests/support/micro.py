@@ -52,7 +52,7 @@ def fresh(architecture: dict[str, Any], seed: int = 0) -> nnx.Module:
 def random_arrays(architecture: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
     """Weights of which none is zero, as after training."""
     rng = np.random.default_rng(seed)
-    initial = parameters.arrays(fresh(architecture, seed))
+    initial = parameters.host_arrays(fresh(architecture, seed))
     return {
         path: value + 0.1 * np.abs(rng.normal(size=value.shape)).astype(np.float32) for path, value in initial.items()
     }
@@ -61,15 +61,15 @@ def random_arrays(architecture: dict[str, Any], seed: int = 0) -> dict[str, np.n
 def holding(architecture: dict[str, Any], arrays: dict[str, np.ndarray]) -> nnx.Module:
     """The model with the arrays it has a place for."""
     model = build(architecture)
-    own = parameters.variables(model)
+    own = parameters.flat_variables(model)
     parameters.assign(model, {path: value for path, value in arrays.items() if path in own}, "arrays")
     return model
 
 
 def logits_of(model: nnx.Module, images: np.ndarray) -> dict[str, np.ndarray]:
     """Compiled forward pass in evaluation mode."""
-    graph, *parts = parameters.split(model, lambda path, variable: True)
-    return jax.device_get(jit(lambda parts, images: parameters.merge(graph, *parts)(images))(parts, images))
+    graph, *parts = parameters.partition(model, lambda path, variable: True)
+    return jax.device_get(jit(lambda parts, images: parameters.bind(graph, *parts)(images))(parts, images))
 
 
 def random_images(batch: int = 2, height: int = 32, width: int = 32) -> np.ndarray:

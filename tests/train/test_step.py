@@ -35,7 +35,7 @@ class Run:
 
     def __init__(self, learning_rate: float = 1e-2, **options):
         self.tasks = micro.tasks_of(ARCHITECTURE)
-        self.graph, self.trainable, self.frozen, self.stats = parameters.split(
+        self.graph, self.trainable, self.frozen, self.stats = parameters.partition(
             micro.fresh(ARCHITECTURE), model_factory.method_of(ARCHITECTURE).is_trainable
         )
         self.optimizer = make_optimizer(
@@ -74,7 +74,7 @@ def trained(run):
 def test_frozen_weights_stay_and_have_no_optimizer_state(run, trained):
     before, after, frozen, _, _ = trained
     assert frozen.keys().isdisjoint(after.trainable)
-    initial = parameters.arrays(micro.fresh(ARCHITECTURE))
+    initial = parameters.host_arrays(micro.fresh(ARCHITECTURE))
     for path, value in frozen.items():
         np.testing.assert_array_equal(value, initial[path])
     values = sum(value.size for value in run.trainable.values())
@@ -149,7 +149,7 @@ class Plane(nnx.Module):
 
 def test_a_batch_without_any_valid_pixel_changes_nothing_of_any_task():
     tasks = make_tasks(TASKS, None)
-    graph, trainable, _, stats = parameters.split(
+    graph, trainable, _, stats = parameters.partition(
         Plane({name: task.channels for name, task in tasks.items()}), lambda path, v: True
     )
     step = functools.partial(
@@ -186,7 +186,7 @@ SOUND, BAD_LOSS, BAD_GRADIENT, BAD_STATISTIC = range(4)
 def guarded():
     """(compiled step, first state, function from the kind of a batch to the batch and frozen weights)."""
     optimizer = make_optimizer(RECIPE, optax.constant_schedule(0.1), frozenset({"channels.a", "channels.b"}))
-    graph, trainable, _, stats = parameters.split(Plane({"a": 2, "b": 1}), lambda path, variable: True)
+    graph, trainable, _, stats = parameters.partition(Plane({"a": 2, "b": 1}), lambda path, variable: True)
     options = {
         "graph": graph,
         "tasks": {"a": Probe(), "b": Probe()},
