@@ -1,13 +1,14 @@
-"""Street photographs with clothes, body regions and saliency (the 400 + 100 images of Clothing Co-Parsing), three tasks.
+"""Street photographs of Clothing Co-Parsing (400 + 100 images), three tasks: clothes, body regions, saliency.
 
-    python -m mtlora_jax.main --config=configs/ccp.py:base,224,mtlora --workdir=runs/ccp --config.init_from=weights/swin_base
+    python -m mtlora_jax.main --config=configs/ccp.py:base,224,mtlora --workdir=runs/ccp \\
+        --config.init_from=weights/swin_base
 
 The argument is VARIANT,SIZE,METHOD: tiny, small, base or large; the side of the images in pixels; mtlora, mtlora_plus,
-mtlora_ta_only, decoders_only or full. The schedule is made for minutes to hours, not for 300 epochs: the learning rate is not scaled
-down by the batch size. Numbers that this gives are in docs/results.md; the paper has none on these photographs.
+mtlora_ta_only, decoders_only or full. The schedule takes minutes to hours instead of 300 epochs: the learning rate is
+not scaled down by the batch size. Results are in docs/results.md; the paper has none on these photographs.
 
-The data set has the layout of the folder data set (`mtlora_jax.data.image_folder`). There are no single-task scores for it, so the
-best model is the one with the best mean score over the tasks.
+The files have the layout of the folder data set (`mtlora_jax.data.image_folder`). There are no single-task scores for
+them, so the best model is the one with the best mean score over the tasks.
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +26,7 @@ METHODS = {
 
 
 def get_config(argument: str = "base,224,mtlora") -> ConfigDict:
-    """argument: VARIANT,SIZE,METHOD."""
+    """Return the config of VARIANT,SIZE,METHOD."""
     variant, size, method = checked(argument)
     name, options = METHODS[method]
     config = defaults.default(name)
@@ -49,11 +50,12 @@ def get_config(argument: str = "base,224,mtlora") -> ConfigDict:
 
 
 def checked(argument: str) -> tuple[str, int, str]:
-    """(variant, size, method). Raises UserError."""
+    """Split the argument into (variant, size, method). Raises UserError if it is wrong."""
     parts = argument.split(",")
     if len(parts) != 3 or not parts[1].isdigit() or parts[2] not in METHODS:
         methods = ", ".join(METHODS)
         raise UserError(
-            f"configs/ccp.py:{argument}: the argument is VARIANT,SIZE,METHOD, METHOD one of {methods}; such as base,224,mtlora"
+            f"configs/ccp.py:{argument}: the argument is VARIANT,SIZE,METHOD, METHOD one of {methods}; "
+            "such as base,224,mtlora"
         )
     return parts[0], int(parts[1]), parts[2]

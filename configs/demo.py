@@ -1,9 +1,11 @@
-"""The demo: a small Swin, pre-trained on rendered scenes by day, fine-tuned to four tasks of an evening on a CPU in minutes.
+"""The demo: a small Swin, pre-trained on rendered scenes by day, fine-tuned to four tasks on scenes in the evening.
+
+It takes minutes on a CPU. The whole demo, and one run of it:
 
     make demo
-    python -m mtlora_jax.main --config=configs/demo.py:mtlora --workdir=demo/mtlora --config.data.root=demo/data     # one run of it
+    python -m mtlora_jax.main --config=configs/demo.py:mtlora --workdir=demo/mtlora --config.data.root=demo/data
 
-The argument is the method, mtlora or decoders_only. All else is the same for both: data, seed, steps, learning rate.
+The argument is the method, mtlora or decoders_only. Both have the same data, seed, number of steps and learning rate.
 """
 
 import pathlib
@@ -14,13 +16,13 @@ import mtlora_jax
 from mtlora_jax import defaults
 from mtlora_jax.errors import UserError
 
-# In so few steps the features must move gently: patch embedding and merging stay as they are, and the branches are not scaled up.
+# With so few steps the features must change gently: patch embedding and merging are frozen, branches not scaled up.
 GENTLE = {"scale": 1.0, "task_scale": 1.0, "merging": "freeze", "freeze": ("patch_embed",)}
 METHODS = {"mtlora": {"rank": 16, "dropout": 0.0, **GENTLE}, "decoders_only": {}}
 
 
 def get_config(method: str = "mtlora") -> ConfigDict:
-    """method: mtlora or decoders_only."""
+    """Return the config of a method, mtlora or decoders_only."""
     if method not in METHODS:
         raise UserError(f"configs/demo.py:{method}: the argument is the method, one of {', '.join(METHODS)}")
     config = defaults.default(method)
@@ -35,7 +37,7 @@ def get_config(method: str = "mtlora") -> ConfigDict:
     config.data.num_workers = 1
     config.batch_size = 8
     config.eval_batch_size = 16
-    config.epochs = 1  # no scene is seen twice: so few of them would soon be learned by heart
+    config.epochs = 1  # no scene is seen twice: a model would soon memorise so few of them
     config.eval_every_epochs = 1
     config.eval_first = True
     config.checkpoint_every_epochs = 1

@@ -1,7 +1,10 @@
-"""MTLoRA on Swin-Tiny, NYU Depth v2 (NYUD_MT, 795 and 654 images), four tasks: semseg of 40 classes, depth, normals and edge.
+"""MTLoRA on Swin-Tiny, NYU Depth v2 (NYUD_MT, 795 and 654 images), four tasks.
+
+The tasks are semseg (40 classes), depth, normals and edge.
 
     python -m tfds_pascal_context.build --dataset=nyud --data_dir=data --manual_dir=NYUD_MT
-    python -m mtlora_jax.main --config=configs/mtlora_nyud_tiny_448.py:64 --workdir=runs/nyud_r64 --config.init_from=weights/swin_tiny
+    python -m mtlora_jax.main --config=configs/mtlora_nyud_tiny_448.py:64 --workdir=runs/nyud_r64 \\
+        --config.init_from=weights/swin_tiny
 
 The argument is the rank of the task-agnostic branches; task-specific branches have rank 4.
 
@@ -11,9 +14,9 @@ The argument is the rank of the task-agnostic branches; task-specific branches h
 | 32 | 6,097,695 |
 | 64 | 8,358,687 |
 
-The reference has the data set and its augmentation, which is not that of PASCAL-Context: mirroring, and enlarging by 1, 1.2 or 1.5, which
-brings things nearer; no rotation. The paper has no scores on it, so the best model is the one with the best mean score over the
-tasks.
+Data set and augmentation are those of the reference. The augmentation differs from that of PASCAL-Context: mirroring,
+and enlarging by 1, 1.2 or 1.5, which brings things nearer; no rotation. The paper has no scores on this data set, so
+the best model is the one with the best mean score over the tasks.
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +28,7 @@ RANKS = ("16", "32", "64")
 
 
 def get_config(rank: str) -> ConfigDict:
-    """rank: one of 16, 32, 64."""
+    """Return the config of a rank, one of 16, 32, 64."""
     if rank not in RANKS:
         raise UserError(f"configs/mtlora_nyud_tiny_448.py:{rank}: the argument is the rank, one of {', '.join(RANKS)}")
     config = default("mtlora")

@@ -1,8 +1,10 @@
-"""MTLoRA+ on Swin-Tiny, PASCAL-Context, four tasks: patch merging is frozen and has task-agnostic branches of its own (Table 1).
+"""MTLoRA+ on Swin-Tiny, PASCAL-Context, four tasks (Table 1).
 
-    python -m mtlora_jax.main --config=configs/mtlora_plus_tiny_448.py:16 --workdir=runs/plus_r16 --config.init_from=weights/swin_tiny
+    python -m mtlora_jax.main --config=configs/mtlora_plus_tiny_448.py:16 --workdir=runs/plus_r16 \\
+        --config.init_from=weights/swin_tiny
 
-The argument is the rank of all branches, task-agnostic and task-specific.
+Patch merging is frozen and has task-agnostic branches of its own. The argument is the rank of all branches,
+task-agnostic and task-specific.
 
 | rank | trainable |
 |---:|---:|
@@ -22,7 +24,7 @@ RANKS = ("4", "8", "16")
 
 
 def get_config(rank: str) -> ConfigDict:
-    """rank: one of 4, 8, 16."""
+    """Return the config of a rank, one of 4, 8, 16."""
     if rank not in RANKS:
         raise UserError(f"configs/mtlora_plus_tiny_448.py:{rank}: the argument is the rank, one of {', '.join(RANKS)}")
     config = default("mtlora")

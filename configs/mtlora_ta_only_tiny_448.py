@@ -1,6 +1,7 @@
 """MTLoRA without task-specific branches on Swin-Tiny, PASCAL-Context, four tasks: the ablation of Figure 4.
 
-    python -m mtlora_jax.main --config=configs/mtlora_ta_only_tiny_448.py:64 --workdir=runs/ta_only_r64 --config.init_from=weights/swin_tiny
+    python -m mtlora_jax.main --config=configs/mtlora_ta_only_tiny_448.py:64 --workdir=runs/ta_only_r64 \\
+        --config.init_from=weights/swin_tiny
 
 The argument is the rank of the task-agnostic branches. Every decoder reads the same shared features.
 
@@ -22,7 +23,7 @@ RANKS = ("16", "32", "64")
 
 
 def get_config(rank: str) -> ConfigDict:
-    """rank: one of 16, 32, 64."""
+    """Return the config of a rank, one of 16, 32, 64."""
     if rank not in RANKS:
         raise UserError(
             f"configs/mtlora_ta_only_tiny_448.py:{rank}: the argument is the rank, one of {', '.join(RANKS)}"

@@ -1,10 +1,12 @@
 """MTLoRA in JAX: low-rank adaptation of one frozen Swin Transformer to several dense tasks at once.
 
-import mtlora_jax
+Images are uint8 RGB (H, W, 3), or a batch of them, of any size:
 
-model = mtlora_jax.load("weights/mtlora_tiny")
-logits = model(images)["semseg"]                           # uint8 RGB (H, W, 3), or a batch, of any size -> (H, W, 21)
-labels = mtlora_jax.postprocess("semseg", logits)["labels"]
+    import mtlora_jax
+
+    model = mtlora_jax.load("weights/mtlora_tiny")
+    logits = model(images)["semseg"]  # (H, W, 21)
+    labels = mtlora_jax.postprocess("semseg", logits)["labels"]
 """
 
 import importlib
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["add_task", "drop_task", "load", "load_adapter", "merge", "postprocess", "save_adapter"]
 
-# Where each is, to be imported when it is used, so that data workers need not import the models. No module may have the name of one.
+# Where each function is. It is imported on first use, so that data workers need not import the models. No submodule may
+# have the name of a function.
 _HOMES = {name: "model_io.adapters" for name in ("add_task", "drop_task", "load", "load_adapter", "save_adapter")}
 _HOMES |= {"merge": "model_io.merging", "postprocess": "tasks.postprocess"}
 

@@ -1,4 +1,4 @@
-"""What all commands share: flags, and mistakes that end in one line instead of a traceback.
+"""What all commands share: flags, and user errors that end in one line instead of a traceback.
 
 A command is a module of this shape, run as `python -m mtlora_jax.NAME`:
 
@@ -33,7 +33,7 @@ ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Ended(BaseException):
-    """The system asks the command to end, by the signal `number`."""
+    """The system asked the command to end, with the signal `number`."""
 
     def __init__(self, number: int):
         super().__init__(number)
@@ -42,21 +42,22 @@ class Ended(BaseException):
 
 def _end(number: int, frame: object) -> NoReturn:
     del frame
-    signal.signal(number, signal.SIG_DFL)  # the second one ends the process at once
+    signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
     raise Ended(number)
 
 
 def run(main: Callable[[], None], leave: Callable[[int], NoReturn] = sys.exit) -> None:
-    """Runs a command. A UserError, or an error that came of one, is printed as one line and exits with 2; Ctrl-C exits with 130.
+    """Run a command; print errors of the user as one line, and end the process with an exit code.
 
-    SIGTERM and SIGHUP end it as an error would, so that nothing is left behind, and exit with 143 and 129. One line is also what the
-    system says of a file, wherever that arises. `leave` ends the process with such a code once the line is printed; any other error is
-    raised.
+    A UserError, or an error caused by one, exits with 2; Ctrl-C with 130. SIGTERM and SIGHUP end the command as an
+    error would, so that nothing is left behind, and exit with 143 and 129. An error of the operating system about a
+    file also becomes one line, wherever it arises. `leave` ends the process with the code after the line is printed;
+    any other error is raised.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal may lack the letters of a class or a file
             stream.reconfigure(errors="backslashreplace")
-    # What is ignored stays so: nohup has SIGHUP ignored.
+    # A signal that is ignored stays ignored: nohup relies on it for SIGHUP.
     handlers = {number: signal.signal(number, _end) for number in ENDING if signal.getsignal(number) == signal.SIG_DFL}
     try:
         main()
@@ -64,7 +65,7 @@ def run(main: Callable[[], None], leave: Callable[[int], NoReturn] = sys.exit) -
         line, code = "interrupted", 130
     except Ended as ended:
         line, code = f"ended by {signal.Signals(ended.number).name}", 128 + ended.number
-    except BrokenPipeError:  # nobody reads what is printed, as under `| head`
+    except BrokenPipeError:  # nobody reads the output any more, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         leave(1)
     except Exception as error:
@@ -77,15 +78,16 @@ def run(main: Callable[[], None], leave: Callable[[int], NoReturn] = sys.exit) -
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    with contextlib.suppress(OSError):  # of a terminal that was closed
+    with contextlib.suppress(OSError):  # the terminal may be closed
         print(line, file=sys.stderr, flush=True)
     leave(code)
 
 
 def _user_message(error: BaseException | None) -> str | None:
-    """The text, on one line, of the first UserError among `error` and what it came of, or of an error of the system that names a file.
+    """Return the message of the first UserError in the chain of causes of `error`, as one line.
 
-    None where there is neither. Characters that cannot be seen, such as those that command a terminal, become their codes.
+    Without one, return that of an error of the operating system that names a file; None if it is not one either.
+    Invisible characters, such as those that control a terminal, become their escape codes.
     """
     last = error
     while error is not None and not isinstance(error, UserError):
@@ -106,8 +108,8 @@ def _visible(text: str) -> str:
 class Parser(argparse.ArgumentParser):
     """The flags of one command; every mistake in them is a UserError.
 
-    `doc` is the module's docstring: --help shows it, so it holds an example. `config=True` adds --config=FILE.py[:ARGUMENT] and
-    --config.KEY=VALUE.
+    `doc` is the module's docstring: --help shows it, so it contains an example. `config=True` adds
+    --config=FILE.py[:ARGUMENT] and --config.KEY=VALUE.
     """
 
     def __init__(self, module: str, doc: str | None, config: bool = False):
@@ -119,16 +121,18 @@ class Parser(argparse.ArgumentParser):
                 configs.FLAG,
                 required=True,
                 metavar="FILE.py[:ARGUMENT]",
-                help="configuration, and what it is asked for",
+                help="configuration file, and its argument if it takes one",
             )
             self.epilog = f"{configs.FLAG}.KEY=VALUE changes one value of the configuration; give as many as you like."
 
     def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
-        """Parses `argv`, by default the command line; `.config` of the result is the configuration with its overrides, locked.
+        """Parse `argv`, by default the command line.
 
-        Raises UserError for an unknown flag or key, a wrong value, a missing flag, file or argument.
+        In the result, `.config` is the configuration with its overrides, locked. Raises UserError for an unknown flag
+        or key, a wrong value, a missing flag, file or argument.
         """
-        flags.FLAGS.mark_as_parsed()  # absl's flags belong to libraries (grain reads its own in every worker); we take none of them
+        # The flags of absl belong to libraries (grain reads its own in every worker); this command takes none of them.
+        flags.FLAGS.mark_as_parsed()
         argv = sys.argv[1:] if argv is None else argv
         prefix = f"{configs.FLAG}."
         overrides = [arg.removeprefix(prefix) for arg in argv if self._takes_config and arg.startswith(prefix)]
@@ -141,7 +145,7 @@ class Parser(argparse.ArgumentParser):
         return args
 
     def _check_names(self, argv: Sequence[str]) -> None:
-        """Comes before argparse, which speaks of the missing flag where a required one is misspelt."""
+        """Refuse unknown flags before argparse, which would only complain that a misspelt required flag is missing."""
         known = [name for name in self._option_string_actions if name.startswith("--")]
         for name in (arg.partition("=")[0] for arg in argv if arg.startswith("--")):
             renamed = config_aliases.FLAGS.get(name)
@@ -151,7 +155,7 @@ class Parser(argparse.ArgumentParser):
                 raise UserError(f"unknown flag {name}{configs.did_you_mean(name, known)}")
 
     def _check_values(self, argv: Sequence[str]) -> None:
-        """What must be given must not be empty: as a path, that would be the folder where one happens to be."""
+        """Refuse required flags with an empty value: as a path, it would mean the current folder."""
         required = [name for action in self._actions if action.required for name in action.option_strings]
         for name in required:
             if f"{name}=" in argv or (name, "") in itertools.pairwise(argv):

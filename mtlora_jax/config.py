@@ -1,10 +1,10 @@
-"""Configuration files, and single values of them changed from the command line.
+"""Configuration files, and overrides of single values from the command line.
 
-`--config.KEY=VALUE` follows the type that KEY has in the file. A tuple is written with commas, with or without brackets and
-quotes: `--config.tasks=semseg,sal`, `--config.depths=2,2,6,2`; one element stands alone.
+`--config.KEY=VALUE` is read as the type that KEY has in the file. A tuple is written with commas, with or without
+brackets and quotes: `--config.tasks=semseg,sal`, `--config.depths=2,2,6,2`; a single element needs no comma.
 
-Read here rather than by ml_collections.config_flags, which takes `semseg,sal` for the name of one task and answers a wrong
-key with a stack trace.
+ml_collections.config_flags is not used: it takes `semseg,sal` for the name of one task and answers a wrong key with a
+stack trace.
 """
 
 import ast
@@ -24,16 +24,20 @@ from mtlora_jax.io.files import user_path
 
 FLAG = "--config"
 PATHS = ("init_from", "data.root", "delta_m_baseline_runs")
-BY_TASK = ("loss_weights", "delta_m_baseline")  # groups {task: number}, which take tasks that the file does not mention
+BY_TASK = ("loss_weights", "delta_m_baseline")  # groups {task: number}, which also take tasks missing from the file
 
 
 def load(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
-    """Reads a configuration file and returns it locked.
+    """Read a configuration file and return it locked.
 
-    spec: "FILE.py" or "FILE.py:ARGUMENT"; the file has a `get_config()` or `get_config(argument)` that returns a ConfigDict and
-    raises UserError for an argument it does not know. overrides: "KEY=VALUE" each, KEY with dots.
+    Args:
+      spec: "FILE.py" or "FILE.py:ARGUMENT". The file has a `get_config()` or `get_config(argument)` that returns a
+        ConfigDict and raises UserError for an unknown argument.
+      overrides: "KEY=VALUE" each, KEY with dots.
 
-    Raises UserError for a missing or unfit file, a missing or superfluous argument, an unknown key, a value of another type.
+    Raises:
+      UserError: for a missing or unfit file, a missing or superfluous argument, an unknown key, a value of another
+        type.
     """
     name, colon, argument = spec.partition(":")
     name = str(user_path(name)) if name else name
@@ -74,10 +78,10 @@ def _get_config_of(name: str) -> Callable[..., Any]:
 
 
 def _call(get_config: Callable[..., Any], arguments: Sequence[str]) -> Any:
-    """Makes the config. Raises UserError where the file sets a key that has another name now."""
+    """Make the config. Raises UserError if the file sets a key that has been renamed."""
     try:
         return get_config(*arguments)
-    except (AttributeError, KeyError) as error:  # of a locked config, with the key in quotes
+    except (AttributeError, KeyError) as error:  # from a locked config; the message quotes the key
         word = re.match(r"\W*(?:Key\W+)?(\w*)", str(error))
         message = config_aliases.describe_missing(word.group(1)) if word else ""
         if message:
@@ -91,7 +95,7 @@ def _refuse_renamed(keys: Iterable[str]) -> None:
 
 
 def _expand_paths(config: ConfigDict) -> None:
-    """Makes `~` what it is in a shell, which leaves it alone in the middle of an argument."""
+    """Expand `~` in paths, which a shell does not do in the middle of an argument."""
     values = _leaves(config)
     for key in (key for key in PATHS if values.get(key)):
         value = values[key]
@@ -100,7 +104,7 @@ def _expand_paths(config: ConfigDict) -> None:
 
 
 def _set(config: ConfigDict, override: str) -> None:
-    """Applies one "KEY=VALUE"."""
+    """Apply one "KEY=VALUE"."""
     key, equals, text = override.partition("=")
     values = _leaves(config)
     group, _, task = key.rpartition(".")
@@ -142,7 +146,7 @@ def _number(key: str, text: str) -> float:
 
 
 def _may_change_type(config: ConfigDict, key: str) -> bool:
-    """Whether the group that holds `key` takes values of any type, such as a list of ranks where the file has one rank."""
+    """Return whether the group of `key` takes values of any type, such as a list of ranks instead of one rank."""
     group: Any = config
     for name in key.split(".")[:-1]:
         group = group[name]
@@ -150,7 +154,7 @@ def _may_change_type(config: ConfigDict, key: str) -> bool:
 
 
 def _leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """{dotted key: value} of everything that is no group."""
+    """Return {dotted key: value} of everything that is not a group."""
     leaves: dict[str, Any] = {}
     for key, value in config.items():
         leaves |= _leaves(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {f"{prefix}{key}": value}
@@ -162,7 +166,7 @@ def _bool(text: str) -> bool:
 
 
 def _literal(text: str) -> Any:
-    """A Python literal, or else the text itself."""
+    """Parse a Python literal, or else return the text itself."""
     try:
         return ast.literal_eval(text)
     except (SyntaxError, ValueError):
@@ -170,7 +174,7 @@ def _literal(text: str) -> Any:
 
 
 def _tuple(text: str, before: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Reads elements as the type they all had before; where they had several types, or there were none, as literals."""
+    """Read elements as the type of those before, or as literals if these had several types or there were none."""
     value = _literal(text)
     items = value if isinstance(value, tuple | list) else text.strip("()[] ").split(",")
     kinds = {type(element) for element in before}
@@ -178,7 +182,7 @@ def _tuple(text: str, before: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(read(item) for item in (str(item).strip(" '\"") for item in items) if item)
 
 
-# By the type of the value in the file: how to read another one, and what to ask for where that fails.
+# {type of the value in the file: (how to read another value, what the error message asks for)}
 _READERS: dict[type, tuple[Callable[[str], Any], str]] = {
     bool: (_bool, "true or false"),
     int: (int, "a whole number"),
@@ -190,7 +194,10 @@ _READERS: dict[type, tuple[Callable[[str], Any], str]] = {
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` for the closest of `known`, judged by the whole name or by what follows its last dot; else all of them."""
+    """Return `; did you mean X?` for the closest of `known`; if none is close, list all of them.
+
+    Names are compared whole, or by the part after their last dot.
+    """
     known = list(known)
     by_last = {other.rpartition(".")[2]: other for other in known}
     last = difflib.get_close_matches(name.rpartition(".")[2], list(by_last), 1)

@@ -1,4 +1,4 @@
-"""Config keys and flags that have new names: commands and files that use an old one are told, workdirs are translated."""
+"""Renamed config keys and flags: old names in commands and files are errors, in workdirs they are translated."""
 
 import copy
 from collections.abc import Iterable, Mapping
@@ -27,7 +27,10 @@ FLAGS = {"--coordinator": "--coordinator_address", "--processes": "--num_process
 
 
 def describe_renamed(keys: Iterable[str]) -> str:
-    """The message for the first of `keys`, dotted, that is an old name, a group of old names or inside one; else empty."""
+    """Return the message for the first of `keys` that has been renamed; empty if none has.
+
+    `keys` are dotted. A key is recognised if it is an old name, a group of old names, or inside of one.
+    """
     for key in keys:
         for old, new in KEYS.items():
             if key == old or key.startswith(f"{old}."):
@@ -39,14 +42,14 @@ def describe_renamed(keys: Iterable[str]) -> str:
 
 
 def describe_missing(word: str) -> str:
-    """Like `describe_renamed`, for the last part of a key, which is all that an AttributeError of a config names."""
+    """As `describe_renamed`, for the last part of a key: an AttributeError of a config names no more."""
     return describe_renamed(
         key for old in KEYS for key in (old, old.partition(".")[0]) if key.rpartition(".")[2] == word
     )
 
 
 def translate(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config as JSON holds it, nested, with its old keys under their new names. A key that is there under both keeps the new one."""
+    """Rename the old keys of a nested config, as JSON stores it. A key present under both names keeps the new one."""
     translated = copy.deepcopy(dict(config))
     for old, new in KEYS.items():
         group, _, name = old.rpartition(".")
@@ -54,7 +57,7 @@ def translate(config: Mapping[str, Any]) -> dict[str, Any]:
         if holder is None or name not in holder:
             continue
         value = holder.pop(name)
-        if not holder:  # all of the group has moved
+        if not holder:  # all keys of the group have moved
             translated.pop(group, None)
         group, _, name = new.rpartition(".")
         target = translated.setdefault(group, {}) if group and "." not in group else _group(translated, group)
@@ -64,7 +67,7 @@ def translate(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _group(config: dict[str, Any], dotted: str) -> dict[str, Any] | None:
-    """The group of a nested config; None where there is none."""
+    """Return the group of a nested config, or None if it does not exist."""
     group: Any = config
     for name in filter(None, dotted.split(".")):
         group = group.get(name) if isinstance(group, dict) else None

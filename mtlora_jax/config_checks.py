@@ -1,4 +1,4 @@
-"""Values that a config may have: the bounds of its numbers, and what must go together."""
+"""Checks of a config's values: bounds of numbers, and values that must agree."""
 
 import math
 from collections.abc import Mapping
@@ -43,7 +43,10 @@ BOUNDS = {
 
 
 def check(config: Config) -> None:
-    """Raises UserError, naming the key, for a number that is not finite or out of its bounds, and for values that contradict each other."""
+    """Check the values of a config.
+
+    Raises UserError that names the key if a number is not finite or out of bounds, or if values contradict each other.
+    """
     values = flattened(config)
     for key, value in values.items():
         for number in _numbers(value):
@@ -57,12 +60,13 @@ def check(config: Config) -> None:
     least = getattr(HEADS.get(name), "smallest_batch", 1)
     if config.batch_size < least:
         raise UserError(
-            f"batch_size = {config.batch_size}: the decoder {name} normalises over the batch and needs at least {least} images"
+            f"batch_size = {config.batch_size}: the decoder {name} normalises over the batch and needs at least "
+            f"{least} images"
         )
 
 
 def _numbers(value: Any) -> list[float]:
-    """The numbers of a JSON-able value, which may be a list of lists."""
+    """Return the numbers of a JSON-able value, which may be nested lists."""
     if isinstance(value, list):
         return [number for entry in value for number in _numbers(entry)]
     return [value] if isinstance(value, int | float) else []

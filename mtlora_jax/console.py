@@ -6,11 +6,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-console = Console(highlight=False, soft_wrap=True, markup=False)  # brackets in names are no commands
+console = Console(highlight=False, soft_wrap=True, markup=False)  # brackets in names are not markup
 
 
 def print_parameters(summary: Mapping[str, Any]) -> None:
-    """Table of parameters by group."""
+    """Print the number of parameters of each group."""
     table = Table(title="Parameters")
     for column in ("group", "total", "trainable"):
         table.add_column(column, justify="left" if column == "group" else "right")
@@ -26,19 +26,22 @@ def print_parameters(summary: Mapping[str, Any]) -> None:
 
 
 def print_scores(scores: Mapping[str, float], title: str, notes: Mapping[str, str] | None = None) -> None:
-    """Table of scores {"TASK/SCORE": value}, then one per task and score of those per class, "TASK/SCORE/CLASS". See `print_columns`."""
+    """Print scores {"TASK/SCORE": value}, then a table per task and score of those per class, "TASK/SCORE/CLASS".
+
+    See `print_columns`.
+    """
     print_columns({"value": scores}, title, notes)
 
 
 def print_columns(
     columns: Mapping[str, Mapping[str, float]], title: str, notes: Mapping[str, str] | None = None
 ) -> None:
-    """Scores of several evaluations side by side, as `print_scores` prints those of one.
+    """Print the scores of several evaluations side by side, as `print_scores` does those of one.
 
     Args:
       columns: {heading: {"TASK/SCORE" or "TASK/SCORE/CLASS": value}}.
       title: of the first table.
-      notes: {"TASK/SCORE": what to know about it}.
+      notes: {"TASK/SCORE": remark on it}.
     """
     names = list(dict.fromkeys(name for scores in columns.values() for name in scores))
     plain = [name for name in names if name.count("/") < 2]
@@ -63,7 +66,7 @@ def _cells(columns: Mapping[str, Mapping[str, float]], name: str) -> list[str]:
 
 
 def print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table of words in the first column and in columns headed row or note, and of numbers in the others."""
+    """Print a table: numbers, except in the first column and those headed "row" or "note", which hold words."""
     table = Table(title=title)
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="left" if number == 0 or heading in ("row", "note") else "right")

@@ -1,4 +1,4 @@
-"""Builds everything a config describes: data sets, tasks, model, first weights on the devices."""
+"""Build everything that a config describes: data sets, tasks, model, first weights on the devices."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ from mtlora_jax.tasks.task import Task
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A model on the devices, split into what trains, what does not, and the BatchNorm statistics."""
+    """A model on the devices, split into trainable and frozen parameters and BatchNorm statistics."""
 
     mesh: Mesh
     tasks: dict[str, Task]
@@ -40,40 +40,42 @@ class Experiment:
     trainable: Flat
     frozen: Flat
     batch_stats: Flat
-    record: Mapping[str, Any] = dataclasses.field(
-        default_factory=dict
-    )  # entries of config.json for the card: how the model came about
+    # entries of config.json for the model card: the origin of the model
+    record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def save(self, where: pathlib.Path, trainable: Flat, batch_stats: Flat, extra: Mapping[str, Any]) -> None:
-        """Writes the model with these trained weights as a model folder that `mtlora_jax.load` opens.
+        """Write the model with these trained weights as a model folder that `mtlora_jax.load` opens.
 
-        Process 0 writes, all wait for it. Raises UserError where another process does not see the folder then.
+        Process 0 writes, all wait for it. Raises UserError if another process does not see the folder afterwards.
         """
         if jax.process_index() == 0:
-            # What is bfloat16 on the devices is float32 in files, where every reader takes it.
-            arrays = {
-                p: np.asarray(a, np.float32)
-                for p, a in jax.device_get({**self.frozen, **trainable, **batch_stats}).items()
-            }
-            model_folder.save(
-                where, self.architecture, arrays, {"classes": class_names.of(self.tasks), **self.record, **extra}
-            )
+            values = jax.device_get({**self.frozen, **trainable, **batch_stats})
+            # bfloat16 on the devices becomes float32 in files, which every reader understands.
+            arrays = {path: np.asarray(value, np.float32) for path, value in values.items()}
+            entries = {"classes": class_names.of(self.tasks), **self.record, **extra}
+            model_folder.save(where, self.architecture, arrays, entries)
         sharding.barrier(str(where))
         sharding.assert_equal_across_processes(where.exists(), not_shared(where))
 
 
 def not_shared(where: pathlib.Path) -> str:
-    """What to say where processes see different files."""
-    return f"{where} is there for some of the processes and not for others: --workdir must be on a file system that all hosts share"
+    """Return the error message for a path that not all processes see."""
+    return (
+        f"{where} exists for some of the processes and not for others: "
+        "--workdir must be on a file system that all hosts share"
+    )
 
 
 def open_dataset(config: Config, split: str) -> Dataset:
-    """A split of the config's data set. Raises UserError for an unknown data set or bad files."""
+    """Open a split of the config's data set. Raises UserError for an unknown data set or bad files."""
     return dataset_class(config)(config.data.root, split, tuple(config.tasks))
 
 
 def open_datasets(config: Config, *splits: str) -> list[Dataset]:
-    """Splits of the config's data set, the same in all processes. Raises UserError in all where one has bad files, or others."""
+    """Open splits of the config's data set, the same in all processes.
+
+    Raises UserError in all processes if one has bad files, or other data.
+    """
     opened = agreement.run_together(lambda: [open_dataset(config, split) for split in splits])
     if jax.process_count() > 1:
         found: dict[str, Any] = {}
@@ -85,19 +87,19 @@ def open_datasets(config: Config, *splits: str) -> list[Dataset]:
 
 
 def build_tasks(config: Config) -> dict[str, Task]:
-    """The config's tasks with the classes of its data set, which need not be at hand."""
+    """Build the config's tasks with the classes of its data set, whose files may be missing."""
     return dataset_class(config).make_tasks(config.data.root, tuple(config.tasks))
 
 
 def dataset_class(config: Config) -> type[Dataset]:
-    """The class that `config.data.name` names. Raises UserError."""
+    """Return the class that `config.data.name` names. Raises UserError for an unknown name."""
     if config.data.name not in DATASETS:
         raise UserError(f"data.name = {config.data.name!r} is not one of {', '.join(DATASETS)}")
     return DATASETS[config.data.name]
 
 
 def make_train_batches(config: Config, data: Dataset) -> Batches:
-    """This process's share of endless, shuffled, augmented batches."""
+    """Make an endless iterator over this process's share of shuffled, augmented batches."""
     return train_batches(
         data,
         image_size=tuple(config.image_size),
@@ -112,7 +114,7 @@ def make_train_batches(config: Config, data: Dataset) -> Batches:
 
 
 def make_eval_batches(config: Config, data: Dataset) -> Batches:
-    """This process's share of a split, once from its first image to its last."""
+    """Make an iterator over this process's share of a split, once from its first image to its last."""
     return eval_batches(
         data,
         image_size=tuple(config.image_size),
@@ -127,16 +129,17 @@ def make_eval_batches(config: Config, data: Dataset) -> Batches:
 def build_experiment(
     config: Config, tasks: dict[str, Task], workdir: pathlib.Path, complete: bool = False
 ) -> Experiment:
-    """Builds the config's model, gives it its first weights, and places them on the devices.
+    """Build the config's model with its first weights, and place it on the devices.
 
     Args:
       config: see `mtlora_jax.defaults`.
       tasks: of the data set.
       workdir: of the run; if it has begun, WORKDIR/initial holds the first weights.
-      complete: `config.init_from` must hold every weight, as an evaluation needs.
+      complete: whether `config.init_from` must hold every weight, as an evaluation needs.
 
     Raises:
-      UserError: for a config that describes no model, sizes that do not fit the devices, or weights that do not fit the model.
+      UserError: for a config that describes no model, sizes that do not fit the devices, or weights that do not fit the
+        model.
     """
     mesh = sharding.make_mesh()
     check_batch_sizes(config, mesh)
@@ -146,7 +149,10 @@ def build_experiment(
 
 
 def check_batch_sizes(config: Config, mesh: Mesh) -> None:
-    """Raises UserError unless the config's batches can be split over the devices, and each part into micro-batches."""
+    """Check that the devices can share the config's batches, and that each share divides into micro-batches.
+
+    Raises UserError otherwise.
+    """
     sharding.check_batch_size(config.batch_size, mesh, "batch_size")
     check_encoder_microbatches(config.encoder_microbatches, config.batch_size, mesh.size)
     sharding.check_batch_size(config.eval_batch_size, mesh, "eval_batch_size")
@@ -155,7 +161,10 @@ def check_batch_sizes(config: Config, mesh: Mesh) -> None:
 def describe_architecture(
     config: Config, tasks: Mapping[str, Task], workdir: pathlib.Path, complete: bool
 ) -> dict[str, Any]:
-    """The architecture of the config's model; to be evaluated alone (`complete`), it may be a merged one. Raises UserError."""
+    """Return the architecture of the config's model. Raises UserError.
+
+    For an evaluation without training (`complete`), it may be a merged one.
+    """
     architecture = model_factory.from_config(config, {name: task.channels for name, task in tasks.items()})
     initial = workdir / "initial"
     if (
@@ -170,9 +179,10 @@ def describe_architecture(
 def build_with_weights(
     config: Config, architecture: Mapping[str, Any], tasks: Mapping[str, Task], workdir: pathlib.Path, complete: bool
 ) -> tuple[MultiTaskModel, dict[str, str] | None]:
-    """The model with its first weights, and their origin; None for random ones.
+    """Build the model with its first weights. Returns it and their origin, None for random ones.
 
-    They are those of WORKDIR/initial if a run began there, else of `config.init_from`, else random. Raises UserError.
+    The weights are those of WORKDIR/initial if a run began there, else of `config.init_from`, else random. Raises
+    UserError.
     """
     model = model_factory.build(architecture)
     model_factory.configure(model, compute=config.compute_dtype, remat=config.remat, fused=config.fused)
@@ -188,7 +198,10 @@ def place_on_devices(
     origin: Mapping[str, str] | None,
     mesh: Mesh,
 ) -> Experiment:
-    """Splits a model by what trains and replicates its weights. Raises UserError where processes have other weights."""
+    """Split a model by what is trained, and replicate its weights.
+
+    Raises UserError if the weights differ between processes.
+    """
     method = model_factory.method_of(architecture)
     graph, trainable, frozen, batch_stats = parameters.partition(model, method.is_trainable)
     if jax.process_count() > 1:
@@ -207,7 +220,10 @@ def load_first_weights(
     workdir: pathlib.Path,
     complete: bool,
 ) -> dict[str, str] | None:
-    """Fills a model in place, as `build_with_weights` says, and returns the origin of the weights; None for random ones."""
+    """Fill a model in place, as `build_with_weights` says.
+
+    Returns the origin of the weights; None for random ones.
+    """
     initial = workdir / "initial"
     if initial.exists():
         started, values = model_folder.read(initial)
@@ -232,15 +248,19 @@ def load_first_weights(
 
 
 def describe_training(config: Config) -> dict[str, Any]:
-    """The command of this process, where it is one of ours, and the config, JSON-able."""
+    """Return the command of this process, if it is one of this package, and the config, JSON-able."""
     ours = any(argument.startswith("mtlora_jax.") for argument in sys.orig_argv)
     command = shlex.join(["python", *sys.orig_argv[1:]]) if ours else ""
     return {"command": command, "config": json.loads(config.to_json_best_effort())}
 
 
 def check_encoder_microbatches(parts: int, batch_size: int, devices: int) -> None:
-    """Raises UserError unless a global batch, split over the devices, can be cut into so many parts on each."""
+    """Check that each device's share of a global batch can be cut into `parts` equal parts.
+
+    Raises UserError otherwise.
+    """
     if parts < 1 or batch_size % (parts * devices):
         raise UserError(
-            f"encoder_microbatches = {parts} must be at least 1 and divide the {batch_size // devices} images of each device's batch"
+            f"encoder_microbatches = {parts} must be at least 1 and divide the {batch_size // devices} images "
+            "of each device's batch"
         )

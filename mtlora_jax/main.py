@@ -1,15 +1,18 @@
 """Trains and evaluates.
 
-    python -m mtlora_jax.main --config=configs/mtlora_tiny_448.py:64 --workdir=runs/mtlora_r64 --config.init_from=weights/swin_tiny
+    python -m mtlora_jax.main --config=configs/mtlora_tiny_448.py:64 --workdir=runs/mtlora_r64 \\
+        --config.init_from=weights/swin_tiny
     python -m mtlora_jax.main --config=configs/mtlora_tiny_448.py:64 --workdir=runs/mtlora_r64 --mode=evaluate
 
-A run that was stopped goes on from its newest checkpoint when the same command is given again. WORKDIR then holds log.jsonl,
-tensorboard/, checkpoints/, metrics.json and best/, the model folder with the best scores. --mode=evaluate writes evaluation.json.
+A stopped run continues from its newest checkpoint when the same command is given again. WORKDIR then holds log.jsonl,
+tensorboard/, checkpoints/, metrics.json and best/, the model folder with the best scores. --mode=evaluate writes
+evaluation.json.
 
-On several hosts the same command is started on each of them. SLURM (srun) and TPU pods are recognised; elsewhere three flags say who
-is who, and --workdir is on a file system that all of them share:
+On several hosts, start the same command on each of them. SLURM (srun) and TPU pods are recognised. Elsewhere, three
+flags tell the processes apart, and --workdir must be on a file system that all hosts share:
 
-    python -m mtlora_jax.main --config=... --workdir=/shared/run --coordinator_address=node1:12345 --num_processes=2 --process_id=0
+    python -m mtlora_jax.main --config=... --workdir=/shared/run \\
+        --coordinator_address=node1:12345 --num_processes=2 --process_id=0
 
 on node1; on node2 --process_id=1.
 """
@@ -28,37 +31,37 @@ MODES = ("train", "evaluate")
 
 
 def flags() -> cli.Parser:
-    """What the command takes."""
+    """Return the parser of the command's flags."""
     parser = cli.Parser("mtlora_jax.main", __doc__, config=True)
     parser.add_argument(
         "--workdir", required=True, type=user_path, help="folder of the run: checkpoints, logs, best model"
     )
     parser.add_argument("--mode", default="train", choices=MODES, help="train (default), or evaluate what is there")
     parser.add_argument(
-        "--override_config", action="store_true", help="go on with a run although the configuration is another one"
+        "--override_config", action="store_true", help="continue a run although its configuration has changed"
     )
     parser.add_argument("--profile", action="store_true", help="write a trace of some steps to WORKDIR/trace")
     parser.add_argument(
-        "--compile_cache", metavar="DIR", help="where compiled programs are kept for the next start; empty: nowhere"
+        "--compile_cache", metavar="DIR", help="folder that keeps compiled programs for the next start; empty: none"
     )
     parser.add_argument(
-        "--coordinator_address", metavar="HOST:PORT", help="of several processes: where all can reach the first one"
+        "--coordinator_address", metavar="HOST:PORT", help="with several processes: where all can reach the first one"
     )
     parser.add_argument(
         "--num_processes",
         type=int,
         metavar="N",
-        help="how many processes there are; 1: this one, on SLURM and TPUs too",
+        help="number of processes; 1: this one alone, on SLURM and TPUs too",
     )
-    parser.add_argument("--process_id", type=int, metavar="I", help="which of them this is, from 0")
+    parser.add_argument("--process_id", type=int, metavar="I", help="number of this process, from 0")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses the flags and hands over."""
+    """Parse the flags, then train or evaluate."""
     args = flags().parse(argv)
 
-    # here: data workers import this module again and need none of it
+    # imported here, since data workers import this module again and need none of this
     from mtlora_jax.distributed import processes
     from mtlora_jax.train.evaluate_run import evaluate_only
     from mtlora_jax.train.run import train
@@ -73,10 +76,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def keep_compiled(folder: str | None) -> None:
-    """Has JAX keep compiled programs in `folder`, so that a second start need not compile; empty: not at all.
+    """Have JAX keep compiled programs in `folder`, so that a second start need not compile.
 
-    None: where JAX_COMPILATION_CACHE_DIR says, else in the user's cache folder if that can be written. Raises UserError for a folder
-    that cannot be.
+    If `folder` is empty, none are kept. If it is None, they go where JAX_COMPILATION_CACHE_DIR says, else into the
+    user's cache folder if that can be written. Raises UserError for a folder that cannot be written.
     """
     import jax
 
@@ -98,7 +101,7 @@ def keep_compiled(folder: str | None) -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """Ends a failed process, one of several or alone."""
+    """End a failed process, one of several or alone."""
     from mtlora_jax.distributed import processes
 
     processes.exit_process(code)

@@ -1,10 +1,12 @@
-"""From a plain dict to a model: the dict is what configs make, model folders hold and converters read off tensors.
+"""Build a model from a plain dict, its architecture.
 
-{"backbone": {"name": "swin", "embed_dim": 96, ...},
- "tasks": {"semseg": 21, ...},                              outputs per task, in task order; {} for a bare backbone
- "decoder": {"name": "hrnet", "channels": [18, 36, 72, 144]},  None for a bare backbone
- "method": {"name": "mtlora", "rank": 64, ...},          of a merged model {"name": "merged", "of": {"name": "mtlora", ...}}
- "image_size": [448, 448]}
+Configs make this dict, model folders store it, and converters infer it from tensors:
+
+    {"backbone": {"name": "swin", "embed_dim": 96, ...},
+     "tasks": {"semseg": 21, ...},  # outputs per task, in task order; {} for a bare backbone
+     "decoder": {"name": "hrnet", "channels": [18, 36, 72, 144]},  # None for a bare backbone
+     "method": {"name": "mtlora", "rank": 64, ...},  # merged: {"name": "merged", "of": {"name": "mtlora", ...}}
+     "image_size": [448, 448]}
 """
 
 import json
@@ -27,27 +29,27 @@ PARTS = ("backbone", "tasks", "decoder", "method", "image_size")
 REMAT = ("none", "block", "stage")
 MOST_TASKS = 64
 MOST_OUTPUTS = 4096
-SIDES = (32, 8192)  # pixels of an image: one pixel of the coarsest feature map, and more than memory takes
+SIDES = (32, 8192)  # pixels of an image: one pixel of the coarsest feature map, and more than fits into memory
 TASK_NAME = text(64, "[A-Za-z][A-Za-z0-9_]*", "a name of letters, digits and underscores")
 
 
 def method_of(architecture: Architecture) -> Method:
-    """The method, with its options checked."""
+    """Build the method of a model. Raises UserError for unknown or wrong options."""
     return make_method(architecture["method"])
 
 
 def backbone_class(options: Mapping[str, Any]) -> type[Backbone]:
-    """Returns the class that the options of a backbone name. Raises UserError for an unknown name."""
+    """Return the class that the options of a backbone name. Raises UserError for an unknown name."""
     return find(BACKBONES, "backbone", options)
 
 
 def method_class(options: Mapping[str, Any]) -> type[Method]:
-    """Returns the class that the options of a method name. Raises UserError for an unknown name."""
+    """Return the class that the options of a method name. Raises UserError for an unknown name."""
     return find(METHODS, "method", options)
 
 
 def build(architecture: Architecture) -> MultiTaskModel:
-    """The model, its parameters declared but not yet filled (see `mtlora_jax.models.parameters`).
+    """Build a model with declared, but not yet filled parameters (see `mtlora_jax.models.parameters`).
 
     Raises UserError for names and options that do not exist or do not fit, and for sizes that are out of bounds.
     """
@@ -61,7 +63,8 @@ def build(architecture: Architecture) -> MultiTaskModel:
         head, channels = architecture["decoder"]["name"], options.pop("channels")
         if len(channels) != len(backbone.out_channels):
             raise UserError(
-                f"decoder.channels = {list(channels)} must have {len(backbone.out_channels)} entries, one per feature map"
+                f"decoder.channels = {list(channels)} must have {len(backbone.out_channels)} entries, "
+                "one per feature map"
             )
         for task, outputs in architecture["tasks"].items():
             decoders[task] = Decoder(head, backbone.out_channels, channels, outputs, **options)
@@ -72,19 +75,21 @@ def build(architecture: Architecture) -> MultiTaskModel:
 
 
 def configure(model: MultiTaskModel, *, compute: str = "float32", remat: str = "none", fused: bool = True) -> None:
-    """Sets, in place, how a model is executed. It stays the same model, so none of this is part of the architecture.
+    """Set, in place, how a model is executed.
+
+    It computes the same, so none of this is part of the architecture.
 
     Args:
       model: as `build` makes it.
-      compute: dtype of matrix products, convolutions and activations, one of `PRECISIONS`. Parameters and their gradients,
-        softmax, norms and logits are float32 in any case.
-      remat: what is kept for the backward pass: everything ("none"), or only the inputs of each block or stage of the backbone
-        and of each decoder, which are then computed twice.
-      fused: products that follow each other are taken together, and hidden maps of tasks never held, wherever that is faster; otherwise
-        every layer is executed as the paper draws it, for checking. Differs by rounding alone.
+      compute: dtype of matrix products, convolutions and activations, one of `PRECISIONS`. Parameters and their
+        gradients, softmax, norms and logits are always float32.
+      remat: what is kept for the backward pass: everything ("none"), or only the inputs of each block or stage of the
+        backbone and of each decoder, which are then computed twice.
+      fused: whether consecutive products are combined, and hidden maps of tasks never stored, wherever that is faster.
+        Otherwise every layer is executed as the paper draws it, for checking. The results differ only by rounding.
 
     Raises:
-      UserError: for another word.
+      UserError: for another value of `compute` or `remat`.
     """
     for key, value, allowed in (("compute_dtype", compute, PRECISIONS), ("remat", remat, REMAT)):
         if value not in allowed:
@@ -98,10 +103,11 @@ def configure(model: MultiTaskModel, *, compute: str = "float32", remat: str = "
 
 
 def from_config(config: Mapping[str, Any], tasks: Mapping[str, int]) -> dict[str, Any]:
-    """The architecture that a config describes, JSON-able.
+    """Return the architecture that a config describes, JSON-able.
 
     Args:
-      config: as `mtlora_jax.defaults.default` makes it; its backbone has a `variant`, or embed_dim, depths and num_heads.
+      config: as `mtlora_jax.defaults.default` makes it; its backbone has a `variant`, or embed_dim, depths and
+        num_heads.
       tasks: {task: outputs}.
 
     Raises:
@@ -124,12 +130,12 @@ def from_config(config: Mapping[str, Any], tasks: Mapping[str, int]) -> dict[str
 
 
 def plain(options: Any) -> Any:
-    """Nested mappings as dicts."""
+    """Convert nested mappings to dicts."""
     return {key: plain(value) for key, value in options.items()} if hasattr(options, "items") else options
 
 
 def check_image_size(size: Any) -> None:
-    """Raises UserError unless `size` is two integers within `SIDES`."""
+    """Check that `size` is two integers within `SIDES`. Raises UserError otherwise."""
     if not list_of(whole(*SIDES), 2, 2).holds(size):
         raise UserError(
             f"image_size = {shown(size)} must be (height, width), integers from {SIDES[0]} to {SIDES[1]} pixels"
@@ -137,7 +143,10 @@ def check_image_size(size: Any) -> None:
 
 
 def check_tasks(tasks: Any) -> None:
-    """Raises UserError unless `tasks` is {name: outputs}, with names that can be part of a parameter's path, and bounded."""
+    """Check that `tasks` is {name: outputs} with names fit for parameter paths, and bounded.
+
+    Raises UserError otherwise.
+    """
     mapping(whole(1, MOST_OUTPUTS), TASK_NAME, MOST_TASKS)(tasks, "tasks")
     for name in tasks:
         if hasattr(dict, name):

@@ -21,7 +21,7 @@ SUFFIXES = (".png", ".pdf", ".svg")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Writes one picture: losses above, in total and of each task, and the scores of the tasks below."""
+    """Write one picture: losses above, in total and of each task, and the scores of the tasks below."""
     parser = cli.Parser("mtlora_jax.plot", __doc__)
     parser.add_argument("runs", nargs="+", type=user_path, help="workdirs of runs")
     parser.add_argument(
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for column, (loss_title, loss, score_title, score) in enumerate(columns):
         draw(axes[0][column], loss_title, loss, logs, None, "log")
         draw(axes[1][column], score_title, score, logs, "o", "linear")
-    axes[1][0].axis("off")  # there is no score of all tasks together: its place is taken by the names of the runs
+    axes[1][0].axis("off")  # there is no score of all tasks together, so the legend takes its place
     axes[1][0].legend(*axes[0][0].get_legend_handles_labels(), loc="upper left")
     picture = io.BytesIO()
     figure.savefig(picture, format=args.output.suffix[1:], dpi=110)
@@ -61,13 +61,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def named(runs: Sequence[pathlib.Path]) -> dict[str, pathlib.Path]:
-    """{name: workdir}; the name is that of the folder, or the whole path where two have the same."""
+    """Return {name: workdir}; the name is that of the folder, or the whole path if two folders have the same."""
     count = collections.Counter(run.resolve().name for run in runs)
     return {run.resolve().name if count[run.resolve().name] == 1 else str(run): run for run in runs}
 
 
 def draw(axis: Any, title: str, key: str, logs: Mapping[str, Sequence[Line]], marker: str | None, scale: str) -> None:
-    """One curve per run of what its log has under `key`."""
+    """Draw one curve per run of the values under `key` in its log."""
     for run, log in logs.items():
         points = [(line["step"], line[key]) for line in log if key in line]
         axis.plot(*zip(*points, strict=True) if points else ([], []), marker=marker, label=run)
@@ -80,7 +80,7 @@ def draw(axis: Any, title: str, key: str, logs: Mapping[str, Sequence[Line]], ma
 
 
 def read_log(run: pathlib.Path) -> list[Line]:
-    """The lines of WORKDIR/log.jsonl. Raises UserError if there is none, or one that is not as runs write it."""
+    """Read the lines of WORKDIR/log.jsonl. Raises UserError if it is missing or not as runs write it."""
     path = run / "log.jsonl"
     if not path.is_file():
         raise UserError(f"{run} is no workdir of a run: it has no log.jsonl")

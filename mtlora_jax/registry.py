@@ -1,4 +1,4 @@
-"""Names and options that people write, looked up in a dict of classes."""
+"""Look-up of names and options that users write, in a dict of classes."""
 
 import difflib
 import inspect
@@ -10,7 +10,7 @@ from mtlora_jax.errors import UserError
 
 
 def find(registry: Mapping[str, Any], part: str, options: Mapping[str, Any]) -> Any:
-    """Returns the entry of `options["name"]`. Raises UserError for an unknown name."""
+    """Return the entry of `options["name"]`. Raises UserError for an unknown name."""
     name = options.get("name")
     if not isinstance(name, str) or name not in registry:
         raise UserError(f"{part}.name = {name!r} is not one of {', '.join(registry)}")
@@ -20,10 +20,11 @@ def find(registry: Mapping[str, Any], part: str, options: Mapping[str, Any]) -> 
 def resolve(
     registry: Mapping[str, Any], part: str, options: Mapping[str, Any], given: tuple[str, ...] = ("self",)
 ) -> tuple[Any, dict]:
-    """Looks `options["name"]` up and checks the other options against what the entry accepts.
+    """Look up `options["name"]` and check the other options against what the entry accepts.
 
-    Its constructor has their names. Its `OPTIONS`, {option: check}, says what each may be; what is not there must be plain and bounded.
-    Returns the entry and its options. Raises UserError for an unknown name or option, a missing one, and a value that is out of bounds.
+    The options are the arguments of its constructor. Its `OPTIONS`, {option: check}, says what each may be; an option
+    without a check there must be plain and bounded. Returns the entry and its options. Raises UserError for an unknown
+    name, an unknown or missing option, and a value out of bounds.
     """
     schema.record({})(options, part)
     entry = find(registry, part, options)

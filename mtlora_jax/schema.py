@@ -1,8 +1,8 @@
-"""What values from files and configs may be: checks that are put together in tables, beside the code that takes the values.
+"""Checks of values from files and configs, composed into tables beside the code that takes the values.
 
     OPTIONS = {"depths": list_of(whole(1, 100), 1, 8), "mlp_ratio": number(0.1, 16)}
 
-A check is called with a value and its key. It raises UserError where the value is of another type or out of bounds.
+A check is called with a value and its key. It raises UserError if the value has the wrong type or is out of bounds.
 """
 
 import dataclasses
@@ -15,20 +15,20 @@ from typing import Any
 from mtlora_jax.errors import UserError
 
 LONGEST = 10_000  # characters of a text, entries of a list
-DEEPEST = 16  # lists and objects inside of each other
-LARGEST = 2**53  # of numbers: other readers of JSON know no larger whole ones
+DEEPEST = 16  # levels of nested lists and objects
+LARGEST = 2**53  # of numbers: other readers of JSON cannot represent larger integers exactly
 
 Inside = Iterable[tuple[str, Any, "Check"]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One check.
+    """A check of one value.
 
     Attributes:
-      expected: words that follow "must be".
-      fits: whether a value is of this kind, looking at nothing inside of it.
-      inside: (name, value, check) of all that is inside of a value that fits.
+      expected: the words after "must be" in an error message.
+      fits: whether a value is of this kind, without regard to what it contains.
+      inside: (name, value, check) of everything that a fitting value contains.
     """
 
     expected: str
@@ -36,19 +36,19 @@ class Check:
     inside: Callable[[Any], Inside] = lambda value: ()
 
     def __call__(self, value: Any, key: str) -> None:
-        """Raises UserError naming the key, the value and what would be right."""
+        """Check a value. Raises UserError that names the key, the value and what would be right."""
         if not self.fits(value):
             raise UserError(f"{key} = {shown(value)} must be {self.expected}")
         for name, part, check in self.inside(value):
             check(part, f"{key}.{name if str(name).isprintable() else shown(name)}"[-200:].lstrip("."))
 
     def holds(self, value: Any) -> bool:
-        """Whether the value and all inside of it are right."""
+        """Return whether the value and everything in it are right."""
         return self.fits(value) and all(check.holds(part) for _, part, check in self.inside(value))
 
 
 def shown(value: Any) -> str:
-    """A value as JSON writes it, cut off where it is long."""
+    """Format a value as JSON, cut off where it is long."""
     try:
         told = json.dumps(value, default=repr)
     except (RecursionError, ValueError):
@@ -57,7 +57,7 @@ def shown(value: Any) -> str:
 
 
 def whole(least: int, most: int) -> Check:
-    """A whole number; true and false are none."""
+    """A whole number; true and false are not numbers."""
 
     def fits(value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
@@ -66,7 +66,7 @@ def whole(least: int, most: int) -> Check:
 
 
 def number(least: float = -LARGEST, most: float = LARGEST) -> Check:
-    """A finite number; true and false are none."""
+    """A finite number; true and false are not numbers."""
 
     def fits(value: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
@@ -86,7 +86,7 @@ def within(
 
 
 def text(longest: int = LONGEST, like: str = "(?s).*", what: str = "text") -> Check:
-    """A string that UTF-8 can hold, and that matches the pattern `like` as a whole; in words, `what`."""
+    """A string that UTF-8 can encode and that matches the whole pattern `like`; `what` describes it in words."""
 
     def fits(value: Any) -> bool:
         return (
@@ -113,7 +113,7 @@ def word(*allowed: str) -> Check:
 
 
 def list_of(check: Check, least: int = 0, most: int = LONGEST) -> Check:
-    """A list, or a tuple, whose entries pass a check."""
+    """A list or tuple whose entries pass a check."""
 
     def fits(value: Any) -> bool:
         return isinstance(value, list | tuple) and least <= len(value) <= most
@@ -127,7 +127,7 @@ def list_of(check: Check, least: int = 0, most: int = LONGEST) -> Check:
 
 
 def mapping(check: Check, name: Check, most: int = LONGEST) -> Check:
-    """{name: what passes a check}, where names pass another."""
+    """A mapping whose names and values each pass a check."""
 
     def fits(value: Any) -> bool:
         return isinstance(value, Mapping) and len(value) <= most
@@ -140,7 +140,7 @@ def mapping(check: Check, name: Check, most: int = LONGEST) -> Check:
 
 
 def record(needed: Mapping[str, Check], more: Mapping[str, Check] | None = None) -> Check:
-    """An object with some entries, perhaps `more` of them, and whatever else is `plain`."""
+    """An object with the entries `needed`, perhaps some of `more`, and any others that are `plain`."""
     known = {**needed, **(more or {})}
 
     def fits(value: Any) -> bool:
@@ -153,7 +153,7 @@ def record(needed: Mapping[str, Check], more: Mapping[str, Check] | None = None)
 
 
 def either(*checks: Check, expected: str = "") -> Check:
-    """What passes one of several checks."""
+    """A value that passes at least one of several checks."""
     return Check(
         expected or ", or ".join(check.expected for check in checks),
         lambda value: any(check.holds(value) for check in checks),
@@ -174,12 +174,12 @@ def _is_plain(value: Any, deepest: int = DEEPEST) -> bool:
     return value is None or isinstance(value, int | float) and -LARGEST <= value <= LARGEST
 
 
-# A name of a file may hold bytes that are no UTF-8, which Python keeps as lone surrogates.
+# A file name may contain bytes that are not UTF-8, which Python keeps as lone surrogates.
 file_name = Check(
     "the name of a file", lambda value: isinstance(value, str) and len(value) <= LONGEST and _is_utf8(value)
 )
 plain = Check(
-    f"finite numbers, texts, lists and objects of at most {LONGEST} entries, at most {DEEPEST} inside of each other",
+    f"finite numbers, texts, lists and objects of at most {LONGEST} entries, nested at most {DEEPEST} deep",
     _is_plain,
 )
 nothing = Check("null", lambda value: value is None)

@@ -7,19 +7,26 @@
 --paper compares trained parameters and multiply-accumulates with what the tables of the MTLoRA paper print.
 
 Keys of --json:
-trainable, total (numbers of values), groups ({group: {total, trainable}}), trainable_unused (trained, but no logit depends on it),
-gmacs (10^9 multiply-accumulates of one image's forward pass, layer by layer: linear layers, convolutions, attention),
-gmacs_linear (linear layers and convolutions alone, as papers count), gmacs_everything (also interpolation, as the matrix products that JAX
-makes of it, and every two operations on single elements, such as those of norms, softmax, GELU, biases and residuals, as one;
-moving data is free), modules ({module: {total, trainable, gmacs}}, gmacs of products with the module's weights),
-tasks, image_size, method,
-gmacs_fused (as gmacs, as the program executes it, which takes products together that follow each other),
-gmacs_merged (as gmacs_fused, after mtlora_jax.merge), total_merged (both null for a method that cannot be merged),
-per_task ({task: {trainable, total, gmacs, gmacs_fused, gmacs_merged}} of the model of the tasks up to this one),
-memory (bytes of a training step on one device: parameters, gradients, optimizer, batch, activations that the forward pass keeps for the
-backward pass, total; and batch_size), estimated from shapes, see mtlora_jax.benchmark.memory.
+  trainable, total: numbers of values
+  groups: {group: {total, trainable}}
+  trainable_unused: trained values that no logit depends on
+  gmacs: 10^9 multiply-accumulates of one image's forward pass, layer by layer: linear layers, convolutions, attention
+  gmacs_linear: of linear layers and convolutions alone, as papers count
+  gmacs_everything: also of interpolation, as the matrix products that JAX makes of it, and of operations on single
+    elements, such as those of norms, softmax, GELU, biases and residuals; two of these count as one, moving data is
+    free
+  modules: {module: {total, trainable, gmacs}}, gmacs of products with the module's weights
+  tasks, image_size, method: as in the architecture
+  gmacs_fused: as gmacs, for the program as executed, which combines consecutive products
+  gmacs_merged: as gmacs_fused, after mtlora_jax.merge
+  total_merged: values of the merged model; like gmacs_merged, null for a method that cannot be merged
+  per_task: {task: {trainable, total, gmacs, gmacs_fused, gmacs_merged}} of the model of the tasks up to this one
+  memory: bytes of a training step on one device: parameters, gradients, optimizer, batch, activations that the forward
+    pass keeps for the backward pass, total; and batch_size; estimated from shapes, see mtlora_jax.benchmark.memory
 
-Keys of --paper --json: rows ([{table, row, computed, printed, note}], trained values, in Table 6 multiply-accumulates), remarks.
+Keys of --paper --json:
+  rows: [{table, row, computed, printed, note}], trained values, in Table 6 multiply-accumulates
+  remarks: notes on the rows
 """
 
 import json
@@ -32,7 +39,7 @@ from mtlora_jax.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the summary, or the comparison with the paper."""
+    """Print the summary, or the comparison with the paper."""
     argv = sys.argv[1:] if argv is None else argv
     parser = cli.Parser("mtlora_jax.summary", __doc__, config="--paper" not in argv)
     parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
@@ -55,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def explain(config: Any, batch_size: int) -> dict[str, Any]:
-    """Everything that is told, with the keys of --json. Raises UserError for a config that describes no model."""
+    """Return the whole summary, with the keys of --json. Raises UserError for a config that describes no model."""
     from mtlora_jax import model_factory
     from mtlora_jax.analysis.param_counts import summarise
     from mtlora_jax.benchmark.memory import estimate
@@ -80,13 +87,13 @@ def explain(config: Any, batch_size: int) -> dict[str, Any]:
 
 
 def first(tasks: Mapping[str, int]) -> list[dict[str, int]]:
-    """The first task, the first two, ..., all."""
+    """Return the first task, the first two, ..., all."""
     items = list(tasks.items())
     return [dict(items[: count + 1]) for count in range(len(items))]
 
 
 def size_and_cost(architecture: Mapping[str, Any]) -> dict[str, Any]:
-    """Counts parameters and 10^9 multiply-accumulates of a model, as it is and merged (None where that cannot be)."""
+    """Count parameters and 10^9 multiply-accumulates of a model, as it is and merged (None if it cannot be)."""
     from mtlora_jax import model_factory
     from mtlora_jax.analysis.macs import macs_of
     from mtlora_jax.analysis.param_counts import count_parameters
@@ -107,7 +114,7 @@ def size_and_cost(architecture: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tell(summary: Mapping[str, Any]) -> None:
-    """Prints tables."""
+    """Print the summary as tables."""
     from mtlora_jax.console import console, print_parameters, print_table
 
     print_parameters(summary)
@@ -150,7 +157,7 @@ def tell(summary: Mapping[str, Any]) -> None:
 
 
 def print_paper(as_json: bool) -> None:
-    """Prints what the paper prints next to what is counted here."""
+    """Print the numbers of the paper next to those counted here."""
     from mtlora_jax.analysis.paper_tables import REMARKS, compared, entries
     from mtlora_jax.console import console, print_table
 

@@ -15,7 +15,7 @@ ROWS = 64  # per pwritev call, which takes up to 1024 rows and 2 GB
 
 
 def collate(examples: Sequence[Mapping[str, Any]], shared: bool) -> dict[str, np.ndarray]:
-    """Stacks examples with equal keys, shapes and dtypes to {key: array (B, ...)}.
+    """Stack examples with equal keys, shapes and dtypes to {key: array (B, ...)}.
 
     With `shared`, for a worker of Grain, large arrays are written to shared memory. Raises UserError if that is full.
     """
@@ -49,7 +49,7 @@ def _stack(rows: Sequence[np.ndarray], shared: bool) -> np.ndarray:
 
 
 def release(batch: Mapping[str, Any]) -> None:
-    """Unlinks the shared memory of a worker's arrays, so that it is freed with their last reference or this process.
+    """Unlink the shared memory of a worker's arrays, so that it is freed with their last reference or this process.
 
     Grain unlinks it when an array is deleted. At the end of a process that is too late, or never happens, and the
     memory would be lost.

@@ -24,7 +24,7 @@ class EncodedFile(NamedTuple):
 
 
 def read_file(path: pathlib.Path) -> EncodedFile:
-    """Reads a file without decoding it. Raises UserError if it cannot be read."""
+    """Read a file without decoding it. Raises UserError if it cannot be read."""
     with _raise_user_error(str(path)):
         return EncodedFile(files.read_bytes(path, MAX_BYTES), str(path))
 
@@ -32,7 +32,7 @@ def read_file(path: pathlib.Path) -> EncodedFile:
 def decode_example(
     image_id: str, image: EncodedFile, labels: Mapping[str, EncodedFile], tasks: Mapping[str, Task]
 ) -> Example:
-    """Decodes to {"image_id": str, "image": uint8 (H, W, 3), TASK: label (H, W) or (H, W, D) of `Task.decode`}.
+    """Decode to {"image_id": str, "image": uint8 (H, W, 3), TASK: label (H, W) or (H, W, D) of `Task.decode`}.
 
     Raises UserError for a file that cannot be decoded, and for a label whose size differs from the image's.
     """
@@ -51,13 +51,13 @@ def decode_example(
 
 
 def decode_label(task: Task, label: EncodedFile) -> np.ndarray:
-    """Decodes a label with `Task.decode` to (H, W) or (H, W, D). Raises UserError for any error of a damaged file."""
+    """Decode a label with `Task.decode` to (H, W) or (H, W, D). Raises UserError for any error of a damaged file."""
     with _raise_user_error(label.source):
         return task.decode(*label)
 
 
 def decode_image(data: bytes, source: str) -> np.ndarray:
-    """Decodes an image to uint8 RGB (H, W, 3), without applying an EXIF orientation, since labels have none.
+    """Decode an image to uint8 RGB (H, W, 3), without applying an EXIF orientation, since labels have none.
 
     Raises UserError if it is damaged, truncated or has more than 8 bits per channel.
     """
@@ -69,7 +69,7 @@ def decode_image(data: bytes, source: str) -> np.ndarray:
 
 @contextlib.contextmanager
 def _raise_user_error(source: str) -> Iterator[None]:
-    """Turns any error, MemoryError included, into a UserError, so that a run counts one bad example and continues."""
+    """Turn any error, MemoryError included, into a UserError, so that a run counts one bad example and continues."""
     try:
         yield
     except UserError:

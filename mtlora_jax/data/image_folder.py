@@ -61,7 +61,7 @@ class FolderDataset:
 
     @classmethod
     def make_tasks(cls, root: str | pathlib.Path, tasks: Sequence[str]) -> dict[str, Task]:
-        """Builds the tasks with the class names of the data set, or the default ones if it has no classes.json."""
+        """Build the tasks with the class names of the data set, or the default ones if it has no classes.json."""
         default, path = make_tasks(tasks), pathlib.Path(root) / "classes.json"
         classes = _read_classes(path)
         try:
@@ -78,7 +78,7 @@ class FolderDataset:
         return decode_example(self.ids[index], image, labels, self.tasks)
 
     def label(self, index: int, task: str) -> np.ndarray:
-        """Decodes one label of an example. Raises UserError if it is bad."""
+        """Decode one label of an example. Raises UserError if it is bad."""
         return decode_label(self.tasks[task], read_file(self.root / task / self._labels[task][index]))
 
     def __repr__(self) -> str:
@@ -99,7 +99,7 @@ class FolderDataset:
         return ids
 
     def _find(self, folder: str, suffixes: tuple[str, ...]) -> list[str]:
-        """Finds the file of each id in `folder`; returns the names in the order of the ids."""
+        """Find the file of each id in `folder`; return the names in the order of the ids."""
         files = files_of(self.root / folder, suffixes)
         missing = [id_ for id_ in self.ids if normalize_name(id_) not in files]
         if missing:
@@ -112,7 +112,7 @@ class FolderDataset:
 
 
 def with_label_encodings(root: pathlib.Path, tasks: Mapping[str, Task]) -> dict[str, Task]:
-    """Returns the tasks with the label encodings of a data set.
+    """Return the tasks with the label encodings of a data set.
 
     Raises UserError for a bad labels.json, and for label files that disagree.
     """
@@ -126,7 +126,7 @@ def with_label_encodings(root: pathlib.Path, tasks: Mapping[str, Task]) -> dict[
 
 
 def _read_mixed(folder: pathlib.Path, suffixes: tuple[str, ...]) -> Iterator[EncodedFile]:
-    """Reads the label files of all splits in an order that mixes them; skips unreadable ones."""
+    """Read the label files of all splits in an order that mixes them; skip unreadable ones."""
     paths = [path for path in files_of(folder, suffixes).values() if not path.name.startswith(".")]
     for index in spread_indices(len(paths)):
         with contextlib.suppress(UserError):
@@ -174,7 +174,7 @@ def _first(names: list[str], count: int = 5) -> str:
 
 
 def _visible(name: str) -> str:
-    """Shortens a long name, and quotes one with invisible characters."""
+    """Shorten a long name, and quote one with invisible characters."""
     name = _short(name)
     return name if name.isprintable() else repr(name)
 
@@ -184,7 +184,7 @@ def _short(name: str) -> str:
 
 
 def _near(name: str, names: Iterable[str]) -> str:
-    """Suggests one of `names` that differs from `name` only in case or invisible characters."""
+    """Suggest one of `names` that differs from `name` only in case or invisible characters."""
     close = next((other for other in names if _plain(other) == _plain(name)), None)
     return "" if close is None else f"; there is {_short(close)!r}, which is not {_short(name)!r}"
 

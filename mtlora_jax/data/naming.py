@@ -9,7 +9,7 @@ from mtlora_jax.io.files import describe_error, normalize_name
 
 
 def id_of(path: pathlib.Path) -> str:
-    """Returns the id of a file in the form of `normalize_name`.
+    """Return the id of a file in the form of `normalize_name`.
 
     Ids and file names are UTF-8, whatever the locale is.
     """
@@ -17,7 +17,7 @@ def id_of(path: pathlib.Path) -> str:
 
 
 def files_of(folder: pathlib.Path, suffixes: Collection[str]) -> dict[str, pathlib.Path]:
-    """Returns {id: file} of the files in a folder with one of `suffixes` (in any case), sorted by name.
+    """Return {id: file} of the files in a folder with one of `suffixes` (in any case), sorted by name.
 
     Ids are in the form of `normalize_name`. Raises UserError if the folder cannot be read, or if two files share an id.
     """

@@ -34,17 +34,17 @@ class NativeLabels:
 
 
 def native_sizes(native_labels: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
-    """Returns the height and width of each image, (B, 2) int32."""
+    """Return the height and width of each image, (B, 2) int32."""
     return np.array([next(iter(labels.values())).shape[:2] for labels in native_labels], np.int32)
 
 
 def canvas_size(sizes: np.ndarray) -> np.ndarray:
-    """Returns the smallest (height, width) in multiples of `STEP` that holds images of all `sizes` (B, 2)."""
+    """Return the smallest (height, width) in multiples of `STEP` that holds images of all `sizes` (B, 2)."""
     return -(-sizes.max(axis=0) // STEP) * STEP
 
 
 def group_rows(sizes: np.ndarray, channels: int) -> list[tuple[list[int], tuple[int, int]]]:
-    """Groups the rows of a batch to score together; returns (rows, canvas size) of each group.
+    """Group the rows of a batch to score together; return (rows, canvas size) of each group.
 
     All rows form one group unless their logits take more than `MAX_LOGITS_BYTES`. Then they are split by size into
     halves, quarters and so on, so that few programs are compiled. An image that is too large by itself is alone; see
@@ -66,7 +66,7 @@ def group_rows(sizes: np.ndarray, channels: int) -> list[tuple[list[int], tuple[
 
 
 def band_height(canvas: tuple[int, int], rows: int, channels: int) -> int:
-    """Returns how many lines of a canvas to score at once: all, unless logits exceed `MAX_LOGITS_BYTES`."""
+    """Return how many lines of a canvas to score at once: all, unless logits exceed `MAX_LOGITS_BYTES`."""
     height, width = canvas
     most = MAX_LOGITS_BYTES // (rows * width * channels * 4)
     return height if height <= most else max(most // STEP, 1) * STEP
@@ -75,7 +75,7 @@ def band_height(canvas: tuple[int, int], rows: int, channels: int) -> int:
 def place_on_canvas(
     native_labels: Sequence[Mapping[str, np.ndarray]], canvas: tuple[int, int]
 ) -> dict[str, np.ndarray]:
-    """Returns {task: labels (B, *canvas[, D])}, each in the upper left corner and surrounded by `IGNORE`."""
+    """Return {task: labels (B, *canvas[, D])}, each in the upper left corner and surrounded by `IGNORE`."""
     batch = {}
     for name, like in native_labels[0].items():
         batch[name] = np.full((len(native_labels), *canvas, *like.shape[2:]), IGNORE, like.dtype)

@@ -45,7 +45,7 @@ class Dataset(Protocol):
 
     @classmethod
     def make_tasks(cls, root: str, tasks: Sequence[str]) -> dict[str, Task]:
-        """Builds the tasks with the classes of the data set, even if its files are missing."""
+        """Build the tasks with the classes of the data set, even if its files are missing."""
         ...
 
     def __len__(self) -> int: ...
@@ -53,7 +53,7 @@ class Dataset(Protocol):
     def __getitem__(self, index: int) -> Example: ...
 
     def label(self, index: int, task: str) -> np.ndarray:
-        """Decodes one label of an example alone. Raises UserError if it is bad."""
+        """Decode one label of an example alone. Raises UserError if it is bad."""
         ...
 
 
@@ -94,7 +94,7 @@ class Batches(grain.DatasetIterator):
         raise UserError(message)
 
     def start_prefetch(self) -> None:
-        """Starts the workers before the first batch is requested."""
+        """Start the workers before the first batch is requested."""
         self._started()
 
     def _started(self) -> grain.DatasetIterator:
@@ -143,7 +143,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batches:
-    """Makes an endless iterator over augmented batches of batch_size / process_count examples.
+    """Make an endless iterator over augmented batches of batch_size / process_count examples.
 
     Every epoch holds every image once, in its own order and augmentation; a batch may reach into the next epoch. The
     batches of all processes together form the batch that a single process would make.
@@ -183,7 +183,7 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batches:
-    """Makes an iterator over every example once, in the order of the data set; each process gets as many batches.
+    """Make an iterator over every example once, in the order of the data set; each process gets as many batches.
 
     Padding of the last batch has mask False, a black image, labels all 255 and image_id ""; so has an unreadable
     example. Otherwise as `train_batches`.
@@ -202,7 +202,7 @@ def eval_batches(
 def _shard(
     examples: grain.MapDataset, batch_size: int, process_index: int, process_count: int, num_workers: int
 ) -> grain.MapDataset:
-    """Selects this process's rows of every batch.
+    """Select this process's rows of every batch.
 
     Devices are ordered by process, so every device gets the rows that a single process would give it. The selection
     follows everything random, so that an example depends only on its place in the global order.
@@ -272,7 +272,7 @@ def _start_worker(index: int, count: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """Ends this worker when the main process is gone, even by SIGKILL; otherwise it would wait forever."""
+    """End this worker when the main process is gone, even by SIGKILL; otherwise it would wait forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         multiprocessing.connection.wait([parent.sentinel])
@@ -280,7 +280,7 @@ def _end_with_parent() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Tells the C library to keep freed memory for the next image.
+    """Tell the C library to keep freed memory for the next image.
 
     By default it returns blocks of this size to the system. Getting them back, page by page, takes as long as all
     decoding and warping. Only glibc has this option.

@@ -30,7 +30,7 @@ EPS = np.finfo(np.float64).eps
 def warp(
     example: Example, tasks: Mapping[str, Task], transform: AffineTransform, image_size: tuple[int, int]
 ) -> Example:
-    """Warps a training example to `image_size` = (H, W)."""
+    """Warp a training example to `image_size` = (H, W)."""
     height, width = example["image"].shape[:2]
     matrix = cv2.getRotationMatrix2D((width / 2, height / 2), transform.degrees, transform.scale)
 
@@ -46,12 +46,12 @@ def warp(
 
 
 def resize(example: Example, tasks: Mapping[str, Task], image_size: tuple[int, int]) -> Example:
-    """Resizes an example to `image_size` = (H, W) for evaluation."""
+    """Resize an example to `image_size` = (H, W) for evaluation."""
     return example | _resized(_prepared(example, tasks), tasks, image_size)
 
 
 def _prepared(example: Example, tasks: Mapping[str, Task]) -> dict[str, np.ndarray]:
-    """Returns image and labels as float64, with unknown normals and depth as 0."""
+    """Return image and labels as float64, with unknown normals and depth as 0."""
     arrays = {name: np.asarray(example[name]) for name in ("image", *tasks)}
     arrays |= {name: np.where(arrays[name] == IGNORE, 0, arrays[name]) for name in arrays if name in UNKNOWN}
     return {name: values.astype(np.float64) for name, values in arrays.items()}

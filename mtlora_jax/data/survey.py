@@ -18,20 +18,20 @@ MAX_NAMES = 5  # of classes in a line
 
 
 def spread_indices(count: int) -> Iterator[int]:
-    """Yields 0 to `count` - 1 in an order whose every prefix is spread evenly over the range."""
+    """Yield 0 to `count` - 1 in an order whose every prefix is spread evenly over the range."""
     golden = round(count * (math.sqrt(5) - 1) / 2)
     stride = next((stride for stride in range(max(golden, 1), count) if math.gcd(stride, count) == 1), 1)
     return (index * stride % count for index in range(count))
 
 
 def describe_label_encodings(dataset: "Dataset") -> list[str]:
-    """Describes how label values are read, one line for each task where that depends on the data set."""
+    """Describe how label values are read, one line for each task where that depends on the data set."""
     described = {name: task.describe_label_values() for name, task in dataset.tasks.items()}
     return [f"{name}: labels are read as {words}" for name, words in described.items() if words]
 
 
 def describe_missing_values(dataset: "Dataset") -> list[str]:
-    """Describes the label values that never occur in training, one line for each task that misses some.
+    """Describe the label values that never occur in training, one line for each task that misses some.
 
     Inspects some labels of a large data set. Raises UserError for a task with nothing to learn: all labels were
     inspected, and no pixel is valid or all valid ones are equal.

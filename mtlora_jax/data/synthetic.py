@@ -6,7 +6,7 @@ from mtlora_jax.tasks.task import Task
 
 
 def random_batch(tasks: dict[str, Task], count: int, size: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Draws {"image": uint8 (B, H, W, 3), TASK: label} with the shapes and dtypes of the data pipeline.
+    """Draw {"image": uint8 (B, H, W, 3), TASK: label} with the shapes and dtypes of the data pipeline.
 
     `count` is B, `size` is (H, W).
     """

@@ -105,7 +105,7 @@ class PreparedDataset:
 
     @classmethod
     def make_tasks(cls, root: str | pathlib.Path, tasks: Sequence[str]) -> dict[str, Task]:
-        """Builds the tasks with the classes of this data set, even if its files are missing."""
+        """Build the tasks with the classes of this data set, even if its files are missing."""
         del root
         made = make_tasks(tasks, cls.classes)
         return {
@@ -121,11 +121,11 @@ class PreparedDataset:
         return decode_example(image_id, encoded["image"], encoded, self.tasks)
 
     def label(self, index: int, task: str) -> np.ndarray:
-        """Decodes one label of an example. Raises UserError if it is bad."""
+        """Decode one label of an example. Raises UserError if it is bad."""
         return decode_label(self.tasks[task], self._read(index, (task,))[1][task])
 
     def _read(self, index: int, names: Sequence[str]) -> tuple[str, dict[str, EncodedFile]]:
-        """Reads the id of an example and the requested features of its record."""
+        """Read the id of an example and the requested features of its record."""
         place = f"{self.name}/{self.split}"
         try:
             features = self._parse(self._records[self._indices[index]]).features.feature
@@ -157,7 +157,7 @@ class PreparedDataset:
         return tf_example_pb2.Example.FromString  # pyright: ignore[reportAttributeAccessIssue]
 
     def _find(self, root: pathlib.Path) -> pathlib.Path:
-        """Finds the folder to read."""
+        """Find the folder to read."""
         here = root / self.name
         command = f"python -m tfds_pascal_context.build --dataset={self.name} --data_dir={root}"
         builders = [
@@ -201,13 +201,13 @@ class NYUD(PreparedDataset):
 
 
 def _content(feature: Any) -> bytes:
-    """Returns the bytes of a feature. Raises ValueError if there are none."""
+    """Return the bytes of a feature. Raises ValueError if there are none."""
     (content,) = feature.bytes_list.value
     return content
 
 
 def _open(folder: pathlib.Path) -> Any:
-    """Opens a folder with TFDS. Raises UserError if it cannot be read."""
+    """Open a folder with TFDS. Raises UserError if it cannot be read."""
     import tensorflow_datasets as tfds  # takes half a second, which programs without data should not spend
 
     try:

@@ -38,7 +38,7 @@ class Augmentation:
             )
 
     def draw(self, rng: np.random.Generator) -> AffineTransform:
-        """Draws one random transform."""
+        """Draw one random transform."""
         # All numbers are always drawn, so that changing one option does not change the others' values.
         flip = bool(rng.random() < self.flip)
         degrees = rng.uniform(-self.degrees, self.degrees)
@@ -52,7 +52,7 @@ PASCAL = Augmentation()  # the recipe of the paper's PASCAL-Context results
 def warp(
     example: Example, tasks: Mapping[str, Task], transform: AffineTransform, image_size: tuple[int, int]
 ) -> Example:
-    """Warps a training example to `image_size` = (H, W) in one interpolation, with labels in device format.
+    """Warp a training example to `image_size` = (H, W) in one interpolation, with labels in device format.
 
     Pixels from outside the image are black and ignored.
     """
@@ -65,7 +65,7 @@ def warp(
 
 
 def resize(example: Example, tasks: Mapping[str, Task], image_size: tuple[int, int]) -> Example:
-    """Resizes an example to `image_size` = (H, W) for evaluation, ignoring its aspect ratio; labels in device format."""
+    """Resize an example to `image_size` = (H, W) for evaluation, ignoring its aspect ratio; labels in device format."""
     image = cv2.resize(example["image"], image_size[::-1], interpolation=cv2.INTER_CUBIC)
     labels = {name: task.to_device_format(task.resize(example[name], image_size)) for name, task in tasks.items()}
     return example | {"image": image} | labels

@@ -16,7 +16,7 @@ Totals = dict[str, dict[str, np.ndarray]]  # {task: {name: sum over the set so f
 
 
 def add(totals: Totals, statistics: Mapping[str, Mapping[str, jax.Array | np.ndarray]]) -> None:
-    """Adds the statistics of a batch, {task: {name: sum}}, to the totals, in float64."""
+    """Add the statistics of a batch, {task: {name: sum}}, to the totals, in float64."""
     for name, sums in jax.device_get(statistics).items():
         mine = totals.setdefault(name, {})
         for key, value in sums.items():
@@ -66,7 +66,7 @@ def mean_score(scores: Mapping[str, float], tasks: Mapping[str, Task]) -> float:
 def add_ranking_score(
     scores: Mapping[str, float], tasks: Mapping[str, Task], baseline: Mapping[str, float]
 ) -> dict[str, float]:
-    """Adds the number by which models are ranked: "delta_m", in percent, over the tasks that `baseline` has a score for.
+    """Add the number by which models are ranked: "delta_m", in percent, over the tasks that `baseline` has a score for.
 
     Where it has none, "mean_score" is added instead, see `mean_score`.
     """

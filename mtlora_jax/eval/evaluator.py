@@ -74,7 +74,7 @@ def evaluate(
     tasks: Mapping[str, Task],
     mesh: Mesh,
 ) -> dict[str, float]:
-    """Runs over all batches once.
+    """Run over all batches once.
 
     Args:
       compute: device batch -> statistics.

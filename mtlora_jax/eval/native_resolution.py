@@ -182,6 +182,6 @@ def local_rows(array: jax.Array) -> np.ndarray:
 
 
 def over_processes(totals: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Sums over the processes."""
+    """Sum over the processes."""
     parts = sharding.allgather_json({name: value.tolist() for name, value in totals.items()})
     return {name: np.sum([part[name] for part in parts], axis=0) for name in totals}

@@ -18,7 +18,7 @@ HEADERS = {
 
 
 def read_npy(data: bytes, source: str, expected: str) -> np.ndarray:
-    """Reads an array of real numbers or booleans from the bytes of a `.npy` file.
+    """Read an array of real numbers or booleans from the bytes of a `.npy` file.
 
     Args:
       data: the bytes of the file.

@@ -42,7 +42,7 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2  # Linux constants
 
 
 def user_path(text: str | os.PathLike[str]) -> pathlib.Path:
-    """Expands `~` and `~name` to home folders, as a shell does.
+    """Expand `~` and `~name` to home folders, as a shell does.
 
     Raises UserError for an empty path, a NUL character, or an unknown user.
     """
@@ -57,12 +57,12 @@ def user_path(text: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def normalize_name(name: str) -> str:
-    """Converts a name to Unicode form NFC; macOS stores an accented letter as two characters."""
+    """Convert a name to Unicode form NFC; macOS stores an accented letter as two characters."""
     return unicodedata.normalize("NFC", name)
 
 
 def describe_error(error: BaseException) -> str:
-    """Describes an error of the system or a library in a few words."""
+    """Describe an error of the system or a library in a few words."""
     if is_disk_full(error):
         return "no space left on the disk"
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -77,7 +77,7 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def read_bytes(path: pathlib.Path, max_bytes: int | None = None) -> bytes:
-    """Reads a file. Raises UserError if it cannot be read, is no regular file, or is larger than `max_bytes`."""
+    """Read a file. Raises UserError if it cannot be read, is no regular file, or is larger than `max_bytes`."""
     try:
         state = path.stat()
         if not stat.S_ISREG(state.st_mode):  # reading a pipe or a device could block
@@ -91,7 +91,7 @@ def read_bytes(path: pathlib.Path, max_bytes: int | None = None) -> bytes:
 
 
 def read_text(path: pathlib.Path, lossy: bool = False, max_bytes: int = MAX_TEXT_BYTES) -> str:
-    """Reads a text file in UTF-8, or in UTF-16 or UTF-32 as Windows writes them, without its byte order mark.
+    """Read a text file in UTF-8, or in UTF-16 or UTF-32 as Windows writes them, without its byte order mark.
 
     Args:
       path: of the file.
@@ -110,12 +110,12 @@ def read_text(path: pathlib.Path, lossy: bool = False, max_bytes: int = MAX_TEXT
 
 
 def detect_encoding(data: bytes) -> str:
-    """Detects the encoding of a text from its first bytes: UTF-8 unless a mark or the zeros of UTF-16 differ."""
+    """Detect the encoding of a text from its first bytes: UTF-8 unless a mark or the zeros of UTF-16 differ."""
     return next((name for mark, name in BYTE_ORDER_MARKS.items() if data.startswith(mark)), None) or _without_mark(data)
 
 
 def _without_mark(data: bytes) -> str:
-    """Detects the encoding of a text without byte order mark: in UTF-16, every other byte of Latin letters is 0."""
+    """Detect the encoding of a text without byte order mark: in UTF-16, every other byte of Latin letters is 0."""
     sample = data[:4096]
     if len(sample) >= 2 and len(data) % 2 == 0:
         if sample[1::2].count(0) > len(sample) / 4 and not sample[::2].count(0):
@@ -126,12 +126,12 @@ def _without_mark(data: bytes) -> str:
 
 
 def read_json(path: pathlib.Path, max_bytes: int = MAX_TEXT_BYTES) -> Any:
-    """Reads a JSON file of at most `max_bytes`. Raises UserError if it cannot be read or is not JSON."""
+    """Read a JSON file of at most `max_bytes`. Raises UserError if it cannot be read or is not JSON."""
     return parse_json(read_text(path, max_bytes=max_bytes), str(path))
 
 
 def parse_json(text: str, source: str) -> Any:
-    """Parses a JSON text. Raises UserError naming `source` if it is not valid."""
+    """Parse a JSON text. Raises UserError naming `source` if it is not valid."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -141,7 +141,7 @@ def parse_json(text: str, source: str) -> Any:
 
 
 def write_bytes(path: pathlib.Path, data: bytes | bytearray | memoryview) -> None:
-    """Writes a file atomically; replaces an existing one and creates folders. Raises UserError on failure."""
+    """Write a file atomically; replace an existing one and create folders. Raises UserError on failure."""
     # A short, unique name: `path.name` may have the maximal length, and other processes may write the same file.
     temporary = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}-{os.getpid()}.new")
     try:
@@ -155,12 +155,12 @@ def write_bytes(path: pathlib.Path, data: bytes | bytearray | memoryview) -> Non
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a text file in UTF-8 as `write_bytes` does."""
+    """Write a text file in UTF-8 as `write_bytes` does."""
     write_bytes(path, text.encode("utf-8", "surrogateescape"))  # file names may hold bytes that are not text
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file as `write_bytes` does."""
+    """Write a JSON file as `write_bytes` does."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
@@ -181,7 +181,7 @@ def check_writable(folder: pathlib.Path) -> None:
 
 
 def make_folder(folder: pathlib.Path) -> None:
-    """Creates a folder and its parents if they are missing. Raises UserError on failure."""
+    """Create a folder and its parents if they are missing. Raises UserError on failure."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
@@ -190,7 +190,7 @@ def make_folder(folder: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a temporary folder that replaces `folder` if the block succeeds, and is deleted if it fails.
+    """Yield a temporary folder that replaces `folder` if the block succeeds, and is deleted if it fails.
 
     Concurrent readers with `read_consistently` get either the old or the new folder. Remains of killed programs are
     removed. Raises UserError if it cannot be written.
@@ -219,7 +219,7 @@ def atomic_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _remove_abandoned(folder: pathlib.Path) -> None:
-    """Removes temporary folders of dead writers, whose locks ended with them."""
+    """Remove temporary folders of dead writers, whose locks ended with them."""
     for path in folder.parent.glob(f".{glob.escape(folder.name)}{UNFINISHED}*"):
         with contextlib.suppress(OSError):
             opened = os.open(path, os.O_RDONLY)
@@ -231,7 +231,7 @@ def _remove_abandoned(folder: pathlib.Path) -> None:
 
 
 def _put_in_place(temporary: pathlib.Path, folder: pathlib.Path) -> None:
-    """Renames `temporary` to `folder`; exchanges the two names in one step if the system can."""
+    """Rename `temporary` to `folder`; exchange the two names in one step if the system can."""
     if not folder.exists():
         temporary.rename(folder)
     elif not _exchange(temporary, folder):
@@ -240,7 +240,7 @@ def _put_in_place(temporary: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def _exchange(one: pathlib.Path, other: pathlib.Path) -> bool:
-    """Exchanges the names of two folders in one step; returns whether the system and file system can."""
+    """Exchange the names of two folders in one step; return whether the system and file system can."""
     if sys.platform != "linux":
         return False
     try:
@@ -251,7 +251,7 @@ def _exchange(one: pathlib.Path, other: pathlib.Path) -> bool:
 
 
 def read_consistently(folder: pathlib.Path, read: Callable[[], Value]) -> Value:
-    """Calls `read` until the files in `folder` all come from one save, even if it is replaced meanwhile.
+    """Call `read` until the files in `folder` all come from one save, even if it is replaced meanwhile.
 
     Returns what `read` returns. Raises the errors of `read`, and UserError if the folder never stays the same.
     """

@@ -28,7 +28,7 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are 
 
 @contextlib.contextmanager
 def open_image(data: bytes, source: str, expected: str, formats: Sequence[str] = FORMATS) -> Iterator[PIL.Image.Image]:
-    """Opens the image file with bytes `data` for the block, without decoding its pixels.
+    """Open the image file with bytes `data` for the block, without decoding its pixels.
 
     Raises UserError naming `source` and what was `expected` for a file that is not an image of the `formats`, too
     large, or damaged, even if that is noticed only inside the block.
@@ -62,7 +62,7 @@ def open_image(data: bytes, source: str, expected: str, formats: Sequence[str] =
 
 
 def read_pixels(image: PIL.Image.Image, data: bytes) -> np.ndarray:
-    """Reads the stored pixels of an opened image with bytes `data`, (H, W) or (H, W, channels).
+    """Read the stored pixels of an opened image with bytes `data`, (H, W) or (H, W, channels).
 
     An EXIF orientation is not applied. Grey pixels of 2 or 4 bits stay 0 to 3 or 0 to 15, which both libraries would
     stretch to 255. Raises any error of Pillow for damaged data.
@@ -90,7 +90,7 @@ def _is_truncated(image: PIL.Image.Image, data: bytes) -> bool:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """Yields (kind, contents) of the chunks of a PNG. Raises ValueError for a wrong checksum, which Pillow may miss."""
+    """Yield (kind, contents) of the chunks of a PNG. Raises ValueError for a wrong checksum, which Pillow may miss."""
     view, at, kind = memoryview(data), 8, b""
     while kind != b"IEND" and at + 12 <= len(data):
         kind, end = data[at + 4 : at + 8], at + 8 + int.from_bytes(view[at : at + 4])
@@ -110,7 +110,7 @@ def _check_png(data: bytes) -> None:
 
 
 def bits_per_channel(image: PIL.Image.Image, data: bytes) -> int:
-    """Returns the bits per channel of a PNG, or 8 for other formats."""
+    """Return the bits per channel of a PNG, or 8 for other formats."""
     return data[24] if image.format == "PNG" else 8
 
 

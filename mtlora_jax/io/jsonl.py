@@ -17,12 +17,12 @@ Line = dict[str, Any]  # "step": int, and scalars; None if not finite
 
 
 def read_lines(path: pathlib.Path) -> list[Line]:
-    """Reads the valid lines of a log; none if there is no file. Raises UserError if it cannot be read."""
+    """Read the valid lines of a log; none if there is no file. Raises UserError if it cannot be read."""
     return [line for _, line in parse_lines(path) if line is not None]
 
 
 def parse_lines(path: pathlib.Path) -> Iterator[tuple[str, Line | None]]:
-    """Yields (text, parsed line) of each line of a log, None for an invalid line. Raises as `read_lines`."""
+    """Yield (text, parsed line) of each line of a log, None for an invalid line. Raises as `read_lines`."""
     if not path.exists():
         return
     try:
@@ -40,7 +40,7 @@ def parse_lines(path: pathlib.Path) -> Iterator[tuple[str, Line | None]]:
 
 
 def parse_line(text: str) -> Line | None:
-    """Parses one line; returns None if it is not a line of a run."""
+    """Parse one line; return None if it is not a line of a run."""
     try:
         entry = json.loads(text)
     except (ValueError, RecursionError):

@@ -18,7 +18,7 @@ NOT_SUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)  # 
 
 @contextlib.contextmanager
 def hold_lock(folder: pathlib.Path, advice: str = "wait for its end, or choose another folder") -> Iterator[None]:
-    """Holds the lock of `folder` until the block or this process ends. Creates the folder if it does not exist.
+    """Hold the lock of `folder` until the block or this process ends. Creates the folder if it does not exist.
 
     The system releases the lock when the process dies, so a leftover lock file means nothing. Readers are not affected.
     Folders created here that are still empty at the end are removed. Raises UserError naming host, process and start
@@ -59,7 +59,7 @@ def _locked(path: pathlib.Path, folder: pathlib.Path, advice: str) -> Iterator[N
 
 
 def _acquire(path: pathlib.Path, folder: pathlib.Path, advice: str) -> int:
-    """Returns an open descriptor that holds the lock."""
+    """Return an open descriptor that holds the lock."""
     while True:
         try:
             opened = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)

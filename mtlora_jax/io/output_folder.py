@@ -15,7 +15,7 @@ MAX_NAME_BYTES = 200  # without suffix; most systems allow 255 with it
 
 
 def shorten_name(name: str) -> str:
-    """Shortens a long file name to its beginning and a checksum of the whole."""
+    """Shorten a long file name to its beginning and a checksum of the whole."""
     data = os.fsencode(name)
     if len(data) <= MAX_NAME_BYTES:
         return name
@@ -34,7 +34,7 @@ class OutputFolder:
         self.folder = folder
 
     def write(self, name: str, data: bytes) -> pathlib.Path:
-        """Writes FOLDER/name, replacing an older file; returns its path."""
+        """Write FOLDER/name, replacing an older file; return its path."""
         path = self.folder / name
         files.write_bytes(path, data)
         return path

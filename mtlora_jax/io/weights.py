@@ -13,12 +13,12 @@ from mtlora_jax.io import files
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads {name: float32 array}. Raises UserError if the file cannot be read or not all values are finite floats."""
+    """Read {name: float32 array}. Raises UserError if the file cannot be read or not all values are finite floats."""
     return {name: to_finite_float32(array, f"{path}: {name}") for name, array in read_tensors(path).items()}
 
 
 def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads {name: array} with the stored dtypes. Raises UserError if the file cannot be read."""
+    """Read {name: array} with the stored dtypes. Raises UserError if the file cannot be read."""
     if not path.is_file():
         raise UserError(f"{path} cannot be read: no such file")
     try:
@@ -30,7 +30,7 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def write(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes a safetensors file. Raises UserError if it cannot be written."""
+    """Write a safetensors file. Raises UserError if it cannot be written."""
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     try:
         safetensors.numpy.save_file(contiguous, path, {"format": "mtlora_jax"})
@@ -40,7 +40,7 @@ def write(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def to_finite_float32(array: np.ndarray, name: str) -> np.ndarray:
-    """Converts a tensor to float32. Raises UserError naming it unless it holds floats that are finite as float32."""
+    """Convert a tensor to float32. Raises UserError naming it unless it holds floats that are finite as float32."""
     if not is_float(array.dtype):
         raise UserError(f"{name} is {array.dtype}; weights must be floats")
     with np.errstate(over="ignore"):
@@ -57,5 +57,5 @@ def is_float(dtype: np.dtype) -> bool:
 
 
 def check(arrays: Mapping[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
-    """Converts arrays from another source to finite float32, as `read` does. Raises UserError naming `source`."""
+    """Convert arrays from another source to finite float32, as `read` does. Raises UserError naming `source`."""
     return {name: to_finite_float32(np.asarray(array), f"{source}: {name}") for name, array in arrays.items()}

@@ -21,6 +21,6 @@ METHODS: dict[str, type[Method]] = {
 
 
 def make_method(options: Mapping[str, Any]) -> Method:
-    """Returns the method that `options["name"]` names. Raises UserError for an unknown name or option, or a wrong value."""
+    """Return the method that `options["name"]` names. Raises UserError for an unknown name or option, or a wrong value."""
     method, options = resolve(METHODS, "method", options)
     return method(**options)

@@ -46,14 +46,14 @@ class Method:
     MERGEABLE: ClassVar[bool] = False
 
     def adapt(self, model: MultiTaskModel) -> None:
-        """Changes the model in place: new layers that keep the names and weights of those they replace. Adapts nothing by default."""
+        """Change the model in place: new layers that keep the names and weights of those they replace. Adapts nothing by default."""
 
     def is_trainable(self, path: str, variable: nnx.Variable) -> bool:
-        """Returns whether the parameter at `path` (names joined by dots) is trained."""
+        """Return whether the parameter at `path` (names joined by dots) is trained."""
         raise NotImplementedError
 
     def merge(self, model: MultiTaskModel) -> None:
-        """Changes a model, in place, into one that computes the same in evaluation with fewer operations and cannot be trained.
+        """Change a model, in place, into one that computes the same in evaluation with fewer operations and cannot be trained.
 
         Works on an abstract model too, and then only changes its structure. Raises UserError where the method cannot be merged exactly.
         """
@@ -61,11 +61,11 @@ class Method:
 
     @classmethod
     def inference_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns those options that say what a trained model computes."""
+        """Return those options that say what a trained model computes."""
         return {key: value for key, value in options.items() if key not in cls.TRAINING_OPTIONS}
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
-        """Returns {option: default value} of the options that have one."""
+        """Return {option: default value} of the options that have one."""
         fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
         return {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}

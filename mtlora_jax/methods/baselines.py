@@ -22,7 +22,7 @@ class Full(Method):
         return True
 
     def merge(self, model: MultiTaskModel) -> None:
-        """Folds BatchNorm into the decoders' layers."""
+        """Fold BatchNorm into the decoders' layers."""
         model.fold_batch_norm()
 
 
@@ -33,7 +33,7 @@ class SingleTask(Full):
     TITLE: ClassVar = "Single-task fine-tuning"
 
     def adapt(self, model: MultiTaskModel) -> None:
-        """Leaves the model as it is. Raises UserError if it has several tasks."""
+        """Leave the model as it is. Raises UserError if it has several tasks."""
         if len(model.tasks) != 1:
             raise UserError(
                 f"method single_task trains one task at a time; the config has {len(model.tasks)}: {', '.join(model.tasks)}"
@@ -51,5 +51,5 @@ class DecodersOnly(Method):
         return path.startswith("decoders.")
 
     def merge(self, model: MultiTaskModel) -> None:
-        """Folds BatchNorm into the decoders' layers."""
+        """Fold BatchNorm into the decoders' layers."""
         model.fold_batch_norm()

@@ -86,7 +86,7 @@ class BitFit(Method):
     TITLE: ClassVar = "BitFit"
 
     def adapt(self, model: MultiTaskModel) -> None:
-        """Puts layers with biases of tasks in the place of all that have one. Raises UserError for a model without tasks."""
+        """Put layers with biases of tasks in the place of all that have one. Raises UserError for a model without tasks."""
         if not model.tasks:
             raise UserError("method bitfit: the model has no tasks, each of which would have biases of its own")
         module: Any
@@ -103,5 +103,5 @@ class BitFit(Method):
 
 
 def stacked(biases: nnx.Dict, tasks: Sequence[str]) -> TaskFeatures:
-    """Returns the biases as features of tasks, (T, ...). A Dict of nnx does not keep the order of its keys, so `tasks` gives it."""
+    """Return the biases as features of tasks, (T, ...). A Dict of nnx does not keep the order of its keys, so `tasks` gives it."""
     return TaskFeatures(None, jnp.stack([biases[task][...] for task in tasks]))

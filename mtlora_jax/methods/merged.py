@@ -32,7 +32,7 @@ class Merged(Method):
             raise UserError("method.of: what is merged already cannot be merged again")
 
     def adapt(self, model: MultiTaskModel) -> None:
-        """Builds the merged structure; a model with values gets the merged values."""
+        """Build the merged structure; a model with values gets the merged values."""
         from mtlora_jax.methods import make_method  # here, because it knows this class
 
         method = make_method(self.of)

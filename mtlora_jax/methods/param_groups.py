@@ -14,7 +14,7 @@ REST = "linears"  # the weights of attention and MLPs: what no other group claim
 
 
 def label_groups(model: MultiTaskModel) -> None:
-    """Notes the groups of every variable of a model in its metadata, for `groups_of`."""
+    """Note the groups of every variable of a model in its metadata, for `groups_of`."""
     for path, variable in parameters.flat_variables(model).items():
         variable.set_metadata(groups=tuple(_groups(model, path, variable)))
 

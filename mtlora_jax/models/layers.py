@@ -25,12 +25,12 @@ ONES = Constant(1.0)
 
 
 def abstract_param(shape: Sequence[int], init: Initializer, kind: type[nnx.Variable] = nnx.Param) -> nnx.Variable:
-    """Returns a float32 variable with a shape and an initialiser, but no value yet."""
+    """Return a float32 variable with a shape and an initialiser, but no value yet."""
     return kind(jax.ShapeDtypeStruct(tuple(shape), jnp.float32), init=init)
 
 
 def map_weights(fn: Callable[..., Any], *variables: nnx.Variable) -> nnx.Variable:
-    """Returns the variable fn(*values), of the type of the first one.
+    """Return the variable fn(*values), of the type of the first one.
 
     Values are computed on the host in float64 and stored in float32. Where one of `variables` is abstract, so is the result. The same
     function therefore gives both the shapes of a merged model and its values.
@@ -44,7 +44,7 @@ def map_weights(fn: Callable[..., Any], *variables: nnx.Variable) -> nnx.Variabl
 
 
 def _mask_and_scale(x: jax.Array, rate: float, shape: Sequence[int], rngs: nnx.Rngs | None) -> jax.Array:
-    """Zeroes entries of a mask of `shape`, which broadcasts to x, with probability `rate` and scales the rest; no-op without `rngs`.
+    """Zero entries of a mask of `shape`, which broadcasts to x, with probability `rate` and scales the rest; no-op without `rngs`.
 
     Each word of random bits serves two entries, sixteen bits each: on a CPU, drawing bits costs as much as a small matrix product.
     The rate is rounded to 2^-16.
@@ -69,7 +69,7 @@ def drop_path(x: jax.Array, rate: float, rngs: nnx.Rngs | None) -> jax.Array:
 
 
 def dropout2d(x: jax.Array, rate: float, rngs: nnx.Rngs | None) -> jax.Array:
-    """Drops whole channels of an image of x (B, H, W, C)."""
+    """Drop whole channels of an image of x (B, H, W, C)."""
     return _mask_and_scale(x, rate, (x.shape[0], 1, 1, x.shape[-1]), rngs)
 
 
@@ -111,7 +111,7 @@ class Layer(nnx.Module):
     """
 
     def forward(self, x: TaskFeatures, rngs: nnx.Rngs | None = None) -> TaskFeatures:
-        """Applies the layer to the shared features and to those of each task."""
+        """Apply the layer to the shared features and to those of each task."""
         return x.map(self)
 
 
@@ -132,7 +132,7 @@ class Linear(Layer):
 
     @classmethod
     def from_weights(cls, kernel: nnx.Variable, bias: nnx.Variable | None) -> "Linear":
-        """Returns a plain linear layer of variables that exist already."""
+        """Return a plain linear layer of variables that exist already."""
         layer = Linear(1, 1, use_bias=bias is not None)
         layer.kernel = kernel
         if bias is not None:
@@ -243,7 +243,7 @@ class BatchNorm(nnx.Module):
         return y
 
     def fold_into(self, layer: Linear | Conv) -> "BatchNorm":
-        """Folds this norm into the preceding layer, in place, as it acts in evaluation; returns an identity to replace it."""
+        """Fold this norm into the preceding layer, in place, as it acts in evaluation; return an identity to replace it."""
 
         def gain(scale: Any, var: Any) -> Any:
             return scale / (var + self.epsilon) ** 0.5

@@ -31,7 +31,7 @@ class MultiTaskModel(nnx.Module):
     def __call__(
         self, images: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None, parts: int = 1
     ) -> dict[str, jax.Array]:
-        """Computes the logits of every task at the size of the images.
+        """Compute the logits of every task at the size of the images.
 
         Args:
           images: (B, H, W, 3) float32, normalised by the ImageNet mean and standard deviation.
@@ -50,7 +50,7 @@ class MultiTaskModel(nnx.Module):
     def coarse_logits(
         self, images: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None, parts: int = 1
     ) -> dict[str, jax.Array]:
-        """Computes what a call resizes: {task: (B, h, w, C)} float32 on the grid of the finest features."""
+        """Compute what a call resizes: {task: (B, h, w, C)} float32 on the grid of the finest features."""
 
         def encode(backbone: Any, images: jax.Array, rngs: nnx.Rngs | None) -> list[TaskFeatures]:
             return backbone(images, rngs)
@@ -73,13 +73,13 @@ class MultiTaskModel(nnx.Module):
         }
 
     def set_fused(self, fused: bool) -> None:
-        """Sets, in place, whether fast forms run where a module has one. See `model_factory.configure`."""
+        """Set, in place, whether fast forms run where a module has one. See `model_factory.configure`."""
         module: Any
         for _, module in nnx.iter_modules(self):
             if hasattr(module, "fused"):
                 module.fused = fused
 
     def fold_batch_norm(self) -> None:
-        """Folds every BatchNorm into the preceding layer, in place; the model can then only be evaluated."""
+        """Fold every BatchNorm into the preceding layer, in place; the model can then only be evaluated."""
         for decoder in self.decoders.values():
             decoder.head.fold_batch_norm()

@@ -19,7 +19,7 @@ def no_remat(forward: Forward, module: nnx.Module, x: Any, rngs: nnx.Rngs | None
 
 
 def remat(forward: Forward, module: nnx.Module, x: Any, rngs: nnx.Rngs | None) -> Any:
-    """Keeps only parameters and inputs for the backward pass, which computes the rest again (`jax.checkpoint`).
+    """Keep only parameters and inputs for the backward pass, which computes the rest again (`jax.checkpoint`).
 
     Batch statistics and counters of random numbers move as they do in a plain call.
     """
@@ -30,7 +30,7 @@ def remat(forward: Forward, module: nnx.Module, x: Any, rngs: nnx.Rngs | None) -
 
 
 def in_microbatches(forward: Forward, module: nnx.Module, images: jax.Array, rngs: nnx.Rngs | None, parts: int) -> Any:
-    """Passes a batch through `module` in equal parts, one after the other, each `remat`: memory is that of one part.
+    """Pass a batch through `module` in equal parts, one after the other, each `remat`: memory is that of one part.
 
     Part i takes every `parts`-th image from i on, so that each part lies on the devices as the whole batch does.
 

@@ -25,7 +25,7 @@ class TaskFeatures:
     projection: jax.Array | None = None
 
     def map(self, fn: Callable[[jax.Array], jax.Array]) -> "TaskFeatures":
-        """Applies `fn`, written for one (..., C) array, to the shared features and to those of each task."""
+        """Apply `fn`, written for one (..., C) array, to the shared features and to those of each task."""
         return TaskFeatures(
             None if self.shared is None else fn(self.shared), None if self.tasks is None else jax.vmap(fn)(self.tasks)
         )
@@ -43,7 +43,7 @@ class TaskFeatures:
         return TaskFeatures(shared, None if self.tasks is None else fn(self.tasks, rngs))
 
     def combine(self, fn: Callable[[jax.Array, jax.Array], jax.Array], other: "TaskFeatures") -> "TaskFeatures":
-        """Applies `fn` to both, task by task; where one side has no task features, its shared ones stand in for every task."""
+        """Apply `fn` to both, task by task; where one side has no task features, its shared ones stand in for every task."""
         shared = None if self.shared is None or other.shared is None else fn(self.shared, other.shared)
         if self.tasks is None and other.tasks is None:
             return TaskFeatures(shared)
@@ -55,13 +55,13 @@ class TaskFeatures:
         return self.combine(jnp.add, other)
 
     def projected(self) -> "TaskFeatures":
-        """Returns the features with `projection` applied."""
+        """Return the features with `projection` applied."""
         if self.projection is None or self.tasks is None:
             return self
         return TaskFeatures(self.shared, jnp.matmul(self.tasks, self.projection.astype(self.tasks.dtype)))
 
     def task(self, index: int) -> "jax.Array":
-        """Returns the features (..., C) that the decoder of task number `index` reads."""
+        """Return the features (..., C) that the decoder of task number `index` reads."""
         features = self.shared if self.tasks is None else self.tasks[index]
         assert features is not None
         return features

@@ -36,7 +36,7 @@ OTHER_NAMES = {
 
 
 def make_tasks(names: Iterable[str], classes: Mapping[str, Sequence[str]] | None = None) -> dict[str, Task]:
-    """Builds tasks in the order of `names`.
+    """Build tasks in the order of `names`.
 
     Args:
       names: keys of `TASKS`.
@@ -57,7 +57,7 @@ def make_tasks(names: Iterable[str], classes: Mapping[str, Sequence[str]] | None
 
 
 def suggest_task(name: str) -> str:
-    """Suggests what an unknown task name may mean: the closest task, or all there are."""
+    """Suggest what an unknown task name may mean: the closest task, or all there are."""
     known = {**OTHER_NAMES, **{task: task for task in TASKS}}
     close = difflib.get_close_matches(name.lower().replace("-", "_").replace(" ", "_"), known, n=1)
     return f"did you mean {known[close[0]]!r}?" if close else f"expected one of {', '.join(TASKS)}"

@@ -16,7 +16,7 @@ class AffineTransform:
     scale: float = 1.0  # zoom; above 1 objects get larger
 
     def matrix(self, input_size: tuple[int, int], output_size: tuple[int, int]) -> np.ndarray:
-        """Returns the (2, 3) float64 matrix from input to output pixels (x, y, 1).
+        """Return the (2, 3) float64 matrix from input to output pixels (x, y, 1).
 
         Sizes are (H, W); pixel centres have integer coordinates.
         """
@@ -31,14 +31,14 @@ class AffineTransform:
         return matrix * stretch[:, None] - [[0, 0, 0.5]]
 
     def vector_matrix(self) -> np.ndarray:
-        """Returns the (3, 3) float64 matrix that flips and rotates vectors with x right, y down, z to the viewer."""
+        """Return the (3, 3) float64 matrix that flips and rotates vectors with x right, y down, z to the viewer."""
         cosine, sine = math.cos(math.radians(self.degrees)), math.sin(math.radians(self.degrees))
         mirror = -1 if self.flip else 1
         # Counter-clockwise to the eye is clockwise in coordinates whose y points down.
         return np.array([[mirror * cosine, sine, 0], [-mirror * sine, cosine, 0], [0, 0, 1]])
 
     def __call__(self, pixels: np.ndarray, size: tuple[int, int], interpolation: int, outside: float = 0) -> np.ndarray:
-        """Warps `pixels` (H, W[, D]) into an array of `size` = (H, W), filled with `outside` beyond the input."""
+        """Warp `pixels` (H, W[, D]) into an array of `size` = (H, W), filled with `outside` beyond the input."""
         height, width = pixels.shape[:2]
         matrix = self.matrix((height, width), size)
         border = (outside,) * 4

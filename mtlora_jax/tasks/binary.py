@@ -27,11 +27,11 @@ class Binary(Task):
             raise UserError(f"label encoding of {self.name}: {self.encoding!r} is not one of {', '.join(ENCODINGS)}")
 
     def decode(self, data: bytes, source: str) -> np.ndarray:
-        """Decodes a grey PNG according to `encoding`."""
+        """Decode a grey PNG according to `encoding`."""
         return decode_binary(data, source, self.encoding)
 
     def for_dataset(self, files: Iterable[tuple[bytes, str]]) -> Self:
-        """Returns the task with the encoding inferred from the files. Raises UserError if none fits, or several do."""
+        """Return the task with the encoding inferred from the files. Raises UserError if none fits, or several do."""
         return dataclasses.replace(self, encoding=infer_encoding(self.name, _readable(files)))
 
     def describe_label_values(self) -> str:

@@ -31,7 +31,7 @@ BETWEEN = np.linspace(0, 1, 101)  # precision and recall are interpolated linear
 
 
 def suppress_non_maxima(probability: np.ndarray) -> np.ndarray:
-    """Sets values smaller than a neighbour across the edge to 0. probability (H, W) float; returns (H, W) float32."""
+    """Set values smaller than a neighbour across the edge to 0. probability (H, W) float; return (H, W) float32."""
     sharp = probability.astype(np.float32)
     smooth = cv2.GaussianBlur(sharp, (0, 0), SMOOTHING)
     xx, xy, yy = (cv2.Sobel(smooth, cv2.CV_32F, *order) for order in ((2, 0), (1, 1), (0, 2)))
@@ -50,7 +50,7 @@ def suppress_non_maxima(probability: np.ndarray) -> np.ndarray:
 
 
 def count_matches(predicted: np.ndarray, true: np.ndarray, radius: float) -> int:
-    """Counts one-to-one matches of predicted and true pixels at most `radius` pixels apart; both are bool (H, W)."""
+    """Count one-to-one matches of predicted and true pixels at most `radius` pixels apart; both are bool (H, W)."""
     offsets = _offsets(radius)
     reach = int(np.abs(offsets).max())
     number = np.pad(np.where(true, np.cumsum(true).reshape(true.shape), 0), reach)  # true pixels count from 1
@@ -66,7 +66,7 @@ def count_matches(predicted: np.ndarray, true: np.ndarray, radius: float) -> int
 
 
 def boundary_sums(probability: np.ndarray, label: np.ndarray, tolerance: float) -> dict[str, np.ndarray]:
-    """Computes the sums of one image for `compute_boundary_metrics`.
+    """Compute the sums of one image for `compute_boundary_metrics`.
 
     Args:
       probability: (H, W) float in [0, 1].
@@ -94,7 +94,7 @@ def boundary_sums(probability: np.ndarray, label: np.ndarray, tolerance: float) 
 
 
 def compute_boundary_metrics(totals: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Computes `odsF` in percent and `odsF_threshold`, its probability threshold; both NaN without a true edge."""
+    """Compute `odsF` in percent and `odsF_threshold`, its probability threshold; both NaN without a true edge."""
     matched, predicted, true = (totals[name] for name in ("matched", "predicted", "true"))
     if not true:
         return {"odsF": math.nan, "odsF_threshold": math.nan}

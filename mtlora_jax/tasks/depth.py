@@ -30,7 +30,7 @@ class Depth(Task):
     metric_notes: ClassVar = {"rmse": "metres; true root of the mean square over all pixels of the set, as in papers"}
 
     def decode(self, data: bytes, source: str) -> np.ndarray:
-        """Decodes a `.npy` of float metres or a grey 16-bit PNG of millimetres.
+        """Decode a `.npy` of float metres or a grey 16-bit PNG of millimetres.
 
         Zero, negative and non-finite values become `IGNORE`.
         """
@@ -45,7 +45,7 @@ class Depth(Task):
         return np.where((metres > 0) & (metres < IGNORE), metres, np.float32(IGNORE))
 
     def warp(self, label: np.ndarray, transform: AffineTransform, size: tuple[int, int]) -> np.ndarray:
-        """Warps, and divides by the scale: what looks larger is nearer."""
+        """Warp, and divides by the scale: what looks larger is nearer."""
         moved = super().warp(label, transform, size)
         return np.where(moved == IGNORE, moved, moved / np.float32(transform.scale))
 
@@ -62,11 +62,11 @@ class Depth(Task):
         return metrics.compute_depth_metrics(totals)
 
     def postprocess(self, logits: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns "depth" (..., H, W) in metres."""
+        """Return "depth" (..., H, W) in metres."""
         return {"depth": logits[..., 0]}
 
     def visualize(self, values: np.ndarray) -> np.ndarray:
-        """Renders 0 to `MAX_SHOWN_METRES` as a heat map, the same for label and prediction."""
+        """Render 0 to `MAX_SHOWN_METRES` as a heat map, the same for label and prediction."""
         metres = values if values.ndim == 2 else values[..., 0]
         return heatmap(metres / MAX_SHOWN_METRES, ignored=metres == IGNORE)
 

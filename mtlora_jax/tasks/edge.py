@@ -47,11 +47,11 @@ class Edge(Binary):
         return boundary_metrics.compute_boundary_metrics(totals)
 
     def postprocess(self, logits: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns "probabilities" (..., H, W)."""
+        """Return "probabilities" (..., H, W)."""
         return {"probabilities": sigmoid(logits[..., 0])}
 
     def visualize(self, values: np.ndarray) -> np.ndarray:
-        """Renders the probability, white for an edge."""
+        """Render the probability, white for an edge."""
         probability = values if values.ndim == 2 else sigmoid(values[..., 0])
         return grey_image(probability, ignored=probability == IGNORE)
 

@@ -20,5 +20,5 @@ class HumanParts(SemSeg):
     classes: tuple[str, ...] = PARTS
 
     def to_device_format(self, label: np.ndarray) -> np.ndarray:
-        """Ignores an image without any part: only some images were annotated, so its background is not reliable."""
+        """Ignore an image without any part: only some images were annotated, so its background is not reliable."""
         return label if (label + np.uint8(1)).max() > 1 else np.full_like(label, IGNORE)  # `IGNORE` wraps around to 0

@@ -13,7 +13,7 @@ IGNORED_COLOUR = (224, 224, 192)  # the void colour of PASCAL VOC
 
 
 def decode_image(data: bytes, source: str, modes: Sequence[str], expected: str) -> np.ndarray:
-    """Decodes an image whose Pillow mode is one of `modes` to its stored values.
+    """Decode an image whose Pillow mode is one of `modes` to its stored values.
 
     Palette images give indices; grey of 2 or 4 bits gives 0 to 3 or 0 to 15. Raises UserError naming `source` and what
     was `expected` if it cannot be decoded or has another mode.
@@ -22,7 +22,7 @@ def decode_image(data: bytes, source: str, modes: Sequence[str], expected: str) 
 
 
 def decode_binary(data: bytes, source: str, encoding: str = "") -> np.ndarray:
-    """Decodes a grey image to (H, W) uint8: 1 positive, 0 negative, `IGNORE` unknown.
+    """Decode a grey image to (H, W) uint8: 1 positive, 0 negative, `IGNORE` unknown.
 
     `encoding`, a key of `ENCODINGS`, is that of its data set; without it, it is inferred from this file alone.
     Raises UserError as `decode_image`, and for values that do not fit the encoding.
@@ -42,7 +42,7 @@ def decode_binary(data: bytes, source: str, encoding: str = "") -> np.ndarray:
 
 
 def decode_grey(data: bytes, source: str) -> tuple[np.ndarray, bool]:
-    """Returns a grey image (H, W) uint8, and whether it has one bit per pixel.
+    """Return a grey image (H, W) uint8, and whether it has one bit per pixel.
 
     White is 255, or 1 if there is one bit per pixel. Raises UserError as `decode_image`.
     """
@@ -55,7 +55,7 @@ def decode_grey(data: bytes, source: str) -> tuple[np.ndarray, bool]:
 
 
 def _decode(data: bytes, source: str, modes: Sequence[str], expected: str) -> tuple[np.ndarray, int]:
-    """Returns the stored pixels, and the file's bits per channel."""
+    """Return the stored pixels, and the file's bits per channel."""
     with image_files.open_image(data, source, expected) as image:
         if image.mode not in modes:
             raise UserError(f"{source}: is an image of mode {image.mode}; expected {expected}")
@@ -67,12 +67,12 @@ def _decode(data: bytes, source: str, modes: Sequence[str], expected: str) -> tu
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Computes the logistic function without overflow, in float32."""
+    """Compute the logistic function without overflow, in float32."""
     return 0.5 + 0.5 * np.tanh(0.5 * np.asarray(logits, np.float32))
 
 
 def class_palette() -> np.ndarray:
-    """Returns the 256 colours of PASCAL VOC, (256, 3) uint8.
+    """Return the 256 colours of PASCAL VOC, (256, 3) uint8.
 
     The bits of the index go to red, green and blue in turn, the lowest three to the highest bit of each.
     """
@@ -82,17 +82,17 @@ def class_palette() -> np.ndarray:
 
 
 def grey_image(values: np.ndarray, ignored: np.ndarray) -> np.ndarray:
-    """Renders values (H, W) in [0, 1] as RGB uint8 (H, W, 3), black to white."""
+    """Render values (H, W) in [0, 1] as RGB uint8 (H, W, 3), black to white."""
     return _paint(np.repeat(_bytes(values)[..., None], 3, axis=-1), ignored)
 
 
 def heatmap(values: np.ndarray, ignored: np.ndarray) -> np.ndarray:
-    """Renders values (H, W) in [0, 1] as RGB uint8 (H, W, 3), from black through red to pale yellow."""
+    """Render values (H, W) in [0, 1] as RGB uint8 (H, W, 3), from black through red to pale yellow."""
     return _paint(cv2.applyColorMap(_bytes(values), cv2.COLORMAP_INFERNO)[..., ::-1], ignored)
 
 
 def vector_image(vectors: np.ndarray, ignored: np.ndarray) -> np.ndarray:
-    """Renders vectors (H, W, 3) with components in [-1, 1] as RGB uint8 (H, W, 3)."""
+    """Render vectors (H, W, 3) with components in [-1, 1] as RGB uint8 (H, W, 3)."""
     return _paint(_bytes((vectors + 1) / 2), ignored)
 
 

@@ -35,7 +35,7 @@ class LabelEncoding(NamedTuple):
 
 
 def _label(yes: int, unknown: int | None = None) -> np.ndarray:
-    """Returns the label of each byte: 1 from `yes` on, `IGNORE` for `unknown`."""
+    """Return the label of each byte: 1 from `yes` on, `IGNORE` for `unknown`."""
     label = (np.arange(256) >= yes).astype(np.uint8)
     label[[] if unknown is None else [unknown]] = IGNORE
     return label
@@ -61,7 +61,7 @@ SUPPORTS = {
 
 
 def kinds_of_values(pixels: np.ndarray, one_bit: bool) -> int:
-    """Returns the kinds of values of pixels (H, W) uint8 besides 0.
+    """Return the kinds of values of pixels (H, W) uint8 besides 0.
 
     A sum of `ONE`, `WHITE` and `BETWEEN`, or `ONE_BIT`.
     """
@@ -69,13 +69,13 @@ def kinds_of_values(pixels: np.ndarray, one_bit: bool) -> int:
 
 
 def format_values(pixels: np.ndarray) -> str:
-    """Lists the values that occur, for messages."""
+    """List the values that occur, for messages."""
     values = [str(value) for value in np.unique(pixels)]
     return ", ".join(values[:6] if len(values) <= 6 else [*values[:5], "...", values[-1]])
 
 
 def infer_encoding(name: str, files: Iterable[tuple[str, np.ndarray, bool]]) -> str:
-    """Infers the key of `ENCODINGS` that fits a data set from some of its files.
+    """Infer the key of `ENCODINGS` that fits a data set from some of its files.
 
     Reads more than `ENOUGH_FILES` files only while all of them are 0 everywhere.
 

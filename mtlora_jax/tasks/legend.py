@@ -28,10 +28,10 @@ class Legend:
 
 
 def pixel_colours(image: np.ndarray) -> tuple[Colour, ...]:
-    """Returns the pixels of an RGB image (H, W, 3), row by row."""
+    """Return the pixels of an RGB image (H, W, 3), row by row."""
     return tuple((int(red), int(green), int(blue)) for red, green, blue in image.reshape(-1, 3))
 
 
 def ignored_swatch(shown: Iterable[np.ndarray]) -> dict[str, Colour]:
-    """Returns the swatch of ignored pixels if any of the values `shown` is `IGNORE`."""
+    """Return the swatch of ignored pixels if any of the values `shown` is `IGNORE`."""
     return {"ignored": IGNORED_COLOUR} if any(np.any(values == IGNORE) for values in shown) else {}

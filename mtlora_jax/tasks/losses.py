@@ -12,7 +12,7 @@ IGNORE = 255  # label value that losses and metrics leave out, for every task
 
 
 def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
-    """Computes the softmax cross-entropy, mean over valid pixels. label (B, H, W), integers in [0, C) or `IGNORE`."""
+    """Compute the softmax cross-entropy, mean over valid pixels. label (B, H, W), integers in [0, C) or `IGNORE`."""
     logits = logits.astype(jnp.float32)
     # A comparison instead of a gather, whose gradient is a scatter, which is slow on accelerators.
     chosen = jnp.arange(logits.shape[-1]) == label[..., None]
@@ -21,7 +21,7 @@ def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
 
 
 def balanced_cross_entropy(logits: jax.Array, label: jax.Array, positive_weight: float | None = None) -> jax.Array:
-    """Computes the class-balanced binary cross-entropy, mean over valid pixels.
+    """Compute the class-balanced binary cross-entropy, mean over valid pixels.
 
     Positives have weight w, negatives 1 - w. Without `positive_weight`, w is the fraction of negatives among the valid
     pixels of the whole batch, so both weigh the same in total (Xie & Tu, Holistically-Nested Edge Detection, eq. 2).
@@ -36,7 +36,7 @@ def balanced_cross_entropy(logits: jax.Array, label: jax.Array, positive_weight:
 
 
 def normals_l1(logits: jax.Array, label: jax.Array) -> jax.Array:
-    """Computes the L1 distance of the unit-length prediction to the label, mean over valid components.
+    """Compute the L1 distance of the unit-length prediction to the label, mean over valid components.
 
     logits and label (B, H, W, 3). Components that are `IGNORE` are left out one by one.
     """
@@ -48,7 +48,7 @@ def normals_l1(logits: jax.Array, label: jax.Array) -> jax.Array:
 
 
 def depth_l1(logits: jax.Array, label: jax.Array) -> jax.Array:
-    """Computes the L1 error in metres, mean over valid pixels. logits (B, H, W, 1); label (B, H, W)."""
+    """Compute the L1 error in metres, mean over valid pixels. logits (B, H, W, 1); label (B, H, W)."""
     return _mean(jnp.abs(logits[..., 0].astype(jnp.float32) - label), label != IGNORE)
 
 

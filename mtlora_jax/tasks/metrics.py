@@ -20,7 +20,7 @@ BINS_PER_DEGREE = 32  # a power of two, so that 11.25, 22.5 and 30 degrees are e
 
 
 def class_sums(logits: jax.Array, label: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-    """Computes the confusion matrix (C, C) int32; rows are labels.
+    """Compute the confusion matrix (C, C) int32; rows are labels.
 
     logits (B, H, W, C); label (B, H, W), integers in [0, C) or `IGNORE`.
     """
@@ -32,7 +32,7 @@ def class_sums(logits: jax.Array, label: jax.Array, mask: jax.Array) -> dict[str
 
 
 def compute_class_metrics(totals: Mapping[str, np.ndarray], classes: Sequence[str]) -> dict[str, float]:
-    """Computes `mIoU` and `IoU/<class>` in percent.
+    """Compute `mIoU` and `IoU/<class>` in percent.
 
     A class that is neither labelled nor predicted anywhere counts as 0, as in the reference implementation.
     """
@@ -45,7 +45,7 @@ def compute_class_metrics(totals: Mapping[str, np.ndarray], classes: Sequence[st
 
 
 def saliency_sums(logits: jax.Array, label: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-    """Computes sums over images of IoU, precision and recall at each threshold, (15,) float32, and their number.
+    """Compute sums over images of IoU, precision and recall at each threshold, (15,) float32, and their number.
 
     An image with nothing salient and nothing predicted has IoU 1; an image without a valid pixel does not count.
     logits (B, H, W, 1); label (B, H, W), 0, 1 or `IGNORE`.
@@ -74,7 +74,7 @@ def saliency_sums(logits: jax.Array, label: jax.Array, mask: jax.Array) -> dict[
 
 
 def compute_saliency_metrics(totals: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Computes `mIoU`, `maxF` and `maxF_beta` in percent: means over images, then the best threshold of each.
+    """Compute `mIoU`, `maxF` and `maxF_beta` in percent: means over images, then the best threshold of each.
 
     `maxF` is the balanced F of mean precision and mean recall. `maxF_beta` gives precision more weight (beta squared
     0.3, Achanta et al., 2009).
@@ -89,7 +89,7 @@ def compute_saliency_metrics(totals: Mapping[str, np.ndarray]) -> dict[str, floa
 
 
 def normals_sums(logits: jax.Array, label: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-    """Computes a histogram of the angular error, int32 with bins of 1/32 degree, and two float32 corrections.
+    """Compute a histogram of the angular error, int32 with bins of 1/32 degree, and two float32 corrections.
 
     The corrections are added to the sum and the sum of squares of the bin centres. A float32 sum of the angles would
     lose digits over millions of pixels; counts are exact and the small corrections nearly so.
@@ -111,7 +111,7 @@ def normals_sums(logits: jax.Array, label: jax.Array, mask: jax.Array) -> dict[s
 
 
 def compute_normals_metrics(totals: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Computes the angular error: `mean`, `median` and `rmse` in degrees, and percent of pixels below 11.25, 22.5 and 30.
+    """Compute the angular error: `mean`, `median` and `rmse` in degrees, and percent of pixels below 11.25, 22.5 and 30.
 
     Papers print the mean as "rmse"; `rmse` here is the true one. The median is interpolated linearly inside its bin of
     1/32 degree; the others are exact.
@@ -132,7 +132,7 @@ def compute_normals_metrics(totals: Mapping[str, np.ndarray]) -> dict[str, float
 
 
 def depth_sums(logits: jax.Array, label: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-    """Computes sums of squared errors of depth and of its logarithm; predictions are clipped to at least 1e-9.
+    """Compute sums of squared errors of depth and of its logarithm; predictions are clipped to at least 1e-9.
 
     logits (B, H, W, 1); label (B, H, W), metres or `IGNORE`.
     """
@@ -147,13 +147,13 @@ def depth_sums(logits: jax.Array, label: jax.Array, mask: jax.Array) -> dict[str
 
 
 def compute_depth_metrics(totals: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Computes `rmse` in metres and `log_rmse` of natural logarithms, over all pixels of the set, as in papers."""
+    """Compute `rmse` in metres and `log_rmse` of natural logarithms, over all pixels of the set, as in papers."""
     pixels = _or_nan(totals["pixels"])
     return {"rmse": math.sqrt(totals["squares"] / pixels), "log_rmse": math.sqrt(totals["log_squares"] / pixels)}
 
 
 def edge_sums(logits: jax.Array, label: jax.Array, mask: jax.Array, positive_weight: float) -> dict[str, jax.Array]:
-    """Computes the sum over pixels of the balanced cross-entropy, and their number.
+    """Compute the sum over pixels of the balanced cross-entropy, and their number.
 
     logits (B, H, W, 1); label (B, H, W), 0, 1 or `IGNORE`.
     """
@@ -163,7 +163,7 @@ def edge_sums(logits: jax.Array, label: jax.Array, mask: jax.Array, positive_wei
 
 
 def compute_edge_metrics(totals: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Computes `loss`, the mean over the pixels of the set. (Papers print odsF, see `tasks/boundary_metrics.py`.)"""
+    """Compute `loss`, the mean over the pixels of the set. (Papers print odsF, see `tasks/boundary_metrics.py`.)"""
     return {"loss": float(totals["loss"]) / _or_nan(totals["pixels"])}
 
 

@@ -49,12 +49,12 @@ class Normals(Task):
     }
 
     def decode(self, data: bytes, source: str) -> np.ndarray:
-        """Decodes an RGB PNG, n = 2 v / 255 - 1. Vectors far from unit length (black, white, mid grey) are `IGNORE`."""
+        """Decode an RGB PNG, n = 2 v / 255 - 1. Vectors far from unit length (black, white, mid grey) are `IGNORE`."""
         vectors = cv2.LUT(decode_image(data, source, ("RGB",), "an RGB PNG of 8 bits"), BYTE_TO_COMPONENT)
         return _fill(vectors, cv2.inRange(_squares(vectors), 0.5**2, 1.5**2))
 
     def warp(self, label: np.ndarray, transform: AffineTransform, size: tuple[int, int]) -> np.ndarray:
-        """Warps the map and rotates its vectors with the image; zoom and stretch do not change them."""
+        """Warp the map and rotates its vectors with the image; zoom and stretch do not change them."""
         known = _known(label)
         vectors = transform(cv2.copyTo(label, known), size, self.interpolation)  # unknown vectors are 0
         return _fill(cv2.transform(vectors, transform.vector_matrix()), transform(known, size, cv2.INTER_NEAREST))
@@ -65,7 +65,7 @@ class Normals(Task):
         return _fill(vectors, cv2.resize(known, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT))
 
     def to_device_format(self, label: np.ndarray) -> np.ndarray:
-        """Scales to unit length, as uint16; `IGNORE` where a vector has no direction."""
+        """Scale to unit length, as uint16; `IGNORE` where a vector has no direction."""
         squares = _squares(label)
         lengths = cv2.cvtColor(cv2.sqrt(squares), cv2.COLOR_GRAY2RGB)
         # OpenCV can divide, scale and round to integers at once, but not add.
@@ -86,7 +86,7 @@ class Normals(Task):
         return metrics.compute_normals_metrics(totals)
 
     def postprocess(self, logits: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns "normals" (..., H, W, 3) of length 1, towards the viewer where the logits have no direction."""
+        """Return "normals" (..., H, W, 3) of length 1, towards the viewer where the logits have no direction."""
         length = np.linalg.norm(logits, axis=-1, keepdims=True)
         return {
             "normals": np.where(
@@ -95,7 +95,7 @@ class Normals(Task):
         }
 
     def visualize(self, values: np.ndarray) -> np.ndarray:
-        """Renders (n + 1) / 2 as RGB, like the label files."""
+        """Render (n + 1) / 2 as RGB, like the label files."""
         vectors, known = _unit(to_vectors(np.asarray(values), np))
         return vector_image(vectors, ignored=known == 0)
 
@@ -105,7 +105,7 @@ class Normals(Task):
 
 
 def to_vectors(label: Any, xp: Any = np) -> Any:
-    """Converts a uint16 label to float32 vectors, keeping `IGNORE`; returns other labels unchanged.
+    """Convert a uint16 label to float32 vectors, keeping `IGNORE`; return other labels unchanged.
 
     `xp` is numpy or jax.numpy.
     """
@@ -132,7 +132,7 @@ def _squares(vectors: np.ndarray) -> np.ndarray:
 
 
 def _unit(label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns vectors of length 1, and the mask of those that have a direction; the others are finite."""
+    """Return vectors of length 1, and the mask of those that have a direction; the others are finite."""
     squares = _squares(label)
     known = cv2.bitwise_and(_known(label), cv2.inRange(squares, MIN_LENGTH**2, math.inf))
     return cv2.divide(label, cv2.merge([np.sqrt(np.maximum(squares, MIN_LENGTH**2))] * 3)), known

@@ -10,7 +10,7 @@ from mtlora_jax.tasks.semseg import SemSeg
 
 
 def postprocess(task: str | Task, logits: Any) -> dict[str, np.ndarray]:
-    """Converts the logits of one task to predictions, on the host.
+    """Convert the logits of one task to predictions, on the host.
 
     Args:
       task: a `Task`, or its name in `mtlora_jax.tasks.TASKS`.

@@ -32,11 +32,11 @@ class Saliency(Binary):
         return metrics.compute_saliency_metrics(totals)
 
     def postprocess(self, logits: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns "probabilities" (..., H, W)."""
+        """Return "probabilities" (..., H, W)."""
         return {"probabilities": sigmoid(logits[..., 0])}
 
     def visualize(self, values: np.ndarray) -> np.ndarray:
-        """Renders the probability as a heat map."""
+        """Render the probability as a heat map."""
         probability = values if values.ndim == 2 else sigmoid(values[..., 0])
         return heatmap(probability, ignored=probability == IGNORE)
 

@@ -39,7 +39,7 @@ class SemSeg(Task):
             )
 
     def decode(self, data: bytes, source: str) -> np.ndarray:
-        """Decodes a palette or grey PNG of 1 to 16 bits. Its stored values are class indices, or 255 for ignore."""
+        """Decode a palette or grey PNG of 1 to 16 bits. Its stored values are class indices, or 255 for ignore."""
         label = decode_image(data, source, MODES, "a palette or grey PNG of class indices")
         narrow = label.astype(np.uint8, copy=False)
         if (
@@ -63,15 +63,15 @@ class SemSeg(Task):
         return metrics.compute_class_metrics(totals, self.classes)
 
     def postprocess(self, logits: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns "labels" (..., H, W) uint8 and "probabilities" (..., H, W, C)."""
+        """Return "labels" (..., H, W) uint8 and "probabilities" (..., H, W, C)."""
         return {"labels": np.argmax(logits, -1).astype(np.uint8), "probabilities": scipy.special.softmax(logits, -1)}
 
     def visualize(self, values: np.ndarray) -> np.ndarray:
-        """Renders the colours of PASCAL VOC, with its pale void colour where ignored."""
+        """Render the colours of PASCAL VOC, with its pale void colour where ignored."""
         return class_palette()[values if values.ndim == 2 else np.argmax(values, axis=-1)]
 
     def legend(self, *shown: np.ndarray) -> Legend:
-        """Returns the classes that occur in the label maps `shown`, by decreasing area."""
+        """Return the classes that occur in the label maps `shown`, by decreasing area."""
         names = {**dict(enumerate(self.classes)), IGNORE: "ignored"}
         areas = np.sum([np.bincount(labels.ravel(), minlength=IGNORE + 1) for labels in shown], axis=0)
         order = (

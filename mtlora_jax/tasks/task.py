@@ -36,13 +36,13 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, data: bytes, source: str) -> np.ndarray:
-        """Decodes the bytes of one label file to (H, W) or (H, W, D).
+        """Decode the bytes of one label file to (H, W) or (H, W, D).
 
         Raises UserError naming `source` (the file, in messages) and the wrong value.
         """
 
     def for_dataset(self, files: Iterable[tuple[bytes, str]]) -> Self:
-        """Returns the task adjusted to how a data set encodes its labels.
+        """Return the task adjusted to how a data set encodes its labels.
 
         files: (bytes, source) of its label files, in an order that mixes them.
         """
@@ -50,60 +50,60 @@ class Task(abc.ABC):
         return self
 
     def describe_label_values(self) -> str:
-        """Describes how label files are read, if that depends on the data set; otherwise empty."""
+        """Describe how label files are read, if that depends on the data set; otherwise empty."""
         return ""
 
     def value_names(self) -> Mapping[int, str]:
-        """Returns {value of a decoded label: its name}, without `IGNORE`; empty for continuous labels."""
+        """Return {value of a decoded label: its name}, without `IGNORE`; empty for continuous labels."""
         return {}
 
     def warp(self, label: np.ndarray, transform: AffineTransform, size: tuple[int, int]) -> np.ndarray:
-        """Warps the label into an array of `size` = (H, W); pixels from outside are `IGNORE`."""
+        """Warp the label into an array of `size` = (H, W); pixels from outside are `IGNORE`."""
         return transform(label, size, self.interpolation, outside=IGNORE)
 
     def resize(self, label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Resizes the label to `size` = (H, W), for evaluation."""
+        """Resize the label to `size` = (H, W), for evaluation."""
         return cv2.resize(label, (size[1], size[0]), interpolation=self.interpolation)
 
     def to_device_format(self, label: np.ndarray) -> np.ndarray:
-        """Converts a label to what the loss takes, in the dtype sent to the device. The last step on the host."""
+        """Convert a label to what the loss takes, in the dtype sent to the device. The last step on the host."""
         return label
 
     def random_label(self, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-        """Draws a random label of `size` = (H, W) in device format, for benchmarks; class indices by default."""
+        """Draw a random label of `size` = (H, W) in device format, for benchmarks; class indices by default."""
         return rng.integers(0, max(self.channels, 2), size, np.uint8)
 
     @abc.abstractmethod
     def loss(self, logits: jax.Array, label: jax.Array) -> jax.Array:
-        """Computes the mean loss of a batch, a float32 scalar.
+        """Compute the mean loss of a batch, a float32 scalar.
 
         logits (B, H, W, C) of any float dtype; label (B, H, W) or (B, H, W, D).
         """
 
     @abc.abstractmethod
     def metric_sums(self, logits: jax.Array, label: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-        """Computes the sums from which `compute_metrics` gets the metrics, after they are added over the set.
+        """Compute the sums from which `compute_metrics` gets the metrics, after they are added over the set.
 
         logits and label as for `loss`; mask (B,) bool is False for padding images.
         """
 
     @abc.abstractmethod
     def compute_metrics(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
-        """Computes the metrics of the set from the totals (float64) of `metric_sums`."""
+        """Compute the metrics of the set from the totals (float64) of `metric_sums`."""
 
     def native_resolution_sums(self, logits: np.ndarray, label: np.ndarray, tolerance: float) -> dict[str, np.ndarray]:
-        """Computes sums of one image for metrics that take seconds per image, on the host, at native resolution.
+        """Compute sums of one image for metrics that take seconds per image, on the host, at native resolution.
 
         logits (H, W, C) float32; label in device format; tolerance: of positions, a fraction of the image diagonal.
         """
         raise NotImplementedError(f"{self.name} has no metrics at native resolution")
 
     def compute_native_resolution_metrics(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
-        """Computes the metrics of the set from the totals of `native_resolution_sums`."""
+        """Compute the metrics of the set from the totals of `native_resolution_sums`."""
         raise NotImplementedError(f"{self.name} has no metrics at native resolution")
 
     def postprocess(self, logits: np.ndarray) -> dict[str, np.ndarray]:
-        """Converts logits (..., H, W, C) float32 to named predictions, see `mtlora_jax.postprocess`.
+        """Convert logits (..., H, W, C) float32 to named predictions, see `mtlora_jax.postprocess`.
 
         Returns the logits themselves unless a task overrides it.
         """
@@ -111,8 +111,8 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def visualize(self, values: np.ndarray) -> np.ndarray:
-        """Renders a label, or the logits (H, W, C) of one image, as RGB uint8 (H, W, 3)."""
+        """Render a label, or the logits (H, W, C) of one image, as RGB uint8 (H, W, 3)."""
 
     def legend(self, *shown: np.ndarray) -> Legend:
-        """Returns the legend of visualized values `shown`, (H, W) or (H, W, D); without any, of all possible values."""
+        """Return the legend of visualized values `shown`, (H, W) or (H, W, D); without any, of all possible values."""
         return Legend()

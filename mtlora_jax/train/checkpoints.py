@@ -79,7 +79,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: TrainState, data: dict[str, Any], loop: dict[str, Any]) -> None:
-        """Starts saving; does nothing where the checkpoint of this step exists.
+        """Start saving; does nothing where the checkpoint of this step exists.
 
         Args:
           step: updates made so far.
@@ -119,7 +119,7 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Waits until everything is written. Raises UserError if a save failed or lacks files."""
+        """Wait until everything is written. Raises UserError if a save failed or lacks files."""
         saved, self._saved = self._saved, None  # before an error, which says more than what is then not there
         try:
             self._manager.wait_until_finished()
@@ -154,7 +154,7 @@ class Checkpoints:
         return step, trees["weights"]["trainable"], trees["weights"]["batch_stats"]
 
     def close(self) -> None:
-        """Waits until everything is written. Raises UserError if it could not be."""
+        """Wait until everything is written. Raises UserError if it could not be."""
         with self._alias:
             self.wait()
             self._manager.close()
@@ -207,7 +207,7 @@ class Checkpoints:
         return {name: trees[name] for name in like}, {name: rest[name] for name in further}
 
     def _remove_old(self) -> None:
-        """Removes all checkpoints but the newest `keep`.
+        """Remove all checkpoints but the newest `keep`.
 
         Process 0 does it alone: orbax would need all processes at the same place. The others must not list the folder meanwhile, since an
         entry may vanish while they read it.
@@ -231,7 +231,7 @@ class Checkpoints:
         )
 
     def _set_aside(self, steps: list[int]) -> None:
-        """Moves checkpoints that cannot be used out of the way of those that training will write."""
+        """Move checkpoints that cannot be used out of the way of those that training will write."""
         if not steps:
             return
         if jax.process_index() == 0:
@@ -257,7 +257,7 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def plain_path(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a path to `folder` without special characters: the folder itself, or a temporary link to it.
+    """Yield a path to `folder` without special characters: the folder itself, or a temporary link to it.
 
     orbax expands `*`, `?` and `[` as patterns, and tensorstore rejects or misreads other characters. Checkpoints saved to such a path
     would be empty, without an error.
@@ -273,7 +273,7 @@ def plain_path(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def clear_when_full(workdir: pathlib.Path) -> Iterator[None]:
-    """Makes a UserError of whatever goes wrong inside because the disk is full."""
+    """Make a UserError of whatever goes wrong inside because the disk is full."""
     try:
         yield
     except UserError:
@@ -288,7 +288,7 @@ def clear_when_full(workdir: pathlib.Path) -> Iterator[None]:
 
 @functools.cache  # once per process
 def leave_faults_to_the_caller() -> None:
-    """Keeps orbax, and asyncio on its behalf, from printing the faults that they raise, and advice on how often to save.
+    """Keep orbax, and asyncio on its behalf, from printing the faults that they raise, and advice on how often to save.
 
     Orbax logs an error once per thread and prints tracebacks of abandoned futures: up to thousands of lines around the one of our error.
     A run prints at its end for how long saving held it up.
@@ -317,7 +317,7 @@ def split_items(state: TrainState) -> dict[str, dict[str, Any]]:
 
 
 def make_manifest(tree: Any) -> Contents:
-    """Describes every array of a tree, which must be on this host."""
+    """Describe every array of a tree, which must be on this host."""
     leaves, _ = jax.tree.flatten_with_path(tree)
     arrays = {jax.tree_util.keystr(path): np.ascontiguousarray(jax.device_get(leaf)) for path, leaf in leaves}
     shapes = {jax.tree_util.keystr(path): list(np.shape(leaf)) for path, leaf in leaves}
@@ -346,5 +346,5 @@ def check_compatible(stored: Contents, tree: Any) -> None:
 
 
 def restore_like(tree: Any) -> ocp.args.StandardRestore:
-    """Asks for arrays with the shapes, dtypes and shardings of those in `tree`."""
+    """Ask for arrays with the shapes, dtypes and shardings of those in `tree`."""
     return ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree))

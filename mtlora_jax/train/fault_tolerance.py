@@ -37,7 +37,7 @@ class NonFiniteGuard:
         self._recent: collections.deque[dict[str, Any]] = collections.deque(maxlen=limit)
 
     def record(self, step: int, metrics: Mapping[str, float], image_ids: Sequence[str]) -> None:
-        """Records one step; to be called in their order.
+        """Record one step; to be called in their order.
 
         Args:
           step: updates with this one.
@@ -118,24 +118,24 @@ class UnreadableExamples:
         self._new: dict[str, tuple[int, str]] = {}
 
     def record(self, step: int, batch: Mapping[str, np.ndarray], purpose: str = "training") -> None:
-        """Records the errors in a batch of this process."""
+        """Record the errors in a batch of this process."""
         for message in batch["error"]:
             if message and message not in self._met:
                 self._new.setdefault(str(message), (step, purpose))
 
     def wrap(self, step: int, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Mapping[str, np.ndarray]]:
-        """Yields the batches of an evaluation and records their errors."""
+        """Yield the batches of an evaluation and record their errors."""
         for batch in batches:
             self.record(step, batch, "evaluation")
             yield batch
 
     def report(self) -> None:
-        """Prints what `sync` returns."""
+        """Print what `sync` returns."""
         for message in self.sync():
             console.print(f"left out: {message}")
 
     def sync(self) -> list[str]:
-        """Merges what the processes recorded since the last call, writes the list, and returns the errors that were not known.
+        """Merge what the processes recorded since the last call, write the list, and return the errors that were not known.
 
         All processes must take part. Raises UserError if there are too many.
         """

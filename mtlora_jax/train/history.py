@@ -43,7 +43,7 @@ class EvalHistory:
         return self.scores.get("delta_m")
 
     def add(self, step: int, scores: Mapping[str, float]) -> bool:
-        """Adds an evaluation, {"TASK/SCORE": value}, and returns whether it is the best so far."""
+        """Add an evaluation, {"TASK/SCORE": value}, and return whether it is the best so far."""
         self.last_step, self.scores = step, add_ranking_score(scores, self._tasks, self._baseline)
         ranking = self.scores.get("delta_m", self.scores.get("mean_score", math.nan))
         # Until a ranking score is finite, the newest model is as good as any.
@@ -62,7 +62,7 @@ class EvalHistory:
         return {f"{PREFIX}{name}": value for name, value in self.scores.items()}
 
     def restore(self, log: pathlib.Path, until_step: int) -> None:
-        """Adds the evaluations in a log up to a step, as process 0 sees it: others may see an older file.
+        """Add the evaluations in a log up to a step, as process 0 sees it: others may see an older file.
 
         Ranking scores are computed anew, since older versions ranked by other ones.
         """

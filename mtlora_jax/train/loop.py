@@ -46,7 +46,7 @@ class Loop:
         self.step = int(self.state.step)
 
     def run(self) -> None:
-        """Trains to the last step and its evaluation.
+        """Train to the last step and its evaluation.
 
         Raises:
           Stopped: the run was asked to stop; everything is saved.
@@ -91,7 +91,7 @@ class Loop:
             self.validation(self.step, self.state)
 
     def _save(self) -> None:
-        """Writes a checkpoint of this step, in the background."""
+        """Write a checkpoint of this step, in the background."""
         pending = self.step_log.fetch_pending()
         self.unreadable.report()
         loop_state = LoopState(

@@ -41,7 +41,7 @@ class PendingStep:
 
 
 def fetch(pending: Sequence[PendingStep]) -> list[PendingStep]:
-    """Moves the metrics of some steps to the host, as floats that survive JSON."""
+    """Move the metrics of some steps to the host, as floats that survive JSON."""
     metrics = jax.device_get([one.metrics for one in pending])
     floats = [{name: float(value) for name, value in own.items()} for own in metrics]
     return [dataclasses.replace(one, metrics=own) for one, own in zip(pending, floats, strict=True)]
@@ -73,7 +73,7 @@ class LoopState:
 
     @classmethod
     def from_json(cls, data: Any, loop: Any) -> Self:
-        """Reads the items "data" and "loop" of a checkpoint. Raises UserError where they are not what a run stores."""
+        """Read the items "data" and "loop" of a checkpoint. Raises UserError where they are not what a run stores."""
         try:
             DATA(data, "data")
             LOOP(loop, "loop")

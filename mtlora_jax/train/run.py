@@ -43,7 +43,7 @@ PROFILED = (3, 5)  # a profile begins so many steps after the first, and is so m
 
 
 def train(config: Config, workdir: pathlib.Path, profile: bool = False, override: bool = False) -> dict[str, float]:
-    """Trains to the end, from the newest whole checkpoint of `workdir` if there is one. Returns the scores of the last evaluation.
+    """Train to the end, from the newest whole checkpoint of `workdir` if there is one. Returns the scores of the last evaluation.
 
     Wherever it is interrupted, by a kill too, the same call goes on as if nothing had happened, bit by bit.
 
@@ -141,7 +141,7 @@ def train(config: Config, workdir: pathlib.Path, profile: bool = False, override
 
 
 def claim(workdir: pathlib.Path, closing: contextlib.ExitStack) -> None:
-    """Locks `workdir` until `closing` is closed; process 0 does it for all processes.
+    """Lock `workdir` until `closing` is closed; process 0 does it for all processes.
 
     Raises UserError if the folder cannot be written or another program holds it; nothing is changed then.
     """
@@ -151,7 +151,7 @@ def claim(workdir: pathlib.Path, closing: contextlib.ExitStack) -> None:
 
 
 def print_label_survey(data: Dataset, workdir: pathlib.Path) -> None:
-    """Prints how label files are read and, when a run begins, which values no label has."""
+    """Print how label files are read and, when a run begins, which values no label has."""
     begun = (workdir / "initial").exists()
     for line in agreement.run_together(
         lambda: survey.describe_label_encodings(data) + ([] if begun else survey.describe_missing_values(data))

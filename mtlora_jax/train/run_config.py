@@ -61,7 +61,7 @@ def check_same_data(workdir: pathlib.Path, data: Mapping[str, Any]) -> None:
 
 
 def save(workdir: pathlib.Path, config: Config, data: Mapping[str, Any] | None = None) -> None:
-    """Writes the config of a run, and what it was trained on."""
+    """Write the config of a run, and what it was trained on."""
     write_text(workdir / CONFIG, config.to_json_best_effort(indent=2) + "\n")
     if data is not None:
         write_json(workdir / DATA, dict(data))

@@ -39,7 +39,7 @@ def create_state(trainable: Flat, batch_stats: Flat, optimizer: optax.GradientTr
 def compute_losses(
     logits: Mapping[str, jax.Array], batch: Batch, tasks: Mapping[str, Task], weights: Mapping[str, float]
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Computes the weighted total and the loss of each task, float32 scalars; section 3.3 of the paper.
+    """Compute the weighted total and the loss of each task, float32 scalars; section 3.3 of the paper.
 
     Logits may be coarser than the labels and are resized to them. At that size they are the largest arrays of a step, so the backward
     pass recomputes them.

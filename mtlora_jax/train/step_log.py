@@ -48,7 +48,7 @@ class StepLog:
         return self._guard.consecutive
 
     def add(self, step: int, metrics: Mapping[str, jax.Array], image_ids: list[str]) -> None:
-        """Adds a step that was started. The first one is waited for: it compiles, so its time says nothing about the others."""
+        """Add a step that was started. The first one is waited for: it compiles, so its time says nothing about the others."""
         self._pending.append(PendingStep(step, metrics, image_ids))
         if self._compiled:
             self._timer.count_step()
@@ -61,12 +61,12 @@ class StepLog:
         self._timer.start()
 
     def fetch_pending(self) -> list[PendingStep]:
-        """Waits for the steps since the last line and returns them with their metrics on the host."""
+        """Wait for the steps since the last line and return them with their metrics on the host."""
         self._pending = fetch(self._pending)
         return self._pending
 
     def write(self, step: int) -> None:
-        """Writes one line for the steps since the last one. Raises UserError where the guard ends the run."""
+        """Write one line for the steps since the last one. Raises UserError where the guard ends the run."""
         pending, self._pending = self.fetch_pending(), []
         for past in pending:
             self._guard.record(past.step, past.metrics, past.image_ids)

@@ -40,7 +40,7 @@ class Validation:
         return self.history.last_step == step
 
     def __call__(self, step: int, state: TrainState) -> None:
-        """Evaluates the weights of a step. Its line in the log comes last: with that line the evaluation is done."""
+        """Evaluate the weights of a step. Its line in the log comes last: with that line the evaluation is done."""
         history, tasks = self.history, self.experiment.tasks
         scores, seconds = self.evaluator(
             state.trainable, state.batch_stats, lambda batches: self._interruptible(step, batches)

@@ -38,14 +38,14 @@ class TaskLoRAParam(AdapterParam):
 
 
 def stack_padded(factors: Sequence[jax.Array], axis: int) -> jax.Array:
-    """Stacks factors of several ranks, (T, ...), zero-padded along `axis` to the largest: padding adds exact zeros to a product."""
+    """Stack factors of several ranks, (T, ...), zero-padded along `axis` to the largest: padding adds exact zeros to a product."""
     widest = max(factor.shape[axis] for factor in factors)
     pads = [[(0, widest - factor.shape[axis] if i == axis else 0) for i in range(2)] for factor in factors]
     return jnp.stack([jnp.pad(factor, pad) for factor, pad in zip(factors, pads, strict=True)])
 
 
 def task_matmul(x: TaskFeatures, factors: jax.Array) -> jax.Array:
-    """Computes x_t F_t of all tasks in one batched product; x_t is x.shared until there are features of tasks.
+    """Compute x_t F_t of all tasks in one batched product; x_t is x.shared until there are features of tasks.
 
     Args:
       x: features of (..., I). factors: (T, I, O).
@@ -81,7 +81,7 @@ class LoRALinear(Linear):
         return matmul(matmul(x, self.scale * self.shared_a[...]), self.shared_b[...])
 
     def merged(self) -> Linear:
-        """Returns x (W + s A B) + b as a plain layer."""
+        """Return x (W + s A B) + b as a plain layer."""
         kernel = map_weights(lambda w, a, b: w + self.scale * (a @ b), self.kernel, self.shared_a, self.shared_b)
         return Linear.from_weights(kernel, self.bias)
 
@@ -126,17 +126,17 @@ class TaskBranchLinear(Linear):
     """A layer whose features of task t are W x + b plus a low-rank term of x_t; W acts on the shared input."""
 
     def stacked_factors(self) -> tuple[jax.Array, jax.Array]:
-        """Returns A (T, I, R) and B (T, R, O) of all tasks, scales included, with ranks zero-padded to the largest, R."""
+        """Return A (T, I, R) and B (T, R, O) of all tasks, scales included, with ranks zero-padded to the largest, R."""
         raise NotImplementedError
 
     def pre_b(
         self, x: TaskFeatures, rngs: nnx.Rngs | None, low: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Returns the shared output (..., O), the frozen output (..., O) and x_t A_t (T, ..., R); pass `low` if that is known."""
+        """Return the shared output (..., O), the frozen output (..., O) and x_t A_t (T, ..., R); pass `low` if that is known."""
         raise NotImplementedError
 
     def apply_b(self, shared: jax.Array, base: jax.Array, low: jax.Array) -> TaskFeatures:
-        """Returns the features, from what `pre_b` returns."""
+        """Return the features, from what `pre_b` returns."""
         return TaskFeatures(shared, base + task_matmul(TaskFeatures(None, low), self.stacked_factors()[1]))
 
     def forward(self, x: TaskFeatures, rngs: nnx.Rngs | None = None) -> TaskFeatures:
@@ -264,6 +264,6 @@ class PerTaskLinear(Linear):
 
 
 def shared(x: TaskFeatures) -> jax.Array:
-    """Returns the shared features, which MTLoRA's layers always read."""
+    """Return the shared features, which MTLoRA's layers always read."""
     assert x.shared is not None
     return x.shared

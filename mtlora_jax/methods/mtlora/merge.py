@@ -18,7 +18,7 @@ Place = tuple[Any, str]  # a module, and the attribute that holds a linear layer
 
 
 def merge(model: MultiTaskModel) -> None:
-    """Merges every block, lets decoders absorb deferred reductions, and folds their norms; in place, on an abstract model too."""
+    """Merge every block, lets decoders absorb deferred reductions, and folds their norms; in place, on an abstract model too."""
     stages = list(model.backbone.stages)
     for number, stage in enumerate(stages):
         has_tasks = False
@@ -31,7 +31,7 @@ def merge(model: MultiTaskModel) -> None:
 
 
 def merge_block(places: Mapping[str, Sequence[Place]], feeds_next: bool) -> bool:
-    """Puts merged layers in the place of a block's linear layers.
+    """Put merged layers in the place of a block's linear layers.
 
     Merges from last to first, because a layer may drop an output only if no later layer reads it.
 
@@ -59,18 +59,18 @@ def merge_block(places: Mapping[str, Sequence[Place]], feeds_next: bool) -> bool
 
 
 def layer_of(place: Place) -> Linear:
-    """Returns the layer at a place."""
+    """Return the layer at a place."""
     return getattr(*place)
 
 
 def gives_tasks(place: Place, tasks_come_in: bool) -> bool:
-    """Returns whether features of tasks come out of a layer."""
+    """Return whether features of tasks come out of a layer."""
     layer = layer_of(place)
     return isinstance(layer, TaskLoRALinear) or (tasks_come_in and not isinstance(layer, SharedInputLinear))
 
 
 def reads_shared(place: Place, needs_shared: bool, tasks_come_in: bool) -> bool:
-    """Returns whether what is needed of a merged layer depends on shared features.
+    """Return whether what is needed of a merged layer depends on shared features.
 
     Args:
       needs_shared: whether a later layer reads the shared output.
@@ -82,7 +82,7 @@ def reads_shared(place: Place, needs_shared: bool, tasks_come_in: bool) -> bool:
 
 
 def replace(place: Place, needs_shared: bool, needs_tasks: bool, tasks_come_in: bool) -> None:
-    """Puts the smallest exact form of a layer in its place.
+    """Put the smallest exact form of a layer in its place.
 
     Args:
       needs_shared, needs_tasks: whether a later layer reads that output. Weights used only by an unread output are dropped.
@@ -97,7 +97,7 @@ def replace(place: Place, needs_shared: bool, needs_tasks: bool, tasks_come_in: 
 
 
 def merge_reduction(model: MultiTaskModel, number: int, reduction: Linear, has_tasks: bool) -> Linear:
-    """Returns the merged reduction after a stage. Where features of tasks pass it, decoders read their input instead."""
+    """Return the merged reduction after a stage. Where features of tasks pass it, decoders read their input instead."""
     merged = reduction.merged() if isinstance(reduction, LoRALinear) else Linear.from_weights(reduction.kernel, None)
     if not has_tasks:
         return merged

@@ -108,7 +108,7 @@ class MTLoRA(Method):
                 raise UserError(f"method.{name} = {wrong[0]!r} is not one of {', '.join(allowed)}")
 
     def adapt(self, model: MultiTaskModel) -> None:
-        """Puts low-rank layers in the place of the backbone's linear layers.
+        """Put low-rank layers in the place of the backbone's linear layers.
 
         Raises UserError for ranks that do not fit, and for a backbone whose blocks lack one of `LOCATIONS`.
         """
@@ -156,7 +156,7 @@ class MTLoRA(Method):
     def adapt_block(
         self, places: Mapping[str, Sequence[Any]], shared: Mapping[str, Any], branches: Mapping[str, Any] | None
     ) -> None:
-        """Adapts the linear layers of one block; `branches` are the options of its task-specific branches, if it has any."""
+        """Adapt the linear layers of one block; `branches` are the options of its task-specific branches, if it has any."""
         for location, found in places.items():
             for owner, name in found:
                 base = getattr(owner, name)

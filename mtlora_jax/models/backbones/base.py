@@ -44,7 +44,7 @@ class Backbone(nnx.Module):
         raise NotImplementedError
 
     def block_layers(self, block: nnx.Module) -> dict[str, list[tuple[Any, str]]]:
-        """Returns {location: [(module, attribute that holds the layer)]} of the linear layers of a block."""
+        """Return {location: [(module, attribute that holds the layer)]} of the linear layers of a block."""
         return {location: [_place(block, path) for path in paths] for location, paths in self.LINEAR_LAYERS.items()}
 
     @property

@@ -45,6 +45,6 @@ class Decoder(nnx.Module):
         return self.head(projected, train, rngs)
 
     def absorb(self, level: int, kernel: nnx.Variable) -> None:
-        """Makes the projection of a feature map, in place, one that first applies a bias-free linear layer with this kernel."""
+        """Make the projection of a feature map, in place, one that first applies a bias-free linear layer with this kernel."""
         project = self.projections[level]
         project.kernel = map_weights(lambda w, first: first @ w, project.kernel, kernel)

@@ -66,7 +66,7 @@ class ASPPHead(nnx.Module):
         return self.classifier(jax.nn.relu(self.conv_norm(self.conv(x), train)))
 
     def fold_batch_norm(self) -> None:
-        """Folds every norm into the layer before it, in place."""
+        """Fold every norm into the layer before it, in place."""
         norms = zip(self.branches, self.branch_norms, strict=True)
         self.branch_norms = nnx.List([norm.fold_into(branch) for branch, norm in norms])
         self.project_norm = self.project_norm.fold_into(self.project)

@@ -56,5 +56,5 @@ class HRNetHead(nnx.Module):
         return jnp.concatenate([resize_bilinear(f, *grid) for f in features], -1)
 
     def fold_batch_norm(self) -> None:
-        """Folds the norm into the layer before it, in place."""
+        """Fold the norm into the layer before it, in place."""
         self.norm = self.norm.fold_into(self.fuse)

@@ -49,6 +49,6 @@ class SegFormerHead(nnx.Module):
         return self.classifier(dropout2d(x, self.dropout, rngs))
 
     def fold_batch_norm(self) -> None:
-        """Folds the norm into the layer before it, in place, and drops the dead classifier."""
+        """Fold the norm into the layer before it, in place, and drop the dead classifier."""
         self.norm = self.norm.fold_into(self.fuse)
         self.conv_seg = None
