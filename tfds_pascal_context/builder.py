@@ -1,4 +1,4 @@
-"""What the builders of both data sets share: from raw files over a cache of converted images to the shards of TFDS."""
+"""Base of both builders: converts raw files into a cache of images, then writes the shards of TFDS."""
 
 import contextlib
 import functools
@@ -27,7 +27,7 @@ NORMALS = tfds.features.Image(shape=(None, None, 3), dtype=np.uint8, encoding_fo
 
 
 class Config(tfds.core.BuilderConfig):
-    """Which tasks are built."""
+    """A builder config: the tasks that are built."""
 
     def __init__(self, tasks: Sequence[str], **kwargs: Any):
         super().__init__(**kwargs)
@@ -35,7 +35,7 @@ class Config(tfds.core.BuilderConfig):
 
 
 def configs(dataset: type[raw.Raw]) -> list[Config]:
-    """A builder config for every choice of tasks, all of them first."""
+    """Returns a builder config for every choice of tasks, starting with all of them."""
     counts = range(len(dataset.tasks), 0, -1)
     choices = itertools.chain.from_iterable(itertools.combinations(dataset.tasks, count) for count in counts)
     return [
@@ -47,11 +47,13 @@ def configs(dataset: type[raw.Raw]) -> list[Config]:
 class RawBuilder(ShardBasedBuilder, skip_registration=True):
     """Base of the builders.
 
-    Besides what TFDS takes, the constructor knows `workers` (processes; default: one per core), `allow_partial` (lists that are not as
-    long as the published ones) and, where there is something to download, `url` and `sha256`. Mistakes of the user are
-    `mtlora_jax.errors.UserError`. Without TensorFlow, `download_and_prepare` wants `file_format="array_record"`.
+    Besides the arguments of TFDS, the constructor takes `workers` (processes; default: one per core), `allow_partial`
+    (accept lists whose length differs from the published ones) and, for data sets that can be downloaded, `url` and
+    `sha256`. Mistakes of the user raise `mtlora_jax.errors.UserError`. Without TensorFlow, `download_and_prepare` needs
+    `file_format="array_record"`.
 
-    Built shard by shard, in the order of the lists: the shuffler of TFDS needs TensorFlow as soon as a split exceeds 1 GB.
+    The data set is built shard by shard, in the order of the lists, because the shuffler of TFDS needs TensorFlow as
+    soon as a split exceeds 1 GB.
     """
 
     RAW: ClassVar[type[raw.Raw]]
@@ -69,9 +71,10 @@ class RawBuilder(ShardBasedBuilder, skip_registration=True):
         self._url = url or self.URL
         self._sha256 = sha256
         self._manual_dir: pathlib.Path | None = None
-        self.resized: dict[str, int] = {}  # labels that had another size than their image, per task, of the last build
-        self.raw_size = 0  # bytes of the files the last build was made from
-        self.converted = 0  # images the last build had to convert; the others had been converted before
+        # Of the last build:
+        self.resized: dict[str, int] = {}  # labels that differed in size from their image, per task
+        self.raw_size = 0  # bytes of the raw files
+        self.converted = 0  # images that it converted; the others were in the cache
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -81,19 +84,19 @@ class RawBuilder(ShardBasedBuilder, skip_registration=True):
 
     @property
     def partial_dir(self) -> pathlib.Path:
-        """Where unfinished work is kept."""
+        """The folder of unfinished work."""
         return pathlib.Path(self.data_dir_root) / self.name / f"{self.builder_config_name}.partial"
 
     def is_prepared(self) -> bool:
-        """Whether the data set is there; TFDS would take `[` and `*` in its path for a pattern."""
+        """Whether the data set exists; TFDS would read `[` and `*` in its path as a pattern."""
         return os.path.isfile(os.path.join(self.data_path, "dataset_info.json"))
 
     def download_and_prepare(
         self, *, download_config: tfds.download.DownloadConfig | None = None, **kwargs: Any
     ) -> None:
-        """As in TFDS; `download_config.manual_dir` may also be the archive, or the unpacked folder itself.
+        """As in TFDS; `download_config.manual_dir` may also be the archive or the unpacked folder itself.
 
-        What a stopped or failed build has converted is kept in `partial_dir` and used by the next. Raises UserError.
+        The next build uses what a stopped or failed one has converted and kept in `partial_dir`. Raises UserError.
         """
         if self.is_prepared() and not (download_config and download_config.download_mode.overwrite_dataset):
             return super().download_and_prepare(download_config=download_config, **kwargs)
@@ -101,7 +104,7 @@ class RawBuilder(ShardBasedBuilder, skip_registration=True):
         self._manual_dir = user_path(manual_dir) if manual_dir else None
         with storage.one_line_if_full(self.partial_dir), storage.owned(self.partial_dir):
             for rest in self.partial_dir.parent.glob(f"{self.builder_config_name}/incomplete.*_{self.version}"):
-                shutil.rmtree(rest)  # of a build that was killed; the lock says that none is running
+                shutil.rmtree(rest)  # left by a killed build; the lock ensures that none is running
             super().download_and_prepare(download_config=download_config, **kwargs)
             shutil.rmtree(self.partial_dir)
 
@@ -128,7 +131,7 @@ class RawBuilder(ShardBasedBuilder, skip_registration=True):
         )
 
     def _shard_iterators_per_split(self, dl_manager) -> dict[str, list[Callable[[], Iterator]]]:
-        # In a log, a bar would be a line between those that say what is wrong.
+        # In a log file, the progress bar would come between the lines of an error message.
         console = rich.console.Console(stderr=True, quiet=not sys.stderr.isatty())
         with rich.progress.Progress(*_COLUMNS, console=console) as progress:
             found = self._find(dl_manager, progress)
@@ -139,47 +142,40 @@ class RawBuilder(ShardBasedBuilder, skip_registration=True):
             dataset.check_folders(self.tasks)
             people = self._convert(dataset, ids, progress)
         metadata: dict[str, Any] = {"image_ids": ids}
-        shards = {
-            split: [ids[split][start : start + SHARD] for start in range(0, len(ids[split]), SHARD)]
-            for split in raw.SPLITS
-        }
         if "human_parts" in self.tasks:
-            metadata["people"] = {
-                split: [image_id for image_id in ids[split] if image_id in people] for split in raw.SPLITS
-            }
+            metadata["people"] = {split: [name for name in ids[split] if name in people] for split in raw.SPLITS}
         self.info.metadata.update(metadata)  # pyright: ignore[reportOptionalMemberAccess]
+        shards = {split: _shards(ids[split]) for split in raw.SPLITS}
         return {
             split: [functools.partial(self._examples, dataset, part) for part in parts]
             for split, parts in shards.items()
         }
 
     def _find(self, dl_manager, progress: rich.progress.Progress) -> pathlib.Path:
-        """The raw data, which is downloaded if it is nowhere else."""
+        """Finds the raw data; downloads it if it is not there."""
         if self._manual_dir:
             found = source.find_or_fail(self.RAW, self._manual_dir)
             if self._sha256 and found.is_file():
                 download.check(found, self._sha256)
             return found
-        with contextlib.suppress(AssertionError):  # TFDS says so where its default folder is not there
+        with contextlib.suppress(AssertionError):  # TFDS raises it if its default folder does not exist
             found = source.find(self.RAW, pathlib.Path(dl_manager.manual_dir))
             if found:
                 return found
         if not self._url:
             raise UserError(
-                f"{self.RAW.archive} cannot be downloaded by a program: {self.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+                f"{self.RAW.archive} cannot be downloaded automatically: {self.MANUAL_DOWNLOAD_INSTRUCTIONS}"
             )
         bar = progress.add_task(f"downloading {self._url}", total=None)
+
+        def report(done: int, total: int) -> None:
+            progress.update(bar, completed=done, total=total or None)
+
         path = pathlib.Path(dl_manager.download_dir) / self.RAW.archive
-        return download.download(
-            self._url,
-            path,
-            self._sha256,
-            lambda done, total: progress.update(bar, completed=done, total=total or None),
-            self.RAW.largest,
-        )
+        return download.download(self._url, path, self._sha256, report, self.RAW.largest)
 
     def _convert(self, dataset: raw.Raw, ids: dict[str, list[str]], progress: rich.progress.Progress) -> set[str]:
-        """Fills the cache; the ids of images with people."""
+        """Fills the cache; returns the ids of images with people."""
         self.resized, self.converted = dict.fromkeys(self.tasks, 0), 0
         every = [image_id for split in raw.SPLITS for image_id in ids[split]]
         bar = progress.add_task(f"converting {len(every)} images", total=len(every))
@@ -197,15 +193,18 @@ class RawBuilder(ShardBasedBuilder, skip_registration=True):
         return people
 
     def _examples(self, dataset: raw.Raw, ids: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-        packs = self.info.file_format == tfds.core.FileFormat.ARRAY_RECORD  # the others do not compress
+        compresses = self.info.file_format == tfds.core.FileFormat.ARRAY_RECORD
         for image_id in ids:
-            made = convert.load_finished(dataset, image_id, self.tasks, self.partial_dir)
-            # Encoded already: TFDS would need TensorFlow to encode an array.
-            labels = (
-                made.labels if packs else {task: files.compressed(content) for task, content in made.labels.items()}
-            )
+            # Encoded already, because TFDS would need TensorFlow to encode an array.
+            labels = convert.load_finished(dataset, image_id, self.tasks, self.partial_dir).labels
+            if not compresses:
+                labels = {task: files.compressed(content) for task, content in labels.items()}
             images = {"image": files.read(dataset.image(image_id), "a JPEG photograph"), **labels}
             yield image_id, {"image_id": image_id, **{name: io.BytesIO(content) for name, content in images.items()}}
+
+
+def _shards(ids: list[str]) -> list[list[str]]:
+    return [ids[start : start + SHARD] for start in range(0, len(ids), SHARD)]
 
 
 _COLUMNS = (

@@ -1,4 +1,4 @@
-"""The builders by the name of their data set."""
+"""Builders by data set."""
 
 from mtlora_jax.errors import UserError
 from tfds_pascal_context.builder import RawBuilder
@@ -9,7 +9,7 @@ BUILDERS: dict[str, type[RawBuilder]] = {"pascal_context": PascalContext, "nyud"
 
 
 def builder_class(name: str) -> type[RawBuilder]:
-    """The builder of a data set. Raises UserError for an unknown name."""
+    """Returns the builder of a data set. Raises UserError for an unknown name."""
     if name not in BUILDERS:
         raise UserError(f"unknown data set {name!r}; expected one of {', '.join(BUILDERS)}")
     return BUILDERS[name]

@@ -1,4 +1,4 @@
-"""What is wrong with one image of the raw data, or with one example of what was built."""
+"""Checks of one image of the raw data, or of one example of a built data set."""
 
 import functools
 import pathlib
@@ -11,7 +11,7 @@ from tfds_pascal_context import convert, files, workers
 
 
 def raw_problems(raw: Any, image_id: str, tasks: tuple[str, ...]) -> dict[str, str]:
-    """{task: what is wrong, or ""} of one image; {"image": what is wrong} if it cannot be used at all."""
+    """Checks one image: returns {task: error message or ""}, or {"image": error message} if it is unusable."""
     try:
         size = files.check_jpeg(raw.image(image_id))
     except UserError as error:
@@ -22,17 +22,17 @@ def raw_problems(raw: Any, image_id: str, tasks: tuple[str, ...]) -> dict[str, s
 def built_problems(
     folder: pathlib.Path, split: str, index: int, image_id: str, tasks: tuple[str, ...]
 ) -> dict[str, str]:
-    """As `raw_problems`, of one example."""
+    """Checks one example of a built data set; returns the same as `raw_problems`."""
     origin = f"{folder}: {split} example {index} ({image_id})"
     workers.note(origin)
     try:
         example = _source(folder, split)[index]
         if example["image_id"].decode() != image_id:
-            return {"image": f"{origin}: is {example['image_id'].decode()}"}
+            return {"image": f"{origin}: has the id {example['image_id'].decode()}"}
         size = _size(example["image"], origin, "JPEG")
     except UserError as error:
         return {"image": str(error)}
-    except Exception as error:  # whatever a damaged record makes its reader stumble over
+    except Exception as error:  # a damaged record can raise anything
         return {"image": f"{origin}: cannot be read ({describe_error(error)})"}
     return {task: _problem(functools.partial(_check_size, f"{origin}: {task}", example[task], size)) for task in tasks}
 
@@ -59,7 +59,7 @@ def _size(content: bytes, origin: str, format: str) -> tuple[int, int]:
 
 @functools.cache
 def _source(folder: pathlib.Path, split: str) -> Any:
-    """The examples with images as they are stored, undecoded."""
+    """The examples, with encoded images."""
     import tensorflow_datasets as tfds
 
     builder: Any = tfds.builder_from_directory(str(folder))

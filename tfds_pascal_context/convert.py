@@ -1,4 +1,4 @@
-"""Converts raw labels in parallel into a cache of finished files, one per image, so that a build that was stopped goes on where it was."""
+"""Converts raw labels in parallel into a cache with one file per image, so that a stopped build can continue."""
 
 import dataclasses
 import hashlib
@@ -16,19 +16,20 @@ from tfds_pascal_context import files, labels
 from tfds_pascal_context.raw import Raw
 from tfds_pascal_context.workers import in_parallel, note
 
-FORMAT = 2  # of the cached files; to be raised whenever their contents come out differently
-ASPECT = 1.05  # a label whose sides are in a ratio that differs by more cannot belong to the image
+FORMAT = 2  # of the cached files; increase it whenever the contents that are written change
+ASPECT = 1.05  # a label whose aspect ratio differs by a larger factor cannot belong to the image
 
-HEAD = "head.json"  # in a cached file, beside the labels
+HEAD = "head.json"  # entry of a cached file, next to the labels
 
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
-    """One image, ready to be stored.
+    """The labels of one image, ready to be stored.
 
     Attributes:
-      labels: {task: PNG file}. people: whether there is a person (False where human_parts was not asked for).
-      resized: tasks whose label had another size than the image.
+      labels: {task: PNG file}.
+      people: whether the image shows a person; False if human_parts is not built.
+      resized: tasks whose label differed in size from the image.
     """
 
     labels: dict[str, bytes]
@@ -37,7 +38,7 @@ class Converted:
 
 
 def convert(raw: Raw, image_id: str, tasks: Sequence[str]) -> Converted:
-    """Makes the labels of one image. Raises UserError naming the file that is missing, damaged or does not fit."""
+    """Makes the labels of one image. Raises UserError naming a file that is missing, damaged or does not fit."""
     size = files.check_jpeg(raw.image(image_id))
     made, resized = {}, []
     for task in tasks:
@@ -50,20 +51,26 @@ def convert(raw: Raw, image_id: str, tasks: Sequence[str]) -> Converted:
 
 
 def label(raw: Raw, task: str, image_id: str, size: tuple[int, int]) -> np.ndarray:
-    """One label in the size it was annotated in; `size` = (H, W) is the image's. Raises UserError naming a file, if only for its shape."""
+    """Returns one label in its annotated size; `size` = (H, W) is the image's.
+
+    Raises UserError naming the file, also if its aspect ratio differs from the image's.
+    """
     with files.blamed(raw.files(task, image_id)[0], f"a label of {task}"):
         annotated = raw.label(task, image_id, size)
     height, width = annotated.shape[:2]
     if not 1 / ASPECT <= (width / height) / (size[1] / size[0]) <= ASPECT:
         raise UserError(
-            f"{raw.files(task, image_id)[0]}: a label of another size, {width}x{height}, than {raw.image(image_id)}, "
-            f"{size[1]}x{size[0]}; expected the same shape"
+            f"{raw.files(task, image_id)[0]}: the label is {width}x{height} but {raw.image(image_id)} is "
+            f"{size[1]}x{size[0]}; expected the same aspect ratio"
         )
     return annotated
 
 
 def load(path: pathlib.Path, fingerprint: str, tasks: Sequence[str]) -> Converted | None:
-    """A cached image with the labels of `tasks`; None if there is none, if it is no such file, or if it was made from other files."""
+    """Reads a cached image with the labels of `tasks`.
+
+    Returns None if the file is missing or invalid, or was made from other raw files.
+    """
     note(path)
     try:
         with zipfile.ZipFile(path) as cached:
@@ -71,9 +78,8 @@ def load(path: pathlib.Path, fingerprint: str, tasks: Sequence[str]) -> Converte
             ordinary = {entry.compress_type for entry in entries} <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
             if not ordinary or sum(entry.file_size for entry in entries) > files.LARGEST:
                 return None
-            contents = {
-                entry.filename: cached.open(entry).read(entry.file_size) for entry in entries
-            }  # never more than it says
+            # Given the stated size, `read` decompresses no more than that.
+            contents = {entry.filename: cached.open(entry).read(entry.file_size) for entry in entries}
         if [len(content) for content in contents.values()] != [entry.file_size for entry in entries]:
             return None
         head = json.loads(contents.pop(HEAD))
@@ -86,18 +92,14 @@ def load(path: pathlib.Path, fingerprint: str, tasks: Sequence[str]) -> Converte
 
 
 def _size(png: bytes) -> tuple[int, int]:
-    """(width, height) of a label. Raises UserError if it is no PNG file."""
+    """Returns (width, height) of a label. Raises UserError if it is not a PNG file."""
     with image_files.open_image(png, "a label", "a PNG file", ("PNG",)) as image:
         return image.size
 
 
 def pack(fingerprint: str, converted: Converted) -> bytes:
-    """The cached file of one image."""
-    head = {
-        "fingerprint": fingerprint,
-        "people": converted.people,
-        "resized": converted.resized,
-    }
+    """Returns the contents of the cached file of one image."""
+    head = {"fingerprint": fingerprint, "people": converted.people, "resized": converted.resized}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as cached:
         for name, content in {HEAD: json.dumps(head), **converted.labels}.items():
@@ -116,7 +118,7 @@ def store(path: pathlib.Path, packed: bytes) -> None:
 
 
 def fingerprint(raw: Raw, image_id: str, tasks: Sequence[str]) -> str:
-    """Changes whenever a file that the image is made from does. Raises UserError for a file that is missing."""
+    """Returns a hash that changes with the raw files of the image. Raises UserError for a missing file."""
     state = [FORMAT, list(tasks)]
     for path in raw.paths(tasks, image_id):
         if not path.is_file():
@@ -126,19 +128,20 @@ def fingerprint(raw: Raw, image_id: str, tasks: Sequence[str]) -> str:
 
 
 def load_finished(raw: Raw, image_id: str, tasks: Sequence[str], cache: pathlib.Path) -> Converted:
-    """An image that `convert_all` has put into the cache. Raises UserError if its files have changed since."""
+    """Reads an image that `convert_all` put into the cache. Raises UserError if its raw files changed since."""
     converted = load(cache / f"{image_id}.zip", fingerprint(raw, image_id, tasks), tasks)
     if converted is None:
-        raise UserError(f"{raw.image(image_id)}: this image or its labels changed while they were read; start again")
+        raise UserError(f"{raw.image(image_id)}: the image or its labels changed during the build; start again")
     return converted
 
 
 def convert_all(
     raw: Raw, ids: Sequence[str], tasks: Sequence[str], cache: pathlib.Path, workers: int
 ) -> Iterator[tuple[Converted, bool]]:
-    """Converts many images into `cache`; yields, in the order of `ids`, each without its labels, and whether it had to be converted.
+    """Converts many images into `cache`.
 
-    Raises UserError for the first image that cannot be converted, OSError if the disk is full.
+    Yields, in the order of `ids`, each image without its labels, and whether it was converted now. Raises UserError
+    for the first image that cannot be converted, OSError if the disk is full.
     """
     cache.mkdir(parents=True, exist_ok=True)
     paths = [cache / f"{image_id}.zip" for image_id in ids]
@@ -150,8 +153,8 @@ def convert_all(
 
 
 def _convert_cached(raw: Raw, image_id: str, tasks: tuple[str, ...], path: pathlib.Path) -> tuple[Converted, bytes]:
-    """An image without its labels, and what is to be written to `path`: nothing where it is there already."""
+    """Returns an image without its labels, and the bytes to write to `path`; none if it is cached already."""
     mark = fingerprint(raw, image_id, tasks)
-    there = load(path, mark, tasks)
-    converted = there or convert(raw, image_id, tasks)
-    return dataclasses.replace(converted, labels={}), b"" if there else pack(mark, converted)
+    found = load(path, mark, tasks)
+    converted = found or convert(raw, image_id, tasks)
+    return dataclasses.replace(converted, labels={}), b"" if found else pack(mark, converted)

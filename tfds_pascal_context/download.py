@@ -1,4 +1,4 @@
-"""Downloads an archive: goes on where it broke off, and knows the file again by its checksum."""
+"""Downloads an archive: resumes after an interruption and verifies the checksum."""
 
 import hashlib
 import http.client
@@ -10,10 +10,10 @@ from collections.abc import Callable
 from mtlora_jax.errors import UserError
 from mtlora_jax.io import files, locks
 
-CHECKSUMS = pathlib.Path(__file__).with_name("checksums.tsv")  # lines of url, size, sha256, file name, as TFDS has them
+CHECKSUMS = pathlib.Path(__file__).with_name("checksums.tsv")  # url, size, sha256 and file name per line, as in TFDS
 CHUNK = 1 << 20
 ATTEMPTS = 5
-TIMEOUT = 60  # seconds without a byte
+TIMEOUT = 60  # seconds without any data
 LARGEST = 2**36  # bytes
 
 
@@ -24,11 +24,11 @@ def download(
     report: Callable[[int, int], None] = lambda done, total: None,
     largest: int = LARGEST,
 ) -> pathlib.Path:
-    """Fetches `url` to `path`, unless it is there, and checks it.
+    """Downloads `url` to `path` unless the file exists, and verifies its checksum.
 
-    Expected is, in this order, `sha256`, what checksums.tsv says, or what the first download of this file found and noted beside it.
-    `report` is told (bytes so far, bytes in all). Raises UserError if the connection fails, the file is not as expected or has more than
-    `largest` bytes, or another program fetches it.
+    The expected checksum is the first that is known of: `sha256`, the one in checksums.tsv, and the one that the first
+    download of this file stored beside it. `report` is called with (bytes so far, total bytes). Raises UserError if the
+    connection fails, the checksum differs, the file has more than `largest` bytes, or another program downloads it.
     """
     note = path.with_name(path.name + ".sha256")
     if not path.is_file():
@@ -51,7 +51,7 @@ def _fetch_and_check(
     found = sha256_of(part)
     if expected and found != expected:
         part.unlink()
-        raise UserError(f"{url}: has the SHA-256 {found}; expected {expected}. What was downloaded is removed")
+        raise UserError(f"{url}: has the SHA-256 {found}; expected {expected}. The downloaded file was removed")
     files.write_text(note, f"{found}  {path.name}\n")
     part.rename(path)
 
@@ -61,25 +61,26 @@ def check(path: pathlib.Path, sha256: str) -> None:
     found = sha256_of(path)
     if found != sha256.lower():
         raise UserError(
-            f"{path}: has the SHA-256 {found}; expected {sha256}. It is damaged or another version: delete it and start again"
+            f"{path}: has the SHA-256 {found}; expected {sha256}. It is damaged or another version: "
+            "delete it and start again"
         )
 
 
 def sha256_of(path: pathlib.Path) -> str:
-    """Checksum of a file."""
+    """Returns the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def published(url: str) -> str:
-    """The checksum that comes with this package, "" if it is not known."""
+    """Returns the checksum in checksums.tsv, or "" if there is none."""
     lines = CHECKSUMS.read_text(encoding="utf-8").splitlines()
     entries = (line.split("\t") for line in lines if line.strip() and not line.startswith("#"))
     return next((fields[2] for fields in entries if fields[0] == url), "")
 
 
 def _fetch(url: str, part: pathlib.Path, report: Callable[[int, int], None], largest: int) -> None:
-    """Fills `part`; raises UserError when several attempts in a row brought nothing new."""
+    """Fills `part`; raises UserError after several attempts in a row without new data."""
     failures, reason = 0, ""
     while failures < ATTEMPTS:
         before = _size(part)
@@ -88,33 +89,31 @@ def _fetch(url: str, part: pathlib.Path, report: Callable[[int, int], None], lar
                 return
             reason = "the connection broke off"
         except urllib.error.HTTPError as error:
-            if error.code == 416:  # nothing after the end: what is there is no beginning of this file
+            if error.code == 416:  # `part` is longer than the file, so it belongs to another one
                 part.unlink(missing_ok=True)
             elif error.code < 500:
                 raise UserError(
-                    f"{url}: {error.code} {error.reason}; look for the archive elsewhere and say --manual_dir=FILE"
+                    f"{url}: {error.code} {error.reason}; get the archive elsewhere and give --manual_dir=FILE"
                 ) from error
             reason = f"{error.code} {error.reason}"
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
         except ValueError as error:
-            raise UserError(
-                f"{url}: is no address to download from ({error}); expected one such as https://HOST/FILE"
-            ) from error
+            raise UserError(f"{url}: not a valid URL ({error}); expected one such as https://HOST/FILE") from error
         failures = 0 if _size(part) > before else failures + 1
-    has = f"; {_size(part)} bytes are kept, the same command goes on from there" if _size(part) else ""
+    has = f"; {_size(part)} bytes are kept, the same command continues from there" if _size(part) else ""
     raise UserError(f"{url}: cannot be downloaded ({reason}){has}")
 
 
 def _continue(url: str, part: pathlib.Path, report: Callable[[int, int], None], largest: int) -> bool:
-    """Appends what is missing, as far as one connection goes; True if that was all."""
+    """Appends what one connection delivers; returns whether the file is complete."""
     start = _size(part)
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
         if response.status != http.client.PARTIAL_CONTENT:
-            start = 0  # the server begins anew
+            start = 0  # the server ignored the range and sends the whole file
         elif not response.headers.get("Content-Range", f"bytes {start}-").startswith(f"bytes {start}-"):
-            part.unlink(missing_ok=True)  # what would follow does not belong behind what is there
+            part.unlink(missing_ok=True)  # the server sends another range, which does not continue `part`
             return False
         length = response.headers.get("Content-Length", "")
         total = start + int(length) if length.isascii() and length.isdigit() else 0
@@ -126,7 +125,8 @@ def _continue(url: str, part: pathlib.Path, report: Callable[[int, int], None], 
     if max(done, total) > largest:
         part.unlink()
         raise UserError(
-            f"{url}: has more than {largest} bytes; expected an archive like the published one. What was downloaded is removed"
+            f"{url}: has more than {largest} bytes; expected an archive like the published one. "
+            "The downloaded file was removed"
         )
     return not total or _size(part) == total
 

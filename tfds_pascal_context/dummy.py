@@ -1,4 +1,4 @@
-"""Writes `dummy_data`: made-up images in the layouts and file formats of PASCAL_MT and NYUD_MT, for tests.
+"""Writes `dummy_data`: synthetic images in the layouts and file formats of PASCAL_MT and NYUD_MT, for tests.
 
 python -m tfds_pascal_context.dummy tfds_pascal_context/dummy_data
 """
@@ -19,7 +19,7 @@ from tfds_pascal_context import layout
 from tfds_pascal_context.layout import PERSON, Annotated
 
 DOG = 12  # VOC class
-# PASCAL-Context classes; sky is the one without normals.
+# PASCAL-Context classes; sky is the only one without normals.
 SKY, FLOOR, TVMONITOR, PERSON_CONTEXT, DOG_CONTEXT = 360, 158, 427, 284, 113
 PASCAL = {"train": ("dummy_01", "dummy_02", "dummy_03", "dummy_04"), "val": ("dummy_05", "dummy_06", "dummy_07")}
 NYUD = {"train": ("0001", "0002"), "val": ("0003",)}
@@ -27,7 +27,10 @@ SIZE = (48, 64)  # height, width
 
 
 def write_dummy_data(root: str | pathlib.Path) -> None:
-    """Writes ROOT/PASCAL_MT and ROOT/NYUD_MT; what an earlier call wrote there is replaced. Raises UserError for other data."""
+    """Writes ROOT/PASCAL_MT and ROOT/NYUD_MT, replacing those of an earlier call.
+
+    Raises UserError if one of the folders holds other data.
+    """
     root = pathlib.Path(root)
     check_writable(root)
     lists = {
@@ -38,7 +41,7 @@ def write_dummy_data(root: str | pathlib.Path) -> None:
         folder = root / path.relative_to(root).parts[0]
         if os.path.lexists(folder) and not (path.is_file() and read_text(path).split() == list(ids)):
             raise UserError(
-                f"{folder}: is there already and holds other data, which would be lost; expected a folder without it"
+                f"{folder}: already exists and holds other data, which would be lost; choose another folder"
             )
     for folder in ("PASCAL_MT", "NYUD_MT"):
         shutil.rmtree(root / folder, ignore_errors=True)
@@ -47,16 +50,15 @@ def write_dummy_data(root: str | pathlib.Path) -> None:
 
 
 def write_pascal(root: pathlib.Path) -> None:
-    """Seven images; what is special about each is said beside it."""
+    """Writes seven images; the comment beside each names its peculiarity."""
     dog = Annotated(DOG, box(30, 46, 4, 20), {"head": box(30, 36, 4, 10), "tail": box(30, 33, 16, 20)})
     _write(root, "dummy_01", [person(2, 40), dog])
-    _write(
-        root, "dummy_02", [person(2, 20), Annotated(PERSON, box(20, 30, 2, 9), {}), person(6, 26)]
-    )  # overlapping; one without parts
-    _write(root, "dummy_03", [dog])  # nobody; semseg in the other folder
+    without_parts = Annotated(PERSON, box(20, 30, 2, 9), {})
+    _write(root, "dummy_02", [person(2, 20), without_parts, person(6, 26)])  # overlapping
+    _write(root, "dummy_03", [dog])  # no person; semseg in the other folder
     (root / layout.SEMSEG[1]).mkdir(parents=True)
     (root / layout.SEMSEG[0] / "dummy_03.png").rename(root / layout.SEMSEG[1] / "dummy_03.png")
-    _write(root, "dummy_04", [person(2, 40)])  # labels of half the size
+    _write(root, "dummy_04", [person(2, 40)])  # three labels of half the size
     for folder in (layout.SEMSEG[0], layout.SAL, layout.NORMALS):
         path = root / folder / "dummy_04.png"
         with image_files.open_image(path.read_bytes(), str(path), "a label", ("PNG",)) as image:
@@ -70,7 +72,7 @@ def write_pascal(root: pathlib.Path) -> None:
 
 
 def write_nyud(root: pathlib.Path) -> None:
-    """Three images."""
+    """Writes three images."""
     for folder in ("images", "segmentation", "normals", "edge", "depth", "gt_sets"):
         (root / folder).mkdir(parents=True)
     rows, columns = np.mgrid[0:24, 0:32]
@@ -91,14 +93,14 @@ def write_nyud(root: pathlib.Path) -> None:
 
 
 def box(top: int, bottom: int, left: int, right: int, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """A mask (H, W) that is True in a rectangle."""
+    """Returns a mask (H, W) that is True in a rectangle."""
     mask = np.zeros(size, bool)
     mask[top:bottom, left:right] = True
     return mask
 
 
 def person(top: int, left: int, size: tuple[int, int] = SIZE) -> Annotated:
-    """Somebody 22 pixels tall and 12 wide, arms out."""
+    """Returns a person 22 pixels tall and 12 wide with outstretched arms."""
     parts = {
         "head": (0, 6, 4, 8),
         "hair": (0, 2, 4, 8),
@@ -122,7 +124,7 @@ def person(top: int, left: int, size: tuple[int, int] = SIZE) -> Annotated:
 
 
 def _write(root: pathlib.Path, image_id: str, objects: Sequence[Annotated], size: tuple[int, int] = SIZE) -> None:
-    """One image whose labels follow from `objects`: they stand out before sky, floor and a bright screen."""
+    """Writes one image whose labels follow from `objects`, in front of sky, floor and a screen."""
     semseg = np.zeros(size, np.uint8)
     context = np.full(size, SKY)
     context[size[0] // 2 :] = FLOOR
@@ -147,7 +149,7 @@ def _photograph(size: tuple[int, int], seed: int) -> PIL.Image.Image:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses the flags and writes."""
+    """Parses the flags and writes the data."""
     parser = cli.Parser("tfds_pascal_context.dummy", __doc__)
     parser.add_argument("folder", type=user_path, help="where to write")
     write_dummy_data(parser.parse(argv).folder)

@@ -1,4 +1,4 @@
-"""Reading and writing of single files; whatever is wrong with one is a UserError that names it."""
+"""Reads and writes single files; raises a UserError that names the file if anything is wrong with it."""
 
 import contextlib
 import io
@@ -15,11 +15,11 @@ from mtlora_jax.io.files import describe_error, read_bytes
 from tfds_pascal_context import matlab, workers
 
 IGNORE = 255
-LARGEST = 2**28  # bytes of one file of the raw data; the largest published ones are arrays of normals, of some 2**23
+LARGEST = 2**28  # bytes of one raw file; the largest published ones are arrays of normals of about 2**23
 
 
 def read(path: pathlib.Path, expected: str) -> bytes:
-    """The bytes of a file of the raw data. Raises UserError."""
+    """Returns the bytes of a raw file. Raises UserError."""
     workers.note(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected {expected}")
@@ -27,7 +27,10 @@ def read(path: pathlib.Path, expected: str) -> bytes:
 
 
 def check_jpeg(path: pathlib.Path) -> tuple[int, int]:
-    """(height, width) of a JPEG file, after decoding all of it. Raises UserError if it is missing, damaged, cut off or no JPEG."""
+    """Decodes a whole JPEG file and returns its (height, width).
+
+    Raises UserError if it is missing, damaged, truncated or not a JPEG file.
+    """
     expected = "a JPEG photograph"
     with image_files.open_image(read(path, expected), str(path), expected, ("JPEG", "PNG")) as image:
         if image.format != "JPEG" or image.mode not in ("RGB", "L"):
@@ -37,7 +40,10 @@ def check_jpeg(path: pathlib.Path) -> tuple[int, int]:
 
 
 def read_image(path: pathlib.Path, modes: Sequence[str], expected: str) -> np.ndarray:
-    """Pixels of a PNG file whose Pillow mode is one of `modes`, as stored: (H, W) or (H, W, 3). Raises UserError."""
+    """Returns the stored pixels, (H, W) or (H, W, 3), of a PNG file whose Pillow mode is in `modes`.
+
+    Raises UserError.
+    """
     with image_files.open_image(read(path, expected), str(path), expected, ("PNG",)) as image:
         if image.mode not in modes:
             raise UserError(f"{path}: is an image of mode {image.mode}; expected {expected}")
@@ -45,14 +51,14 @@ def read_image(path: pathlib.Path, modes: Sequence[str], expected: str) -> np.nd
 
 
 def read_mat(path: pathlib.Path, variable: str, expected: str) -> np.ndarray:
-    """One variable of a MATLAB file. Raises UserError."""
+    """Returns one variable of a MATLAB file. Raises UserError."""
     data = read(path, expected)
     with blamed(path, expected):
         return matlab.read(data, variable)
 
 
 def read_npy(path: pathlib.Path, dimensions: int, expected: str) -> np.ndarray:
-    """An array of numbers with so many `dimensions`. Raises UserError."""
+    """Returns an array of numbers with the given number of dimensions. Raises UserError."""
     array = arrays.read_npy(read(path, expected), str(path), expected)
     if array.ndim != dimensions or not array.size:
         raise UserError(f"{path}: holds {array.dtype} of shape {array.shape}; expected {expected}")
@@ -60,7 +66,7 @@ def read_npy(path: pathlib.Path, dimensions: int, expected: str) -> np.ndarray:
 
 
 def check_classes(path: pathlib.Path, label: np.ndarray, classes: int) -> np.ndarray:
-    """`label`, whose values are class indices or 255. Raises UserError for any other value."""
+    """Returns `label`; raises UserError if a value is neither a class index nor 255."""
     wrong = label[(label >= classes) & (label != IGNORE)]
     if wrong.size:
         raise UserError(f"{path}: has the class {wrong[0]}; expected 0 to {classes - 1}, or {IGNORE} for ignore")
@@ -68,10 +74,10 @@ def check_classes(path: pathlib.Path, label: np.ndarray, classes: int) -> np.nda
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """A PNG file that is not compressed: grey of (H, W) uint8 or uint16, RGB of (H, W, 3) uint8.
+    """Encodes pixels as an uncompressed PNG file: grey of (H, W) uint8 or uint16, RGB of (H, W, 3) uint8.
 
-    ArrayRecord compresses its records by Zstandard, which is read several times as fast as the deflate of PNG. Rows of what is smooth are
-    differences from the row above, since these compress better.
+    ArrayRecord compresses its records with Zstandard, which decodes several times as fast as the deflate of PNG. Smooth
+    images are stored as differences between rows, since these compress better.
     """
     smooth = pixels.ndim == 3 or pixels.dtype == np.uint16
     row_filter = cv2.IMWRITE_PNG_FILTER_UP if smooth else cv2.IMWRITE_PNG_FILTER_NONE
@@ -81,17 +87,18 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def compressed(content: bytes) -> bytes:
-    """A PNG file of the same pixels for record files that are not compressed themselves."""
+    """Compresses a PNG file, for record files that do not compress their records."""
     buffer = io.BytesIO()
     with image_files.open_image(content, "a label", "a PNG file", ("PNG",)) as image:
-        # For smooth colours such as normals, Huffman coding of runs is four times as fast as the default and within 4 % of its size.
+        # For smooth colours such as normals, run-length coding is four times as fast as the default, and the file is
+        # at most 4 % larger.
         image.save(buffer, "PNG", compress_type=zlib.Z_RLE if image.mode == "RGB" else zlib.Z_DEFAULT_STRATEGY)
     return buffer.getvalue()
 
 
 @contextlib.contextmanager
 def blamed(path: pathlib.Path, expected: str) -> Iterator[None]:
-    """Turns whatever a damaged file makes its reader stumble over into a UserError that names the file."""
+    """Turns any exception of a reader, as a damaged file may cause, into a UserError that names the file."""
     try:
         yield
     except (UserError, MemoryError):

@@ -1,4 +1,4 @@
-"""From annotations to label maps, as the reference prepares them (reference: data set section)."""
+"""Makes label maps from annotations as the reference does (reference: data set section)."""
 
 import cv2
 import numpy as np
@@ -19,9 +19,10 @@ PARTS = {
 
 
 def human_parts(objects: list[Annotated], size: tuple[int, int]) -> np.ndarray:
-    """Part map (H, W) uint8 of 0 (none) to 6: later parts are painted over earlier ones; zeros of `size` = (H, W) without people's parts.
+    """Paints a part map (H, W) uint8 of 0 (none) to 6, later parts over earlier ones.
 
-    Raises UserError, without the name of the file, for a part that people do not have and for masks of different sizes.
+    Returns zeros of `size` = (H, W) if no person has annotated parts. Raises UserError, without the name of the file,
+    for a part that people do not have and for masks of different sizes.
     """
     people = [annotated for annotated in objects if annotated.category == PERSON and annotated.parts]
     label = np.zeros(people[0].mask.shape if people else size, np.uint8)
@@ -38,28 +39,31 @@ def human_parts(objects: list[Annotated], size: tuple[int, int]) -> np.ndarray:
 
 
 def has_people(objects: list[Annotated]) -> bool:
-    """Whether the reference uses the image where it trains human parts alone: some person has a mask, with parts or without."""
+    """Whether a person has a mask, with or without parts: the reference trains human parts alone on these images."""
     return any(annotated.category == PERSON and annotated.mask.any() for annotated in objects)
 
 
 def edges(context: np.ndarray) -> np.ndarray:
-    """Thinned borders of the regions of `context` (H, W), class indices; uint8, 255 on an edge and 0 elsewhere."""
+    """Returns the thinned borders between classes in `context` (H, W): uint8, 255 on an edge, else 0."""
     return binary(thin(cv2.Laplacian(context.astype(np.float64), cv2.CV_64F) != 0))
 
 
 def binary(positive: np.ndarray) -> np.ndarray:
-    """uint8, 255 where `positive`, otherwise 0."""
+    """Returns uint8: 255 where `positive`, else 0."""
     return np.where(positive, 255, 0).astype(np.uint8)
 
 
 def valid_normals(encoded: np.ndarray, context: np.ndarray) -> np.ndarray:
-    """Normals (H, W, 3) uint8, n = 2 v / 255 - 1, with (0, 0, 0) wherever the class in `context` (h, w) says nothing about normals."""
+    """Returns normals (H, W, 3) uint8, n = 2 v / 255 - 1, with (0, 0, 0) on untrusted classes of `context` (h, w)."""
     trusted = np.isin(fit(context, encoded.shape[:2]), list(NORMALS_CLASSES.values()))
     return np.where(trusted[..., None], encoded, 0).astype(np.uint8)
 
 
 def encode_normals(vectors: np.ndarray) -> np.ndarray:
-    """Vectors (H, W, 3) of any length -> unit vectors as uint8, n = 2 v / 255 - 1; (0, 0, 0) where a vector is zero or not finite."""
+    """Encodes vectors (H, W, 3) of any length as unit vectors in uint8, n = 2 v / 255 - 1.
+
+    Vectors that are zero or not finite become (0, 0, 0).
+    """
     finite = np.isfinite(vectors).all(axis=-1, keepdims=True)
     vectors = np.where(finite, vectors, 0).astype(np.float64)
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
@@ -68,12 +72,15 @@ def encode_normals(vectors: np.ndarray) -> np.ndarray:
 
 
 def fit(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes (h, w) to `size` = (H, W) by taking the nearest pixel."""
+    """Resizes a label (h, w) to `size` = (H, W) with nearest-neighbour interpolation."""
     return label if label.shape == size else cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
 
 
 def fit_normals(encoded: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes normals (h, w, 3) uint8 to `size` = (H, W) with cubic splines; vectors that are not there, (0, 0, 0), bend no others."""
+    """Resizes normals (h, w, 3) uint8 to `size` = (H, W) with cubic interpolation.
+
+    Unknown vectors, (0, 0, 0), do not change the direction of others.
+    """
     if encoded.shape[:2] == size:
         return encoded
     known = np.any(encoded != 0, axis=-1)

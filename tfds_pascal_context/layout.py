@@ -1,12 +1,13 @@
-"""The annotation files of PASCAL_MT: what they hold, how to read them, and how to write the files of an image in the same formats.
+"""Reads and writes the annotation files of PASCAL_MT.
 
 ROOT/JPEGImages/ID.jpg
-ROOT/ImageSets/Context/{train,val}.txt     ids, one a line
-ROOT/semseg/VOC12/ID.png                   palette or grey, VOC class 0 to 20, 255 = ignore; some ids in semseg/pascal-context/ instead
-ROOT/human_parts/ID.mat                    PASCAL-Part: objects, their masks and their parts' masks
-ROOT/pascal-context/trainval/ID.mat        PASCAL-Context: `LabelMap`, class index of every pixel
-ROOT/normals_distill/ID.png                RGB, n = 2 v / 255 - 1
-ROOT/sal_distill/ID.png                    grey, salient above one half
+ROOT/ImageSets/Context/{train,val}.txt   ids, one per line
+ROOT/semseg/VOC12/ID.png                 palette or grey, VOC class 0 to 20, 255 = ignore;
+                                         some ids in semseg/pascal-context/ instead
+ROOT/human_parts/ID.mat                  PASCAL-Part: objects, their masks and their parts' masks
+ROOT/pascal-context/trainval/ID.mat      PASCAL-Context: `LabelMap`, class index of every pixel
+ROOT/normals_distill/ID.png              RGB, n = 2 v / 255 - 1
+ROOT/sal_distill/ID.png                  grey, salient above one half
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ PERSON = 15  # VOC class
 
 IMAGES = "JPEGImages"
 LISTS = "ImageSets/Context"
-SEMSEG = ("semseg/VOC12", "semseg/pascal-context")  # the first that has the image
+SEMSEG = ("semseg/VOC12", "semseg/pascal-context")  # the first folder that has the image
 HUMAN_PARTS = "human_parts"
 CONTEXT = "pascal-context/trainval"
 NORMALS = "normals_distill"
@@ -51,7 +52,7 @@ class Annotated:
 
 
 def read_objects(path: pathlib.Path) -> list[Annotated]:
-    """The objects of a PASCAL-Part file. Raises UserError naming the file if it is missing, damaged or something else."""
+    """Reads the objects of a PASCAL-Part file. Raises UserError if it is missing, damaged or another file."""
     expected = "a PASCAL-Part annotation (anno.objects with class_ind, mask, parts)"
     anno = files.read_mat(path, "anno", expected)
     try:
@@ -60,11 +61,11 @@ def read_objects(path: pathlib.Path) -> list[Annotated]:
             for entry in anno["objects"].item().ravel()
         ]
     except (KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: is not built as expected ({error}); expected {expected}") from error
+        raise UserError(f"{path}: has an unexpected structure ({error}); expected {expected}") from error
 
 
 def read_context(path: pathlib.Path) -> np.ndarray:
-    """Class indices (H, W) uint16 of a PASCAL-Context file. Raises UserError naming the file."""
+    """Reads class indices (H, W) uint16 from a PASCAL-Context file. Raises UserError naming the file."""
     expected = "a PASCAL-Context annotation (LabelMap of class indices)"
     label = files.read_mat(path, "LabelMap", expected)
     if label.ndim != 2 or not label.size or label.dtype.kind not in "uif":
@@ -88,14 +89,19 @@ def write_raw(
     normals: np.ndarray,
     sal: np.ndarray,
 ) -> None:
-    """Writes all files of one image; folders come into being.
+    """Writes all files of one image; creates missing folders.
 
     Args:
-      root: the data set. image_id: name of the files.
-      image: (H, W, 3) uint8 RGB. semseg: (H, W) uint8, 0 to 20 or 255. objects: for human_parts.
-      context: (H, W) PASCAL-Context class indices. normals: (H, W, 3) float, unit vectors. sal: (H, W) bool.
+      root: folder of the data set.
+      image_id: name of the files.
+      image: (H, W, 3) uint8 RGB.
+      semseg: (H, W) uint8, 0 to 20 or 255.
+      objects: for human_parts.
+      context: (H, W) PASCAL-Context class indices.
+      normals: (H, W, 3) float, unit vectors.
+      sal: (H, W) bool.
     """
-    from mtlora_jax.tasks.label_images import class_palette  # here: it brings JAX along
+    from mtlora_jax.tasks.label_images import class_palette  # here, because it imports JAX
 
     def place(folder: str, suffix: str) -> pathlib.Path:
         path = pathlib.Path(root, folder, image_id + suffix)
@@ -132,7 +138,7 @@ def _read_parts(entries: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _anno(image_id: str, objects: Sequence[Annotated]) -> np.ndarray:
-    """The nested structure of a PASCAL-Part file; `parts` is an empty matrix where there are none, as in the genuine files."""
+    """The nested structure of a PASCAL-Part file. As in the originals, `parts` is an empty matrix if there are none."""
     entries = np.empty((1, len(objects)), _OBJECT)
     for entry, annotated in zip(entries[0], objects, strict=True):
         parts = np.empty((1, len(annotated.parts)), _PART)
@@ -146,6 +152,6 @@ def _anno(image_id: str, objects: Sequence[Annotated]) -> np.ndarray:
 
 
 def _class_name(category: int) -> str:
-    from mtlora_jax.tasks.semseg import VOC_CLASSES  # here: it brings JAX along
+    from mtlora_jax.tasks.semseg import VOC_CLASSES  # here, because it imports JAX
 
     return VOC_CLASSES[category]

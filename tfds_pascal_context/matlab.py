@@ -1,6 +1,7 @@
-"""Reads MATLAB files of versions 5 to 7, as far as the data sets have them: numbers, texts and structures of these.
+"""Reads the contents of MATLAB files (versions 5 to 7) that the data sets use: numbers, texts and structures of these.
 
-General readers trust the types and sizes that a file tells, and crash on some. This one takes nothing that the bytes do not hold.
+General readers trust the types and sizes that a file states, and crash on some files. This reader checks both against
+the bytes of the file.
 """
 
 import math
@@ -15,26 +16,27 @@ BYTE_ORDERS = {b"IM": "<", b"MI": ">"}
 HDF5 = b"\x89HDF\r\n\x1a\n"
 SAVE_AGAIN = "save it again in MATLAB, with save(..., '-v7')"
 
-# What elements are called in "MAT-File Format" of The MathWorks, chapter 1.
+# Types of elements, from "MAT-File Format" of The MathWorks, chapter 1.
 INT8, INT32, UINT32, MATRIX, COMPRESSED = 1, 5, 6, 14, 15
 NUMBERS = {INT8: "i1", 2: "u1", 3: "i2", 4: "u2", INT32: "i4", UINT32: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
-TEXTS = {INT8: 8, 2: 8, 4: 16, 16: 8, 17: 16, 18: 32}  # bits of a letter in UTF
-CLASSES = {1: "cells", 3: "an object", 5: "a sparse matrix", 16: "a function", 17: "an object"}  # that are not read
+TEXTS = {INT8: 8, 2: 8, 4: 16, 16: 8, 17: 16, 18: 32}  # bits per code unit of UTF
+CLASSES = {1: "cells", 3: "an object", 5: "a sparse matrix", 16: "a function", 17: "an object"}  # not read
 STRUCTURE, CHARACTERS, NUMERIC = 2, 4, range(6, 16)
 COMPLEX = 0x800
 
-# Bounds, some times above what PASCAL-Part needs: 60 objects of 20 parts with masks of 500x500, in structures in structures.
-LARGEST = 2**29  # bytes of all that is decompressed
+# Bounds, several times what PASCAL-Part needs: 60 objects of 20 parts with masks of 500x500, in nested structures.
+LARGEST = 2**29  # bytes of all decompressed data
 MOST_ELEMENTS = 10**5
 DEEPEST = 8
 LONGEST_TEXT = 1000
 
 
 def read(data: bytes, variable: str) -> np.ndarray:
-    """One variable of the file whose bytes are `data`.
+    """Reads one variable of the file whose bytes are `data`.
 
-    Numbers keep the type they are stored in, and are read-only; texts are strings, one for each row; a structure is an array of records.
-    Raises ValueError, struct.error or zlib.error for anything else, and for what is cut off or damaged.
+    Numbers keep their stored type and are read-only; a text is an array of strings, one per row; a structure is an
+    array of records. Raises ValueError, struct.error or zlib.error for other contents and for a truncated or damaged
+    file.
     """
     order, budget, room = _byte_order(data), iter(range(MOST_ELEMENTS)), LARGEST
     variables = _Elements(memoryview(data)[HEADER:], order, budget)
@@ -54,7 +56,7 @@ def read(data: bytes, variable: str) -> np.ndarray:
 
 
 class _Elements:
-    """The elements in a piece of a file, one after the other; `budget` is what is left of the number that all may have."""
+    """Iterates over the elements in a part of a file; `budget` counts the elements left for the whole file."""
 
     def __init__(self, data: bytes | memoryview, order: str, budget: Iterator[int]):
         self.data, self.order, self.budget = memoryview(data), order, budget
@@ -64,12 +66,12 @@ class _Elements:
         return self.at < len(self.data)
 
     def next(self) -> tuple[int, memoryview]:
-        """Type and contents."""
+        """Returns type and contents of the next element."""
         if next(self.budget, None) is None:
             raise ValueError(f"it has more than {MOST_ELEMENTS} elements")
         kind, size = struct.unpack_from(f"{self.order}II", self.data, self.at)
         start = self.at + 8
-        if kind >> 16:  # up to four bytes stand in the tag itself, after type and size of two bytes each
+        if kind >> 16:  # a small element: up to four bytes in the tag itself, after type and size of two bytes each
             kind, size, start = kind & 0xFFFF, kind >> 16, self.at + 4
             if size > 4:
                 raise ValueError(f"it has a small element of {size} bytes")
@@ -81,7 +83,7 @@ class _Elements:
         return kind, self.data[start : start + size]
 
     def integers(self, kind: int) -> list[int]:
-        """The next element, which has to be of this type."""
+        """Reads the next element, which must have this type."""
         found, content = self.next()
         if found != kind or len(content) % 4:
             raise ValueError(
@@ -90,7 +92,7 @@ class _Elements:
         return np.frombuffer(content, self.order + NUMBERS[kind]).tolist()
 
     def text(self) -> str:
-        """The next element, a name."""
+        """Reads the next element, a name."""
         kind, content = self.next()
         if kind not in TEXTS:
             raise ValueError(f"it has an element of type {kind} where a name should be")
@@ -101,21 +103,21 @@ def _byte_order(data: bytes) -> str:
     if not data:
         raise ValueError("it is empty")
     if data[512:].startswith(HDF5) or data.startswith(HDF5):
-        raise ValueError(f"it is of version 7.3, which is HDF5; {SAVE_AGAIN}")
+        raise ValueError(f"it has version 7.3, which is HDF5; {SAVE_AGAIN}")
     if len(data) >= 20 and 0 in data[:4]:
-        raise ValueError(f"it is of version 4, or no MATLAB file; {SAVE_AGAIN}")
+        raise ValueError(f"it has version 4 or is not a MATLAB file; {SAVE_AGAIN}")
     order = BYTE_ORDERS.get(data[126:HEADER])
     if order is None:
-        raise ValueError("it is no MATLAB file")
+        raise ValueError("it is not a MATLAB file")
     (version,) = struct.unpack_from(f"{order}H", data, 124)
     if version != 0x100:
-        raise ValueError(f"it is of the unknown version {version:#x}; {SAVE_AGAIN}")
+        raise ValueError(f"it has the unknown version {version:#x}; {SAVE_AGAIN}")
     return order
 
 
 def _decompressed(content: memoryview, room: int) -> bytes:
     stream = zlib.decompressobj()
-    data = stream.decompress(content, room + 1)  # 0 would mean without bound
+    data = stream.decompress(content, room + 1)  # + 1, since 0 would mean no limit
     if len(data) > room:
         raise ValueError(f"it unpacks to more than {LARGEST} bytes")
     if not stream.eof:
@@ -124,7 +126,7 @@ def _decompressed(content: memoryview, room: int) -> bytes:
 
 
 def _description(elements: _Elements) -> tuple[int, tuple[int, ...], str]:
-    """Flags, shape and name of a matrix; its values follow."""
+    """Reads flags, shape and name of a matrix; its values follow."""
     flags, shape, name = elements.integers(UINT32), tuple(elements.integers(INT32)), elements.text()
     if len(flags) != 2 or not 2 <= len(shape) <= 32 or min(shape) < 0:
         raise ValueError(f"a matrix has {len(flags)} flags and the shape {shape}")
@@ -136,22 +138,21 @@ def _value(elements: _Elements, flags: int, shape: tuple[int, ...], depth: int) 
     if category == STRUCTURE:
         return _structure(elements, shape, depth)
     if category not in (CHARACTERS, *NUMERIC) or flags & COMPLEX:
-        raise ValueError(
-            f"it has {'complex numbers' if category in NUMERIC else CLASSES.get(category, f'values of class {category}')}"
-        )
+        other = CLASSES.get(category, f"values of class {category}")
+        raise ValueError(f"it has {'complex numbers' if category in NUMERIC else other}")
     kind, content = elements.next()
     return (_texts if category == CHARACTERS else _numbers)(kind, content, shape, elements.order)
 
 
 def _structure(elements: _Elements, shape: tuple[int, ...], depth: int) -> np.ndarray:
-    """Records (of `shape`) whose fields are arrays."""
+    """Reads records of `shape` whose fields are arrays."""
     (length,) = elements.integers(INT32)
     joined = elements.text()
     if depth > DEEPEST or length < 1 or not joined or len(joined) % length:
         raise ValueError(f"a structure at depth {depth} has {len(joined)} letters in names of {length}")
     names = [joined[start : start + length].split("\0")[0] for start in range(0, len(joined), length)]
     count = math.prod(shape)
-    if count * len(names) > (len(elements.data) - elements.at) // 8:  # each has a tag
+    if count * len(names) > (len(elements.data) - elements.at) // 8:  # each field has a tag of 8 bytes
         raise ValueError(
             f"a structure of shape {shape} with {len(names)} fields has no room in {len(elements.data)} bytes"
         )
@@ -166,7 +167,7 @@ def _field(elements: _Elements, depth: int) -> np.ndarray:
     kind, content = elements.next()
     if kind != MATRIX:
         raise ValueError(f"it has an element of type {kind} where a matrix should be")
-    if not content:  # how an empty one may be written
+    if not content:  # an empty matrix may be written so
         return np.zeros((0, 0))
     inner = _Elements(content, elements.order, elements.budget)
     flags, shape, _ = _description(inner)

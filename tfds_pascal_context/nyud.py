@@ -1,7 +1,7 @@
 """NYUD_MT for TFDS: NYU Depth v2 with labels for semseg (40 classes), normals, edge and depth.
 
 ROOT/images/ID.jpg
-ROOT/gt_sets/{train,val}.txt     ids, one a line
+ROOT/gt_sets/{train,val}.txt     ids, one per line
 ROOT/segmentation/ID.png         0 = ignore, 1 to 40
 ROOT/normals/ID.npy              (H, W, 3) float; the zero vector where unknown
 ROOT/edge/ID.npy                 (H, W), above 0 on an edge
@@ -20,7 +20,7 @@ from tfds_pascal_context.builder import BYTES, NORMALS, RawBuilder, configs
 from tfds_pascal_context.raw import Raw
 
 CLASSES = 40  # of semseg
-FARTHEST = 65.535  # metres that 16 bits of millimetres hold
+FARTHEST = 65.535  # metres: the largest number of millimetres in 16 bits
 
 
 class NyudRaw(Raw):
@@ -30,7 +30,7 @@ class NyudRaw(Raw):
     archive = "NYUD_MT.tgz"
     tasks = ("semseg", "normals", "edge", "depth")
     counts: ClassVar = {"train": 795, "val": 654}
-    largest = 2**36  # arrays, which are not compressed
+    largest = 2**36  # the label arrays are not compressed
     images = "images"
     lists = "gt_sets"
 
@@ -51,8 +51,8 @@ class Nyud(RawBuilder):
     RELEASE_NOTES: ClassVar = {"1.0.0": "First version."}
     BUILDER_CONFIGS: ClassVar = configs(NyudRaw)
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "fetch NYUD_MT.tgz with a browser from https://drive.google.com/file/d/14EAEMXmd3zs2hIMY63UhHPSFPDAkiTzw and give it, the folder "
-        "it unpacks to, or the folder that holds either, as manual_dir."
+        "fetch NYUD_MT.tgz with a browser from https://drive.google.com/file/d/14EAEMXmd3zs2hIMY63UhHPSFPDAkiTzw and "
+        "give it, the folder it unpacks to, or the folder that holds either, as manual_dir."
     )
 
     RAW = NyudRaw

@@ -52,8 +52,8 @@ class PascalContext(RawBuilder):
     RELEASE_NOTES: ClassVar = {"1.0.0": "First version."}
     BUILDER_CONFIGS: ClassVar = configs(PascalRaw)
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "PASCAL_MT.tgz is downloaded if it is not in manual_dir. If you have it already, or the server is gone: give the archive, the "
-        "folder it unpacks to, or the folder that holds either."
+        "PASCAL_MT.tgz is downloaded if it is not in manual_dir. If you have it already, or the server is gone, give "
+        "the archive, the folder it unpacks to, or the folder that holds either."
     )
 
     RAW = PascalRaw
@@ -61,9 +61,10 @@ class PascalContext(RawBuilder):
     URL = "https://data.vision.ee.ethz.ch/kmaninis/share/MTL/PASCAL_MT.tgz"
     HOMEPAGE = "https://github.com/facebookresearch/astmt"
     LICENSE = (
-        "No single licence. The photographs come from Flickr under its terms of use (PASCAL VOC 2010); the annotations of PASCAL VOC, "
-        "PASCAL-Context and PASCAL-Part are published for research without a licence text; normals and saliency were distilled by the "
-        "authors of ASTMT, whose code is CC BY-NC 4.0. Research use; do not redistribute."
+        "No single licence. The photographs come from Flickr under its terms of use (PASCAL VOC 2010); the annotations "
+        "of PASCAL VOC, PASCAL-Context and PASCAL-Part are published for research without a licence text; normals "
+        "and saliency were distilled by the authors of ASTMT, whose code is CC BY-NC 4.0. Research use; "
+        "do not redistribute."
     )
 
 
@@ -85,9 +86,8 @@ def _sal(paths: list[pathlib.Path], size: Size) -> np.ndarray:
 
 
 def _normals(paths: list[pathlib.Path], size: Size) -> np.ndarray:
-    return labels.valid_normals(
-        files.read_image(paths[0], ("RGB",), "an RGB PNG of normals"), layout.read_context(paths[1])
-    )
+    encoded = files.read_image(paths[0], ("RGB",), "an RGB PNG of normals")
+    return labels.valid_normals(encoded, layout.read_context(paths[1]))
 
 
 def _edge(paths: list[pathlib.Path], size: Size) -> np.ndarray:
@@ -98,9 +98,9 @@ def _objects(path: pathlib.Path) -> list[layout.Annotated]:
     return _unchanged(path, path.stat().st_mtime_ns if path.is_file() else 0)
 
 
-@functools.lru_cache(maxsize=1)  # both the label and whether there are people come from this file
+@functools.lru_cache(maxsize=1)  # read for the label and again for `has_people`
 def _unchanged(path: pathlib.Path, modified: int) -> list[layout.Annotated]:
-    del modified
+    del modified  # part of the key of the cache
     return layout.read_objects(path)
 
 

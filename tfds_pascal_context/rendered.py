@@ -1,9 +1,9 @@
-"""Renders scenes into the layout of PASCAL_MT, with all five labels: a data set for demos and measurements where there is no other.
+"""Renders scenes with all five labels in the layout of PASCAL_MT, as a data set for demos and measurements.
 
     python -m tfds_pascal_context.rendered demo/PASCAL_MT --train=2000 --val=160
 
-The files are the same on every run; what is there already is kept. They are scenes of an evening: the pre-trained Swin of the demo has
-seen days only, so that there is something to adapt it to.
+The files are the same on every run; existing ones are kept. The scenes show an evening: the pre-trained Swin of the
+demo has only seen scenes by day, so it has something to adapt to.
 """
 
 import functools
@@ -16,22 +16,19 @@ from mtlora_jax.errors import UserError
 from mtlora_jax.io.files import check_writable, read_text, user_path
 from tfds_pascal_context import layout
 
-SPLITS = {
-    "train": 0,
-    "val": 100_000,
-}  # seed of the first scene; those from `mtlora_jax.demo.pretrain.FIRST_SEED` on were for pre-training
+# Seed of the first scene of each split. Those from `mtlora_jax.demo.pretrain.FIRST_SEED` on are for pre-training.
+SPLITS = {"train": 0, "val": 100_000}
 SIDES = (16, 4096)  # pixels
 
 
 def write(root: pathlib.Path, counts: dict[str, int], size: tuple[int, int] = (176, 176)) -> None:
-    """Writes {"train": N, "val": N} scenes of `size` = (H, W) and all five labels under `root`; nothing if they are there.
+    """Writes {"train": N, "val": N} scenes of `size` = (H, W) with all five labels to `root`, unless they exist.
 
-    The lists of ids are written last: without them nothing takes the folder for a data set.
+    The lists of ids are written last, so that an incomplete folder is not mistaken for a data set.
     """
     ids = {split: [f"scene_{first + i:06}" for i in range(counts[split])] for split, first in SPLITS.items()}
-    if all(
-        _list_of(root, split).is_file() and read_text(_list_of(root, split)).split() == ids[split] for split in SPLITS
-    ):
+    lists = {split: root / layout.LISTS / f"{split}.txt" for split in SPLITS}
+    if all(path.is_file() and read_text(path).split() == ids[split] for split, path in lists.items()):
         return
     wanted = [image_id for split in SPLITS for image_id in ids[split]]
     for _ in map_on_all_cores(functools.partial(write_scene, root=root, size=size), wanted, "rendering scenes"):
@@ -41,7 +38,7 @@ def write(root: pathlib.Path, counts: dict[str, int], size: tuple[int, int] = (1
 
 
 def write_scene(image_id: str, root: pathlib.Path, size: tuple[int, int]) -> None:
-    """Renders one scene, whose seed is the number in its id, and writes its files."""
+    """Renders the scene whose seed is the number in its id, and writes its files."""
     from mtlora_jax.demo.scenes import EVENING, render
 
     scene = render(int(image_id.rpartition("_")[2]), size, EVENING)
@@ -58,7 +55,7 @@ def write_scene(image_id: str, root: pathlib.Path, size: tuple[int, int]) -> Non
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses the flags and renders."""
+    """Parses the flags and renders the scenes."""
     parser = cli.Parser("tfds_pascal_context.rendered", __doc__)
     parser.add_argument("folder", type=user_path, help="where to write the files")
     parser.add_argument("--train", type=int, default=2000, help="scenes to train on (default: 2000)")
@@ -76,10 +73,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_writable(args.folder)
     write(args.folder, counts, tuple(args.size))
     print(f"{args.folder}: {args.train} train and {args.val} val scenes of {args.size[0]} x {args.size[1]} pixels")
-
-
-def _list_of(root: pathlib.Path, split: str) -> pathlib.Path:
-    return root / "ImageSets" / "Context" / f"{split}.txt"
 
 
 if __name__ == "__main__":

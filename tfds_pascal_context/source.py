@@ -14,23 +14,18 @@ from mtlora_jax.io import files
 from tfds_pascal_context.files import LARGEST
 from tfds_pascal_context.raw import Raw
 
-# Bounds of an archive, beside that of its data set in bytes.
-RATIO = 100  # of unpacked to packed bytes: photographs hardly shrink, and the label arrays of NYUD_MT to a tenth or so
-LEAST = 2**28  # bytes; an archive that unpacks to less may be packed as it likes
-MOST_MEMBERS = 500_000  # some five times those of PASCAL_MT
+# Bounds of an archive, besides the number of bytes of its data set.
+RATIO = 100  # unpacked to packed bytes: photographs hardly shrink, the label arrays of NYUD_MT to about a tenth
+LEAST = 2**28  # bytes; RATIO does not apply to an archive that unpacks to less
+MOST_MEMBERS = 500_000  # about five times those of PASCAL_MT
 DEEPEST = 8  # folders
 LARGEST_HEADER = 2**16  # bytes of an extension, such as a long name
-EXTENSIONS = (
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-)
+PAX_EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+EXTENSIONS = (*PAX_EXTENSIONS, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
 
 def find(raw: type[Raw], place: pathlib.Path) -> pathlib.Path | None:
-    """The unpacked folder or the archive that `place` is or holds; None if there is neither."""
+    """Finds the unpacked folder or the archive that `place` is or holds; None if neither exists."""
     inside = pathlib.Path(raw.archive).stem
     for folder in (place, place / inside):
         if (folder / raw.images).is_dir():
@@ -39,13 +34,13 @@ def find(raw: type[Raw], place: pathlib.Path) -> pathlib.Path | None:
 
 
 def find_or_fail(raw: type[Raw], place: pathlib.Path) -> pathlib.Path:
-    """As `find`; raises UserError if there is neither."""
+    """As `find`, but raises UserError if neither exists."""
     if not place.exists():
         raise UserError(f"{place}: no such file or folder; expected {raw.archive} or the folder it unpacks to")
     found = find(raw, place)
     if found is None:
         raise UserError(
-            f"{place}: holds neither {raw.images}/ nor {raw.archive}; expected {raw.archive} or the folder it unpacks to"
+            f"{place}: holds neither {raw.images}/ nor {raw.archive}; expected the archive or the folder it unpacks to"
         )
     return found
 
@@ -53,9 +48,10 @@ def find_or_fail(raw: type[Raw], place: pathlib.Path) -> pathlib.Path:
 def open_raw(
     raw: type[Raw], found: pathlib.Path, tasks: Sequence[str], work: pathlib.Path, report: Callable[[str], None]
 ) -> Raw:
-    """The data set in a folder or archive; of an archive, what `tasks` need is unpacked to `work`, unless it is there already.
+    """Opens the data set in a folder or archive.
 
-    Raises UserError for an archive that is cut off, damaged or another one.
+    The files of an archive that `tasks` need are unpacked to `work`, unless an earlier call did so. Raises UserError
+    for an archive that is truncated, damaged or of another data set.
     """
     return raw(found if found.is_dir() else _unpack(raw, found, tasks, work / "unpacked", report))
 
@@ -69,10 +65,9 @@ def _unpack(
     if not (done.is_file() and files.read_bytes(done) == mark):
         shutil.rmtree(folder, ignore_errors=True)
         files.make_folder(folder)
-        blank = raw(folder)
-        wanted = [
-            f"{name}/" for name in (raw.images, raw.lists, *(name for task in tasks for name in blank.folders(task)))
-        ]
+        empty = raw(folder)
+        names = [raw.images, raw.lists, *(name for task in tasks for name in empty.folders(task))]
+        wanted = [f"{name}/" for name in names]
         room = max(LEAST, min(raw.largest, RATIO * state.st_size))
         report(f"unpacking {archive}")
         try:
@@ -86,7 +81,7 @@ def _unpack(
 
 
 def _extract(archive: pathlib.Path, folder: pathlib.Path, wanted: Sequence[str], room: int) -> bool:
-    """Unpacks the files below the `wanted` folders, wherever in the archive these are; whether there were images."""
+    """Unpacks the `wanted` folders from anywhere in the archive; returns whether it held images."""
     images = False
     try:
         with _Bounded(archive, room) as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as members:
@@ -95,19 +90,20 @@ def _extract(archive: pathlib.Path, folder: pathlib.Path, wanted: Sequence[str],
                 if start >= 0 and member.isfile():
                     _write(members, member, folder, member.name[start:])
                     images |= member.name[start:].startswith(wanted[0])
-            while stream.read(1 << 20):  # up to the checksum at the end
+            while stream.read(1 << 20):  # to the end, where gzip has its checksum
                 pass
     except (UserError, MemoryError):
         raise
-    except Exception as error:  # tarfile passes on whatever it stumbles over
+    except Exception as error:  # tarfile can raise anything on a damaged archive
         raise UserError(
-            f"{archive}: cannot be unpacked ({files.describe_error(error)}); it is cut off, damaged or no {archive.suffix}: fetch it again"
+            f"{archive}: cannot be unpacked ({files.describe_error(error)}); "
+            f"it is truncated, damaged or not a {archive.suffix} file: fetch it again"
         ) from error
     return images
 
 
 class _Bounded(gzip.GzipFile):
-    """An archive that may unpack to so many bytes, those that nobody wants included."""
+    """An archive that may unpack to at most `room` bytes, including the members that are skipped."""
 
     def __init__(self, path: pathlib.Path, room: int):
         super().__init__(path)
@@ -122,7 +118,7 @@ class _Bounded(gzip.GzipFile):
 
 
 class _Member(tarfile.TarInfo):
-    """A header, which tarfile would read into memory whatever its length."""
+    """A header of bounded size; tarfile would read one of any size into memory."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Member":
@@ -133,7 +129,7 @@ class _Member(tarfile.TarInfo):
 
 
 def _each(members: Any) -> Iterator[tarfile.TarInfo]:
-    """The members, of which tarfile would keep all, and in each all that global headers say."""
+    """Yields the members and frees each, since tarfile would keep all of them and their global headers."""
     for _ in range(MOST_MEMBERS):
         member = members.next()
         if member is None:
@@ -145,24 +141,24 @@ def _each(members: Any) -> Iterator[tarfile.TarInfo]:
 
 
 def _write(members: tarfile.TarFile, member: tarfile.TarInfo, folder: pathlib.Path, name: str) -> None:
-    """Writes one file; what else a member says of it is of no use here, but for its time, by which a changed file is known."""
-    told = f"its file {name[:100]!r}"
+    """Writes one file with its time of modification, which tells later whether it changed; ignores other attributes."""
+    which = f"its file {name[:100]!r}"
     parts = pathlib.PurePosixPath(name).parts
     if ".." in parts or len(parts) > DEEPEST:
-        raise ValueError(f"{told} has no place in this data set")
+        raise ValueError(f"{which} does not belong in this data set")
     if member.sparse is not None or member.size > LARGEST:
-        raise ValueError(f"{told} has {member.size} bytes; expected at most {LARGEST}, none of them left out")
+        raise ValueError(f"{which} has {member.size} bytes; expected at most {LARGEST}, and not sparse")
     content = members.extractfile(member)
     assert content is not None  # it is a file
     data, path = content.read(), folder / name
     if os.path.lexists(path) and path.read_bytes() != data:
-        raise ValueError(f"{told} is there twice, with different contents")
+        raise ValueError(f"{which} occurs twice with different contents")
     try:
         files.write_bytes(path, data)
     except UserError as error:
         reason = error.__cause__ or error
         if files.is_disk_full(reason):
             raise
-        raise ValueError(f"{told}: {files.describe_error(reason)}") from error
-    with contextlib.suppress(OSError, OverflowError, ValueError):  # times that are none
+        raise ValueError(f"{which}: {files.describe_error(reason)}") from error
+    with contextlib.suppress(OSError, OverflowError, ValueError):  # an invalid time
         os.utime(path, (member.mtime, member.mtime))

@@ -1,4 +1,4 @@
-"""Writing a data set so that it is whole or not there, and the same bytes every time."""
+"""Writes a data set completely or not at all, with the same bytes every time."""
 
 import contextlib
 import os
@@ -15,14 +15,15 @@ from mtlora_jax.io.files import is_disk_full
 
 
 class ReproducibleWriter(tfds.core.ExampleWriter):
-    """Writes the same bytes for the same examples; protobuf would put the features of each in an order of its own."""
+    """Writes the same bytes for the same examples; protobuf alone does not fix the order of the features."""
 
     def write(self, path, examples):
         try:
             return super().write(path, ((key, _ordered(example)) for key, example in examples))
-        except RuntimeError as error:  # of ArrayRecord, which knows no OSError
+        except RuntimeError as error:  # ArrayRecord raises it instead of OSError
+            reason = str(error).partition(";")[0]
             raise UserError(
-                f"{path}: cannot be written ({str(error).partition(';')[0]}); make room, if that is why, and start again"
+                f"{path}: cannot be written ({reason}); make room if the disk is full, start again"
             ) from error
 
 
@@ -33,43 +34,39 @@ def _ordered(example: bytes) -> bytes:
 
 @contextlib.contextmanager
 def owned(folder: pathlib.Path) -> Iterator[None]:
-    """Holds a folder for one build, and removes it where that leaves it empty. Raises UserError if another program has it."""
+    """Locks a folder for one build; removes it if it is empty at the end. Raises UserError if it is locked."""
     try:
         with locks.hold_lock(folder, "wait for the end of this build"):
             yield
     finally:
-        with contextlib.suppress(OSError):  # there is something worth keeping
+        with contextlib.suppress(OSError):  # it holds unfinished work, which is kept
             folder.rmdir()
 
 
 @contextlib.contextmanager
 def one_line_if_full(folder: pathlib.Path) -> Iterator[None]:
+    """Turns the OSError of a full disk into a UserError; `folder` holds the converted images, which are kept."""
     try:
         yield
     except OSError as error:
         if not is_disk_full(error):
             raise
         raise UserError(
-            f"{error.filename or folder}: {error.strerror}; what was converted is kept in {folder}: make room and start again"
+            f"{error.filename or folder}: {error.strerror}; "
+            f"the converted images are kept in {folder}: make room and start again"
         ) from error
 
 
 def check_shards(split: tfds.core.SplitInfo) -> None:
-    """Reads every record back: only then is the data set taken for whole. Raises UserError."""
+    """Reads every record back to ensure that it was written. Raises UserError."""
+    advice = "is the disk full? Make room and start again"
     for path, expected in zip(split.filepaths, split.shard_lengths, strict=True):
         try:
             reader = ArrayRecordReader(os.fspath(path))
-            written = sum(
-                bool(record)
-                for start in range(0, expected, 16)
-                for record in reader.read(start, min(start + 16, expected))
-            )
+            parts = (reader.read(start, min(start + 16, expected)) for start in range(0, expected, 16))
+            written = sum(bool(record) for part in parts for record in part)
             reader.close()
         except (RuntimeError, ValueError, IndexError) as error:
-            raise UserError(
-                f"{path}: was not written whole ({error}); is the disk full? Make room and start again"
-            ) from error
+            raise UserError(f"{path}: was not written completely ({error}); {advice}") from error
         if written != expected:
-            raise UserError(
-                f"{path}: was not written whole ({written} of {expected} examples); is the disk full? Make room and start again"
-            )
+            raise UserError(f"{path}: was not written completely ({written} of {expected} examples); {advice}")

@@ -1,8 +1,8 @@
-"""Looks through raw data, or a data set that was built, and names every file that is missing, cut off or inconsistent.
+"""Checks raw data or a built data set and names every file that is missing, truncated or inconsistent.
 
     python -m tfds_pascal_context.verify --manual_dir=PASCAL_MT                # the folder, or the archive
     python -m tfds_pascal_context.verify --manual_dir=PASCAL_MT --tasks=semseg,human_parts
-    python -m tfds_pascal_context.verify --data_dir=data                       # what build made of it
+    python -m tfds_pascal_context.verify --data_dir=data                       # a built data set
 
 Exits with 2 if something is wrong.
 """
@@ -17,17 +17,17 @@ from typing import Any
 from mtlora_jax import cli
 from mtlora_jax.errors import UserError
 from mtlora_jax.io.files import user_path
-from tfds_pascal_context import (
-    checks,
-)  # its functions run in workers, which could not find them in a program's main module
+from tfds_pascal_context import checks  # a module of its own, since workers cannot import from this main module
 
 
 @dataclasses.dataclass
 class Report:
-    """What was found.
+    """The result of a check.
 
     Attributes:
-      images: listed. whole: images that are usable with all tasks. usable: images per task.
+      images: number of listed images.
+      whole: images that are usable with all tasks.
+      usable: usable images per task.
       problems: one line each, beginning with the name of a file.
     """
 
@@ -45,7 +45,7 @@ def verify_raw(
     dataset: str = "pascal_context",
     allow_partial: bool = False,
 ) -> Report:
-    """Reads every file that `tasks` (default: all) need. Raises UserError where there is no data set, or its lists are unusable."""
+    """Reads every file that `tasks` (default: all) need. Raises UserError without a data set or usable lists."""
     from tfds_pascal_context import raw, source
     from tfds_pascal_context.builders import builder_class
 
@@ -56,21 +56,16 @@ def verify_raw(
     with tempfile.TemporaryDirectory(prefix="verify-", dir=found.parent if found.is_file() else None) as work:
         opened = source.open_raw(raw_cls, found, tasks, pathlib.Path(work), print)
         ids = opened.ids()
-        there = tuple(task for task in tasks if opened.has(task))
-        problems = [
-            f"{opened.root}: no labels for {task} ({', '.join(opened.folders(task))})"
-            for task in tasks
-            if task not in there
-        ]
+        found_tasks = tuple(task for task in tasks if opened.has(task))
+        missing = [task for task in tasks if task not in found_tasks]
+        problems = [f"{opened.root}: no labels for {task} ({', '.join(opened.folders(task))})" for task in missing]
         if not allow_partial:
             try:
                 opened.check_counts(ids)
             except UserError as error:
                 problems.append(str(error))
-        every = [image_id for split in raw.SPLITS for image_id in ids[split]]
-        return _report(
-            len(every), tasks, problems, checks.raw_problems, [(opened, image_id, there) for image_id in every], workers
-        )
+        calls = [(opened, image_id, found_tasks) for split in raw.SPLITS for image_id in ids[split]]
+        return _report(len(calls), tasks, problems, checks.raw_problems, calls, workers)
 
 
 def verify_built(
@@ -81,7 +76,7 @@ def verify_built(
     dataset: str = "pascal_context",
     allow_partial: bool = False,
 ) -> Report:
-    """Reads every example of a data set that was built. Raises UserError where there is none."""
+    """Reads every example of a built data set. Raises UserError if there is none."""
     from tfds_pascal_context import raw
     from tfds_pascal_context.builders import builder_class
 
@@ -90,7 +85,7 @@ def verify_built(
     builder = builder_cls(data_dir=str(user_path(data_dir)), config=config)
     folder = pathlib.Path(builder.data_path)
     if not builder.is_prepared():
-        raise UserError(f"{folder}: no data set; make it with python -m tfds_pascal_context.build")
+        raise UserError(f"{folder}: no data set; build it with python -m tfds_pascal_context.build")
     problems = []
     calls = []
     metadata: Any = builder.info.metadata
@@ -122,22 +117,20 @@ def _report(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses the flags, looks, prints. Raises UserError if something is wrong."""
+    """Parses the flags, checks and prints. Raises UserError if something is wrong."""
     parser = cli.Parser("tfds_pascal_context.verify", __doc__)
     parser.add_argument("--dataset", default="pascal_context", help="pascal_context (default) or nyud")
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument(
         "--manual_dir", type=user_path, help="raw data: archive, unpacked folder, or folder that holds either"
     )
-    place.add_argument("--data_dir", type=user_path, help="where TFDS keeps the data set that was built")
+    place.add_argument("--data_dir", type=user_path, help="where TFDS keeps the built data set")
     parser.add_argument(
-        "--tasks",
-        type=lambda text: text.split(","),
-        help="labels to look at, such as semseg,human_parts (default: all)",
+        "--tasks", type=lambda text: text.split(","), help="labels to check, such as semseg,human_parts (default: all)"
     )
     parser.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
     parser.add_argument(
-        "--allow_partial", action="store_true", help="take lists that are not as long as the published ones"
+        "--allow_partial", action="store_true", help="accept lists whose length differs from the published ones"
     )
     args = parser.parse(argv)
     check, where = (verify_raw, args.manual_dir) if args.manual_dir else (verify_built, args.data_dir)
@@ -147,10 +140,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     tasks = ", ".join(f"{task} {count}" for task, count in report.usable.items())
     good = sum(count > 0 for count in report.usable.values())
     print(
-        f"{report.images} images, {report.whole} usable with all tasks asked for; {good} of {len(report.usable)} tasks usable: {tasks}"
+        f"{report.images} images, {report.whole} usable with all requested tasks; "
+        f"{good} of {len(report.usable)} tasks usable: {tasks}"
     )
     if report.problems:
-        raise UserError(f"{where}: {len(report.problems)} problems, named above")
+        raise UserError(f"{where}: {len(report.problems)} problem(s), listed above")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Runs calls in processes that may die: what a file of strangers does to its reader ends in a line that names the file.
+"""Runs calls in processes that may crash on a malicious file; the error then names the file.
 
-A worker only reads. It tells the main process which file it is about to read, and sends back what it made of it.
+A worker only reads. It tells the main process which file it is about to read, and sends back the result.
 """
 
 import contextlib
@@ -19,18 +19,15 @@ from typing import Any, NoReturn
 
 from mtlora_jax.errors import UserError
 
-AHEAD = 4  # calls of each worker whose results may wait for that of an earlier one
-KILLED = (
-    signal.SIGKILL,
-    signal.SIGTERM,
-)  # by somebody, such as a system without memory; other signals come of the reading
+AHEAD = 4  # results per worker that may wait for that of an earlier call
+KILLED = (signal.SIGKILL, signal.SIGTERM)  # sent from outside, as when memory runs out; others come from the reader
 
-_main: multiprocessing.connection.Connection | None = None  # to the main process, in a worker
-_read: str | None = None  # what was read last, in a worker
+_main: multiprocessing.connection.Connection | None = None  # in a worker: to the main process
+_read: str | None = None  # in a worker: the file that was read last
 
 
 def note(origin: str | pathlib.Path) -> None:
-    """Tells the main process, if this is a worker, what is read from now on."""
+    """In a worker, tells the main process which file is read next."""
     global _read
     if _main is not None and str(origin) != _read:
         _read = str(origin)
@@ -44,10 +41,10 @@ def _give_up(error: UserError) -> NoReturn:
 def in_parallel(
     function: Callable, calls: Sequence[tuple], workers: int, lost: Callable[[UserError], Any] = _give_up
 ) -> Iterator:
-    """`function(*call)` of every call, in order, over `workers` processes.
+    """Yields `function(*call)` for every call, in order, using `workers` processes.
 
-    Raises what the function raises. Where a worker dies, `lost` says what the result is, of an error that names the file that was read;
-    by default that is raised.
+    Raises what the function raises. If a worker dies, the result is `lost(error)`, where the error names the file that
+    was read; by default the error is raised.
     """
     start = functools.partial(_Worker, function, workers)
     idle, busy = [start() for _ in range(min(workers, len(calls)))], []
@@ -78,16 +75,16 @@ def in_parallel(
 
 
 def _heard(busy: "list[_Worker]") -> "list[_Worker]":
-    """Those that have sent something, or are dead; waits for one."""
+    """Waits for a worker that has sent something or died; returns all such workers."""
     ready = multiprocessing.connection.wait([worker.pipe for worker in busy])
     return [worker for worker in busy if worker.pipe in ready]
 
 
 class _Worker:
-    """A process, and the call it is at."""
+    """A process and its current call."""
 
     def __init__(self, function: Callable, workers: int):
-        # Neither fork, which can hang where libraries have threads, nor spawn, which imports everything anew for every worker.
+        # Fork can hang if libraries have threads; spawn imports everything anew for every worker.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["tfds_pascal_context.convert"])
         self.workers, self.index, self.reads = workers, -1, ""
@@ -99,11 +96,11 @@ class _Worker:
 
     def begin(self, index: int, call: tuple) -> None:
         self.index, self.reads = index, ""
-        with contextlib.suppress(ConnectionError):  # it is dead; the answer will say so
+        with contextlib.suppress(ConnectionError):  # it is dead; `answer` reports that
             self.pipe.send(call)
 
     def answer(self) -> tuple[str, Any] | None:
-        """("made", result), ("failed", exception), ("died", UserError), or None where the worker is still at it."""
+        """Returns ("made", result), ("failed", exception), ("died", UserError), or None while the worker is busy."""
         try:
             kind, value = self.pipe.recv()
         except (EOFError, ConnectionError):
@@ -125,16 +122,17 @@ class _Worker:
         code = self.process.exitcode or 0
         if code >= 0 or -code in KILLED:
             reason = (
-                f"a worker of {self.workers} was killed, perhaps for want of memory; start again, with fewer --workers"
+                f"one of {self.workers} worker processes was killed, perhaps because memory ran out; "
+                "start again with fewer --workers"
             )
-            return f"{self.reads}: while it read this file, {reason}" if self.reads else reason
-        told = f"makes the program that reads it crash ({signal.Signals(-code).name}); it is damaged or made to do so: fetch it again"
-        return f"{self.reads or 'a file'}: {told}"
+            return f"{self.reads}: while this file was read, {reason}" if self.reads else reason
+        crash = f"crashes its reader ({signal.Signals(-code).name})"
+        return f"{self.reads or 'a file'}: {crash}; it is damaged or malicious: fetch it again"
 
 
 @contextlib.contextmanager
 def _main_left_out() -> Iterator[None]:
-    """Workers would run the main script anew, and a script that calls `tfds.load` need not be written for that."""
+    """Keeps workers from running the main script again, for scripts without a `__main__` guard."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
@@ -144,12 +142,12 @@ def _main_left_out() -> Iterator[None]:
 
 
 def _work(pipe: multiprocessing.connection.Connection, function: Callable) -> None:
-    """What a worker does until the main process ends it, or is gone itself."""
+    """Loop of a worker, until the main process ends it or is gone itself."""
     global _main, _read
-    import cv2  # the other libraries are there already
+    import cv2  # the other libraries are loaded already
 
     cv2.setNumThreads(1)  # there is one worker per core already
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C and ends its workers
     _main = pipe
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
@@ -158,12 +156,8 @@ def _work(pipe: multiprocessing.connection.Connection, function: Callable) -> No
             try:
                 answer = "made", function(*call)
             except MemoryError:
-                answer = (
-                    "failed",
-                    UserError(
-                        f"{_read or 'an image'}: needs more memory than there is; start again, with fewer --workers"
-                    ),
-                )
+                advice = "needs more memory than there is; start again with fewer --workers"
+                answer = "failed", UserError(f"{_read or 'an image'}: {advice}")
             except Exception as error:
                 answer = "failed", _portable(error)
             pipe.send(answer)
@@ -171,7 +165,7 @@ def _work(pipe: multiprocessing.connection.Connection, function: Callable) -> No
 
 
 def _portable(error: Exception) -> Exception:
-    """An error that the main process can raise, with the traceback it has here."""
+    """Returns an error that the main process can unpickle, with the traceback of this process."""
     if not isinstance(error, UserError):
         error.add_note(traceback.format_exc())
     try:

@@ -1,27 +1,26 @@
+"""NYUD_MT: labels, configs, and bad files."""
+
+import functools
 import pathlib
 import shutil
 
 import numpy as np
 import PIL.Image
 import pytest
+import raw_dummies
 import tensorflow_datasets as tfds
+from raw_dummies import NYUD
 
-import tfds_pascal_context
 from mtlora_jax.errors import UserError
 from tfds_pascal_context import verify
-from tfds_pascal_context.build import build
 from tfds_pascal_context.nyud import NyudRaw
 
-DUMMY = pathlib.Path(tfds_pascal_context.__file__).parent / "dummy_data"
+built = functools.partial(raw_dummies.built, dataset="nyud")
 
 
 @pytest.fixture
 def raw(tmp_path):
-    return pathlib.Path(shutil.copytree(DUMMY / "NYUD_MT", tmp_path / "raw"))
-
-
-def built(data, manual_dir=DUMMY, **kwargs):
-    return build(manual_dir, data, **{"workers": 1, "allow_partial": True, "dataset": "nyud", **kwargs})
+    return pathlib.Path(shutil.copytree(NYUD, tmp_path / "raw"))
 
 
 def source(data, split="train", **kwargs):
@@ -33,18 +32,15 @@ def test_labels_are_those_of_the_files(tmp_path):
     assert [example["image_id"] for example in examples] == [b"0001", b"0002"]
     for example in examples:
         image_id = example["image_id"].decode()
-        stored = {
-            folder: np.load(DUMMY / "NYUD_MT" / folder / f"{image_id}.npy") for folder in ("normals", "edge", "depth")
-        }
-        classes = np.array(PIL.Image.open(DUMMY / "NYUD_MT/segmentation" / f"{image_id}.png"))
+        stored = {folder: np.load(NYUD / folder / f"{image_id}.npy") for folder in ("normals", "edge", "depth")}
+        classes = np.array(PIL.Image.open(NYUD / "segmentation" / f"{image_id}.png"))
         assert 0 in classes or image_id == "0002"
         semseg = example["semseg"][..., 0]
         np.testing.assert_array_equal(semseg, np.where(classes == 0, 255, classes.astype(int) - 1))
         np.testing.assert_array_equal(example["edge"][..., 0], 255 * stored["edge"])
         assert example["depth"].dtype == np.uint16
-        np.testing.assert_allclose(
-            example["depth"][..., 0] / 1000, stored["depth"], atol=0.0005001
-        )  # half a millimetre
+        metres = example["depth"][..., 0] / 1000
+        np.testing.assert_allclose(metres, stored["depth"], atol=0.0005001)  # half a millimetre
         known = stored["normals"].any(axis=-1)
         assert not known.all()
         np.testing.assert_array_equal(example["normals"].any(axis=-1), known)
@@ -68,9 +64,8 @@ def test_smaller_labels_are_resized(raw, tmp_path):
 
 
 def test_without_the_archive_it_says_where_to_get_it(tmp_path):
-    with pytest.raises(
-        UserError, match=r"NYUD_MT.tgz cannot be downloaded by a program: .*14EAEMXmd3zs2hIMY63UhHPSFPDAkiTzw"
-    ):
+    message = r"NYUD_MT.tgz cannot be downloaded automatically: .*14EAEMXmd3zs2hIMY63UhHPSFPDAkiTzw"
+    with pytest.raises(UserError, match=message):
         built(tmp_path, manual_dir=None)
 
 
@@ -109,7 +104,7 @@ BROKEN = {
         lambda raw: PIL.Image.fromarray(np.full((24, 32), 41, np.uint8)).save(raw / "segmentation/0001.png"),
         r"segmentation/0001.png: has the class 40; expected 0 to 39",
     ),
-    "turned": (save("edge/0001.npy", np.zeros((32, 24))), r"edge/0001.npy: a label of another size, 24x32, than"),
+    "turned": (save("edge/0001.npy", np.zeros((32, 24))), r"edge/0001.npy: the label is 24x32 but .* is 32x24"),
 }
 
 
@@ -124,7 +119,7 @@ def test_bad_files_are_named(raw, tmp_path, case):
     assert (report.images, report.whole, len(report.problems)) == (3, 2, 1)
 
 
-def test_values_that_are_no_depth_are_unknown(raw, tmp_path):
+def test_invalid_depths_are_unknown(raw, tmp_path):
     depth = np.full((24, 32), 1.5, np.float32)
     depth[0, :3] = np.nan, -1, np.inf
     np.save(raw / "depth/0001.npy", depth)

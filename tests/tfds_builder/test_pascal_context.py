@@ -1,6 +1,7 @@
+"""Building PASCAL_MT from the dummy data: examples, configs, commands."""
+
 import json
 import os
-import pathlib
 import shutil
 import subprocess
 import sys
@@ -10,32 +11,11 @@ import numpy as np
 import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
+from raw_dummies import DUMMY, PACKAGE, TRAIN, VAL, built
 
-import tfds_pascal_context
 from mtlora_jax.errors import UserError
 from tfds_pascal_context import builder, dummy, layout
-from tfds_pascal_context.build import build
 from tfds_pascal_context.pascal_context import PascalRaw
-
-PACKAGE = pathlib.Path(tfds_pascal_context.__file__).parent
-DUMMY = PACKAGE / "dummy_data"
-TRAIN = ["dummy_01", "dummy_02", "dummy_03", "dummy_04"]
-VAL = ["dummy_05", "dummy_06", "dummy_07"]
-
-
-@pytest.fixture
-def raw(tmp_path):
-    """A copy of the dummy data, to be damaged."""
-    return pathlib.Path(shutil.copytree(DUMMY / "PASCAL_MT", tmp_path / "raw"))
-
-
-@pytest.fixture
-def data(tmp_path):
-    return tmp_path / "data"
-
-
-def built(data, manual_dir=DUMMY, **kwargs):
-    return build(manual_dir, data, **{"workers": 1, "allow_partial": True, **kwargs})
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +83,9 @@ def test_human_parts_of_a_figure_drawn_by_hand(examples):
     figure = label[2:24, 40:52]  # where the person stands
     np.testing.assert_array_equal(figure[0], [0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0])  # hair
     np.testing.assert_array_equal(figure[7], [4, 4, 3, 3, 2, 2, 2, 2, 3, 3, 4, 4])  # hand, lower and upper arm, torso
-    np.testing.assert_array_equal(
-        figure[:, 4], [1] * 6 + [0] + [2] * 6 + [5] * 4 + [6] * 5
-    )  # head to foot, beside the neck
+    np.testing.assert_array_equal(figure[:, 4], [1] * 6 + [0] + [2] * 6 + [5] * 4 + [6] * 5)  # from head to foot
     label[2:24, 40:52] = 0
-    assert not label.any()  # a dog's head is no head
+    assert not label.any()  # a dog's head does not count
     assert not any(examples[image_id]["human_parts"].any() for image_id in ("dummy_03", "dummy_05", "dummy_06"))
 
 
@@ -126,9 +104,8 @@ def test_normals_vanish_in_the_sky_only(examples):
     context = layout.read_context(DUMMY / "PASCAL_MT/pascal-context/trainval/dummy_01.mat")
     normals = examples["dummy_01"]["normals"]
     np.testing.assert_array_equal(normals.any(axis=-1), context != dummy.SKY)
-    np.testing.assert_array_equal(
-        normals[context != dummy.SKY], stored("normals_distill", "dummy_01")[context != dummy.SKY]
-    )
+    elsewhere = context != dummy.SKY
+    np.testing.assert_array_equal(normals[elsewhere], stored("normals_distill", "dummy_01")[elsewhere])
 
 
 def test_edges_lie_where_the_class_changes(examples):
@@ -149,32 +126,27 @@ def test_a_choice_of_tasks_needs_their_files_only(raw, data):
     assert result.path.parent.name == "human_parts"
     dataset = tfds.builder("pascal_context/human_parts", data_dir=str(data))
     assert set(dataset.info.features) == {"image_id", "image", "human_parts"}
-    with pytest.raises(
-        UserError, match=r"raw: no labels for semseg \(semseg/VOC12, .* the data set has --tasks=human_parts$"
-    ):
+    message = r"raw: no labels for semseg \(semseg/VOC12, .* the data set has --tasks=human_parts$"
+    with pytest.raises(UserError, match=message):
         built(data, raw, tasks=["human_parts", "semseg"])
     assert set(os.listdir(data / "pascal_context" / "semseg-human_parts")) == set()
 
 
 def test_order_of_tasks_does_not_matter_and_wrong_ones_are_named(data):
     assert built(data, tasks=["edge", "sal"]).path.parent.name == "sal-edge"
-    for tasks, message in {
-        ("depth",): "unknown task 'depth'; pascal_context has semseg, ",
-        ("sal", "sal"): "once",
-        (): "once",
-    }.items():
+    unknown = "unknown task 'depth'; pascal_context has semseg, "
+    for tasks, message in {("depth",): unknown, ("sal", "sal"): "once", (): "once"}.items():
         with pytest.raises(UserError, match=message):
             built(data, tasks=tasks)
 
 
 def test_published_counts_are_demanded(raw, data):
-    with pytest.raises(UserError, match=r"train.txt: lists 4 images, .* has 4998; say --allow_partial"):
+    with pytest.raises(UserError, match=r"train.txt: lists 4 images, .* has 4998; give --allow_partial"):
         built(data, raw, allow_partial=False)
     assert built(data, raw).seconds > 0
     assert built(data, raw).seconds == 0  # already there
-    with pytest.raises(
-        UserError, match=r"1.0.0: holds 4 train and 3 val images, .* 4998 train and 5105 val; delete it"
-    ):
+    message = r"1.0.0: holds 4 train and 3 val images, .* 4998 train and 5105 val; delete it"
+    with pytest.raises(UserError, match=message):
         built(data, raw, allow_partial=False)
 
 
@@ -202,28 +174,35 @@ def test_verify_is_a_command_with_workers(raw, data):
     built(data)
     for whole in (run(f"--manual_dir={DUMMY}"), run(f"--data_dir={data}")):
         assert whole.returncode == 0, whole.stderr
-        assert whole.stdout.startswith("7 images, 7 usable with all tasks asked for; 5 of 5 tasks usable")
+        assert whole.stdout.startswith("7 images, 7 usable with all requested tasks; 5 of 5 tasks usable")
     damaged = raw / "human_parts" / "dummy_02.mat"
     damaged.write_bytes(damaged.read_bytes()[:200])
     found = run(f"--manual_dir={raw}")
     assert found.returncode == 2
     first, last = found.stdout.splitlines()
     assert first.startswith(f"{damaged}: ")
-    assert "7 images, 6 usable with all tasks asked for; 5 of 5 tasks usable: semseg 7, human_parts 6" in last
-    assert found.stderr.splitlines() == [f"error: {raw}: 1 problems, named above"]
+    assert "7 images, 6 usable with all requested tasks; 5 of 5 tasks usable: semseg 7, human_parts 6" in last
+    assert found.stderr.splitlines() == [f"error: {raw}: 1 problem(s), listed above"]
 
 
 def test_nothing_imports_tensorflow(data):
-    code = f"import sys; from tfds_pascal_context.build import build; build({str(DUMMY)!r}, {str(data)!r}, workers=1, allow_partial=True); "
-    code += "import tensorflow_datasets as tfds; tfds.builder('pascal_context', data_dir=sys.argv[1]).as_data_source('val')[0]; "
-    code += "assert 'tensorflow' not in sys.modules and 'jax' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code, str(data)], cwd=PACKAGE.parent, check=True, capture_output=True)
+    code = """
+import sys
+from tfds_pascal_context.build import build
+build(sys.argv[1], sys.argv[2], workers=1, allow_partial=True)
+import tensorflow_datasets as tfds
+tfds.builder("pascal_context", data_dir=sys.argv[2]).as_data_source("val")[0]
+assert "tensorflow" not in sys.modules and "jax" not in sys.modules
+"""
+    command = [sys.executable, "-c", code, str(DUMMY), str(data)]
+    subprocess.run(command, cwd=PACKAGE.parent, check=True, capture_output=True)
 
 
 def test_a_script_without_a_guard_may_build_with_workers(data, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        f"from tfds_pascal_context.build import build\nbuild({str(DUMMY)!r}, {str(data)!r}, workers=2, allow_partial=True)\n"
+        "from tfds_pascal_context.build import build\n"
+        f"build({str(DUMMY)!r}, {str(data)!r}, workers=2, allow_partial=True)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
     subprocess.run([sys.executable, str(script)], env=environment, check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""Bad input, builds that are stopped, disks that are full; and `verify`, which finds what is wrong."""
+"""Bad input, interrupted builds and full disks; and `verify`, which finds the errors."""
 
 import os
 import pathlib
@@ -12,32 +12,11 @@ import numpy as np
 import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
+from raw_dummies import PACKAGE, PASCAL, TRAIN, built
 
-import tfds_pascal_context
 from mtlora_jax.errors import UserError
 from tfds_pascal_context import convert, dummy, layout, storage, verify, workers
-from tfds_pascal_context.build import build
 from tfds_pascal_context.pascal_context import PascalRaw
-
-PACKAGE = pathlib.Path(tfds_pascal_context.__file__).parent
-DUMMY = PACKAGE / "dummy_data"
-TRAIN = ["dummy_01", "dummy_02", "dummy_03", "dummy_04"]
-VAL = ["dummy_05", "dummy_06", "dummy_07"]
-
-
-@pytest.fixture
-def raw(tmp_path):
-    """A copy of the dummy data, to be damaged."""
-    return pathlib.Path(shutil.copytree(DUMMY / "PASCAL_MT", tmp_path / "raw"))
-
-
-@pytest.fixture
-def data(tmp_path):
-    return tmp_path / "data"
-
-
-def built(data, manual_dir=DUMMY, **kwargs):
-    return build(manual_dir, data, **{"workers": 1, "allow_partial": True, **kwargs})
 
 
 def damage_half(folder, suffix):
@@ -80,9 +59,9 @@ BROKEN = {
     "parts cut off": (damage_half("human_parts", ".mat"), r"human_parts/dummy_02.mat: cannot be read"),
     "context cut off": (damage_half("pascal-context/trainval", ".mat"), r"trainval/dummy_02.mat: cannot be read"),
     "empty .mat": (replace("human_parts/dummy_02.mat", b""), r"human_parts/dummy_02.mat: cannot be read"),
-    "label of another size": (
+    "label of another shape": (
         turned,
-        r"sal_distill/dummy_02.png: a label of another size, 48x64, than .*dummy_02.jpg, 64x48",
+        r"sal_distill/dummy_02.png: the label is 48x64 but .*dummy_02.jpg is 64x48; expected the same aspect ratio",
     ),
     "unknown class": (
         lambda raw: PIL.Image.fromarray(np.full(dummy.SIZE, 21, np.uint8)).save(raw / "semseg/VOC12/dummy_02.png"),
@@ -104,7 +83,7 @@ BROKEN = {
     ),
     "no id": (
         lambda raw: layout.write_split(raw, "train", ["../dummy_02"]),
-        r"train.txt: '../dummy_02' is no image id",
+        r"train.txt: '../dummy_02' is not an image id",
     ),
     "empty list": (lambda raw: layout.write_split(raw, "train", []), r"train.txt: empty"),
     "no list": (lambda raw: (raw / "ImageSets/Context/val.txt").unlink(), r"val.txt: no such file"),
@@ -191,7 +170,7 @@ def test_two_builds_at_once_are_refused(data):
 
 
 def test_a_worker_that_is_killed_is_reported():
-    with pytest.raises(UserError, match="a worker of 2 was killed, perhaps for want of memory"):
+    with pytest.raises(UserError, match="one of 2 worker processes was killed, perhaps because memory ran out"):
         list(workers.in_parallel(os._exit, [(1,)], workers=2))
 
 
@@ -205,10 +184,8 @@ def test_full_disk_while_converting(data, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(pathlib.Path, "write_bytes", full_at_the_third)
-        with pytest.raises(
-            UserError,
-            match=r"dummy_03.tmp: No space left on device; .* kept in .*all.partial: make room and start again",
-        ):
+        message = r"dummy_03.tmp: No space left on device; .* kept in .*all.partial: make room and start again"
+        with pytest.raises(UserError, match=message):
             built(data)
     assert sorted(path.name for path in data.rglob("dummy_*")) == ["dummy_01.zip", "dummy_02.zip"]
     assert built(data).converted == 5
@@ -220,9 +197,8 @@ def test_full_disk_while_writing_the_data_set(data, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(tfds.core.ExampleWriter, "write", full)
-        with pytest.raises(
-            UserError, match=r"train.*cannot be written \(write\(\) failed: No space left on device\); make room"
-        ):
+        message = r"train.*cannot be written \(write\(\) failed: No space left on device\); make room"
+        with pytest.raises(UserError, match=message):
             built(data)
     assert not list(data.rglob("*.array_record*"))
     assert built(data).converted == 0
@@ -237,16 +213,16 @@ def test_a_shard_that_was_not_written_whole_is_noticed(data, monkeypatch):
         check(split)
 
     monkeypatch.setattr(storage, "check_shards", cut_off_first)
-    with pytest.raises(UserError, match=r"array_record-00000-of-00001: was not written whole"):
+    with pytest.raises(UserError, match=r"array_record-00000-of-00001: was not written completely"):
         built(data)
     assert not list(data.rglob("*.array_record*"))
 
 
 def test_verify_names_every_bad_file_of_the_raw_data(raw, capsys):
-    for case in ("JPEG cut off", "unknown class", "label of another size"):
+    for case in ("JPEG cut off", "unknown class", "label of another shape"):
         BROKEN[case][0](raw)
     (raw / "human_parts/dummy_05.mat").unlink()
-    shutil.copy(DUMMY / "PASCAL_MT/JPEGImages/dummy_02.jpg", raw / "JPEGImages")
+    shutil.copy(PASCAL / "JPEGImages/dummy_02.jpg", raw / "JPEGImages")
     shutil.rmtree(raw / "normals_distill")
     report = verify.verify_raw(raw, workers=1, allow_partial=True)
     assert [line.removeprefix(f"{raw}/").split(":")[0] for line in report.problems] == [
@@ -257,15 +233,15 @@ def test_verify_names_every_bad_file_of_the_raw_data(raw, capsys):
     ]
     assert report.usable == {"semseg": 6, "human_parts": 6, "sal": 6, "normals": 0, "edge": 7}
     assert (report.images, report.whole) == (7, 0)
-    with pytest.raises(UserError, match="raw: 5 problems, named above"):  # one more: the counts
+    with pytest.raises(UserError, match="raw: 5 problem\\(s\\), listed above"):  # one more: the counts
         verify.main([f"--manual_dir={raw}", "--workers=1"])
-    assert "7 images, 0 usable with all tasks asked for; 4 of 5 tasks usable: semseg 6" in capsys.readouterr().out
+    assert "7 images, 0 usable with all requested tasks; 4 of 5 tasks usable: semseg 6" in capsys.readouterr().out
 
 
 def test_verify_of_what_was_built(data, capsys):
     path = built(data).path
     verify.main([f"--data_dir={data}", "--allow_partial", "--workers=1"])
-    assert "7 images, 7 usable with all tasks asked for; 5 of 5 tasks usable" in capsys.readouterr().out
+    assert "7 images, 7 usable with all requested tasks; 5 of 5 tasks usable" in capsys.readouterr().out
     shard = path / "pascal_context-val.array_record-00000-of-00001"
     content = bytearray(shard.read_bytes())
     start = content.find(b"\x89PNG")
@@ -274,5 +250,5 @@ def test_verify_of_what_was_built(data, capsys):
     report = verify.verify_built(data, workers=1, allow_partial=True)
     assert report.problems
     assert all(str(path) in line for line in report.problems)
-    with pytest.raises(UserError, match=r"semseg/1.0.0: no data set; make it with"):
+    with pytest.raises(UserError, match=r"semseg/1.0.0: no data set; build it with"):
         verify.verify_built(data, ["semseg"])

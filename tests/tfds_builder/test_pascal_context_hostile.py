@@ -1,6 +1,7 @@
-"""Places, lists, pictures, caches and servers that are not as they should be."""
+"""Invalid paths, lists, images, caches and servers."""
 
 import contextlib
+import functools
 import http.server
 import io
 import json
@@ -15,31 +16,21 @@ import zipfile
 import numpy as np
 import PIL.Image
 import pytest
+import raw_dummies
+from raw_dummies import DUMMY, NYUD, PACKAGE, PASCAL, TRAIN
 
-import tfds_pascal_context
 from mtlora_jax.errors import UserError
 from mtlora_jax.io import files as mtlora_files
 from mtlora_jax.io import locks
 from tfds_pascal_context import convert, download, dummy, files
-from tfds_pascal_context.build import build
 from tfds_pascal_context.nyud import NyudRaw
 from tfds_pascal_context.pascal_context import PascalRaw
 from tfds_pascal_context.verify import verify_built, verify_raw
 
-PACKAGE = pathlib.Path(tfds_pascal_context.__file__).parent
-DUMMY = PACKAGE / "dummy_data"
-TRAIN = ["dummy_01", "dummy_02", "dummy_03", "dummy_04"]
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 48\n%%EndComments\n(out) (w) file pop\nshowpage\n%%EOF\n"
 
 
-@pytest.fixture
-def raw(tmp_path):
-    """A copy of the dummy data, to be damaged."""
-    return pathlib.Path(shutil.copytree(DUMMY / "PASCAL_MT", tmp_path / "raw"))
-
-
-def built(data, manual_dir=DUMMY, **kwargs):
-    return build(manual_dir, data, **{"tasks": ["sal"], "workers": 1, "allow_partial": True, **kwargs})
+built = functools.partial(raw_dummies.built, tasks=["sal"])
 
 
 def everything(folder):
@@ -55,7 +46,7 @@ PLACES = {
     "a device": lambda folder: ("/dev/null", "/dev/null is a file"),
     "a long name": lambda folder: (folder / ("a" * 300), "File name too long"),
     "nobody's home": lambda folder: ("~nobody-of-this-name/data", "home folder"),
-    "no text": lambda folder: (folder / os.fsdecode(b"\xff"), "no UTF-8 text"),
+    "no text": lambda folder: (folder / os.fsdecode(b"\xff"), "not UTF-8 text"),
     "nothing": lambda folder: ("", "is empty"),
 }
 
@@ -100,12 +91,12 @@ def test_lists_as_other_systems_write_them(raw, encoding, end):
     assert PascalRaw(raw).ids()["train"] == TRAIN
 
 
-def test_lists_that_are_none(raw):
+def test_invalid_lists(raw):
     path = raw / "ImageSets/Context/train.txt"
     for content, message in {
         "café\n".encode("latin-1"): r"train.txt: is not UTF-8 text \(byte 3",
-        "café\n".encode(): r"train.txt: 'café' is no image id",
-        b"a" * 10**6 + b"\0": r"train.txt: 'a{80}' is no image id",
+        "café\n".encode(): r"train.txt: 'café' is not an image id",
+        b"a" * 10**6 + b"\0": r"train.txt: 'a{80}' is not an image id",
         "\ufeff".encode(): "train.txt: empty",
     }.items():
         path.write_bytes(content)
@@ -120,7 +111,7 @@ def test_lists_that_are_none(raw):
 
 @pytest.fixture
 def ghostscript(tmp_path, monkeypatch):
-    """A `gs` that tells whether it was started."""
+    """A `gs` that records whether it was started."""
     (tmp_path / "bin").mkdir()
     program, started = tmp_path / "bin" / "gs", tmp_path / "started"
     program.write_text(f"#!/bin/sh\ntouch {started}\nexit 1\n")
@@ -159,18 +150,17 @@ def test_files_larger_than_any_of_the_data_set(raw):
 
 @pytest.mark.parametrize("task", ["normals", "edge", "depth"])
 def test_arrays_whose_header_lies(tmp_path, task):
-    raw = pathlib.Path(shutil.copytree(DUMMY / "NYUD_MT", tmp_path / "raw"))
+    raw = pathlib.Path(shutil.copytree(NYUD, tmp_path / "raw"))
     header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000, 3), }\n"
     (raw / task / "0001.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(64))
-    with pytest.raises(
-        UserError, match=rf"{task}/0001.npy: cannot be read \(.*needs 12000000000000 bytes, but the file has 64\)"
-    ):
+    message = rf"{task}/0001.npy: cannot be read \(.*needs 12000000000000 bytes, but the file has 64\)"
+    with pytest.raises(UserError, match=message):
         NyudRaw(raw).label(task, "0001", (24, 32))
 
 
 @pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
 def test_arrays_in_other_order_and_versions(tmp_path, version):
-    raw = pathlib.Path(shutil.copytree(DUMMY / "NYUD_MT", tmp_path / "raw"))
+    raw = pathlib.Path(shutil.copytree(NYUD, tmp_path / "raw"))
     expected = NyudRaw(raw).label("depth", "0001", (24, 32))
     path = raw / "depth/0001.npy"
     metres = np.asfortranarray(np.load(path).astype(">f8"))
@@ -188,12 +178,14 @@ def cached(path, mark, tasks=("sal",), method=zipfile.ZIP_DEFLATED, **changes):
 
 
 def lie(path, size):
-    """Makes the directory of a zip file tell another size of its last entry."""
+    """Falsifies the size of the last entry in the directory of a zip file."""
     content = bytearray(path.read_bytes())
     at = content.rindex(b"PK\x01\x02")
     content[at + 24 : at + 28] = size.to_bytes(4, "little")
     path.write_bytes(content)
 
+
+SMALL = files.png(np.zeros((4, 4), np.uint8))
 
 LIES = {
     "a bomb": lambda path, mark: cached(path, mark, sal=bytes(2**25)),
@@ -203,10 +195,8 @@ LIES = {
     "no picture": lambda path, mark: cached(path, mark, sal=b"nothing"),
     "a program": lambda path, mark: cached(path, mark, sal=EPS),
     "other labels": lambda path, mark: cached(path, mark, ("edge",)),
-    "labels of two sizes": lambda path, mark: cached(
-        path, mark, ("sal", "edge"), edge=files.png(np.zeros((4, 4), np.uint8))
-    ),
-    "a head that is none": lambda path, mark: cached(path, mark, **{convert.HEAD: "[]"}),
+    "labels of two sizes": lambda path, mark: cached(path, mark, ("sal", "edge"), edge=SMALL),
+    "an invalid head": lambda path, mark: cached(path, mark, **{convert.HEAD: "[]"}),
     "other files": lambda path, mark: cached(path, "another"),
     "no archive": lambda path, mark: path.write_bytes(b"PK"),
     "a folder": lambda path, mark: path.mkdir(),
@@ -214,7 +204,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("case", LIES)
-def test_a_cached_image_that_is_none_is_not_used(tmp_path, case, monkeypatch):
+def test_an_invalid_cached_image_is_not_used(tmp_path, case, monkeypatch):
     monkeypatch.setattr(files, "LARGEST", 2**24)
     path, mark = tmp_path / "dummy_01.zip", "mark"
     tasks = ("sal", "edge") if "two sizes" in case else ("sal",)
@@ -226,13 +216,12 @@ def test_a_cached_image_that_is_none_is_not_used(tmp_path, case, monkeypatch):
         assert set(convert.load(path, mark, tasks).labels) == set(tasks)
 
 
-def test_what_is_cached_wrong_is_made_again(tmp_path):
-    list(convert.convert_all(PascalRaw(DUMMY / "PASCAL_MT"), TRAIN, ("sal",), tmp_path, 1))
+def test_an_invalid_cached_image_is_made_again(tmp_path):
+    raw, tasks = PascalRaw(PASCAL), ("sal",)
+    list(convert.convert_all(raw, TRAIN, tasks, tmp_path, 1))
     good = everything(tmp_path)
-    LIES["a program"](
-        tmp_path / "dummy_02.zip", convert.fingerprint(PascalRaw(DUMMY / "PASCAL_MT"), "dummy_02", ("sal",))
-    )
-    again = list(convert.convert_all(PascalRaw(DUMMY / "PASCAL_MT"), TRAIN, ("sal",), tmp_path, 1))
+    LIES["a program"](tmp_path / "dummy_02.zip", convert.fingerprint(raw, "dummy_02", tasks))
+    again = list(convert.convert_all(raw, TRAIN, tasks, tmp_path, 1))
     assert [fresh for _, fresh in again] == [False, True, False, False]
     for path, content in good.items():
         with zipfile.ZipFile(path) as now, zipfile.ZipFile(io.BytesIO(content)) as then:
@@ -244,25 +233,15 @@ def test_a_second_build_changes_not_one_byte(tmp_path):
     with locks.hold_lock(partial):
         (partial / "dummy_01.zip").write_bytes(b"of the first")
         before = everything(tmp_path)
-        flags = [
-            f"--data_dir={tmp_path / 'data'}",
-            f"--manual_dir={DUMMY}",
-            "--tasks=sal",
-            "--workers=1",
-            "--allow_partial",
-        ]
-        done = subprocess.run(
-            [sys.executable, "-m", "tfds_pascal_context.build", *flags],
-            cwd=PACKAGE.parent,
-            capture_output=True,
-            text=True,
-        )
+        flags = [f"--data_dir={tmp_path / 'data'}", f"--manual_dir={DUMMY}", "--tasks=sal", "--workers=1"]
+        command = [sys.executable, "-m", "tfds_pascal_context.build", "--allow_partial", *flags]
+        done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True)
         assert done.returncode == 2
         (line,) = done.stderr.splitlines()
         assert line.startswith(f"error: {partial}: another program writes there (host ")
         assert f"process {os.getpid()}, since " in line
         assert everything(tmp_path) == before
-        assert verify_raw(DUMMY / "PASCAL_MT", ["sal"], 1, allow_partial=True).problems == []
+        assert verify_raw(PASCAL, ["sal"], 1, allow_partial=True).problems == []
 
 
 def test_a_build_that_fails_at_once_leaves_no_folder(tmp_path, raw):
@@ -275,7 +254,7 @@ def test_a_build_that_fails_at_once_leaves_no_folder(tmp_path, raw):
 def test_dummy_data_replace_no_other_data(tmp_path):
     (tmp_path / "PASCAL_MT" / "JPEGImages").mkdir(parents=True)
     (tmp_path / "PASCAL_MT" / "JPEGImages" / "2008_000001.jpg").write_bytes(b"mine")
-    with pytest.raises(UserError, match="PASCAL_MT: is there already and holds other data"):
+    with pytest.raises(UserError, match="PASCAL_MT: already exists and holds other data"):
         dummy.write_dummy_data(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["PASCAL_MT"]
     for _ in range(2):
@@ -323,7 +302,7 @@ def endless():
 def test_a_server_that_never_ends(tmp_path, headers):
     with (
         serving(endless(), **headers) as url,
-        pytest.raises(UserError, match="has more than 10000000 bytes; .* removed") as caught,
+        pytest.raises(UserError, match="has more than 10000000 bytes; .* was removed") as caught,
     ):
         download.download(url, tmp_path / "PASCAL_MT.tgz", largest=10**7)
     assert str(caught.value).startswith(url)
@@ -339,7 +318,7 @@ def test_a_server_that_goes_on_elsewhere(tmp_path):
 
 
 @pytest.mark.parametrize("url", ["nothing", "http//x/y", "unknown://x/y", "http://größe/ü", "http://[::1/x"])
-def test_addresses_that_are_none(tmp_path, url, monkeypatch):
+def test_invalid_urls(tmp_path, url, monkeypatch):
     monkeypatch.setattr(download, "ATTEMPTS", 1)
     with pytest.raises(UserError) as caught:
         download.download(url, tmp_path / "PASCAL_MT.tgz")
@@ -347,7 +326,7 @@ def test_addresses_that_are_none(tmp_path, url, monkeypatch):
 
 
 @pytest.mark.parametrize("note", [b"", b"\xff\xfe\x00", "abc  PASCAL_MT.tgz".encode("utf-16")])
-def test_a_note_of_a_checksum_that_is_none_or_of_another_system(tmp_path, note):
+def test_a_stored_checksum_that_is_invalid_or_of_another_system(tmp_path, note):
     (tmp_path / "PASCAL_MT.tgz").write_bytes(b"there")
     (tmp_path / "PASCAL_MT.tgz.sha256").write_bytes(note)
     with pytest.raises(UserError) if note else contextlib.nullcontext():

@@ -1,8 +1,6 @@
-"""MATLAB files: what is read of good ones, and what becomes of bad ones. General readers crash on some of these."""
+"""MATLAB files: reading good ones and refusing bad ones, of which general readers crash on some."""
 
 import io
-import pathlib
-import shutil
 import struct
 import subprocess
 import sys
@@ -11,13 +9,11 @@ import zlib
 import numpy as np
 import pytest
 import scipy.io
+from raw_dummies import PACKAGE, PASCAL
 
-import tfds_pascal_context
 from mtlora_jax.errors import UserError
 from tfds_pascal_context import layout, matlab
 
-PACKAGE = pathlib.Path(tfds_pascal_context.__file__).parent
-DUMMY = PACKAGE / "dummy_data" / "PASCAL_MT"
 HARMLESS = (ValueError, struct.error, zlib.error)
 NUMBERS, TEXT, STRUCTURE = 13, 4, 2
 
@@ -33,21 +29,14 @@ def element(kind, content, order="<"):
 
 
 def matrix(*values, category=NUMBERS, shape=(2, 3), name=b"LabelMap", flags=0, order="<"):
-    described = struct.pack(f"{order}II", category | flags, 0), struct.pack(f"{order}{len(shape)}i", *shape)
-    return element(
-        14,
-        b"".join((element(6, described[0], order), element(5, described[1], order), element(1, name, order), *values)),
-        order,
-    )
+    kind, sizes = struct.pack(f"{order}II", category | flags, 0), struct.pack(f"{order}{len(shape)}i", *shape)
+    parts = element(6, kind, order), element(5, sizes, order), element(1, name, order), *values
+    return element(14, b"".join(parts), order)
 
 
 def file(*elements, version=0x100, order="<"):
-    return (
-        b"MATLAB 5.0".ljust(124)
-        + struct.pack(f"{order}H", version)
-        + (b"IM" if order == "<" else b"MI")
-        + b"".join(elements)
-    )
+    marks = struct.pack(f"{order}H", version), b"IM" if order == "<" else b"MI"
+    return b"".join((b"MATLAB 5.0".ljust(124), *marks, *elements))
 
 
 def packed(content):
@@ -65,8 +54,8 @@ def same(ours, theirs):
                 same(one[name], other[name])
 
 
-@pytest.mark.parametrize("path", sorted(DUMMY.rglob("*.mat")), ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_what_scipy_reads_of_the_files_of_the_data_set(path):
+@pytest.mark.parametrize("path", sorted(PASCAL.rglob("*.mat")), ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_files_of_the_data_set_are_read_as_scipy_reads_them(path):
     variable = "anno" if path.parent.name == "human_parts" else "LabelMap"
     same(matlab.read(path.read_bytes(), variable), scipy.io.loadmat(path)[variable])
 
@@ -81,12 +70,8 @@ def test_numbers_of_every_type(dtype, compressed):
 
 
 def test_texts_structures_and_what_is_empty():
-    x = {
-        "word": "größer",
-        "none": "",
-        "empty": np.zeros((0, 0)),
-        "inner": {"flag": np.array([[True, False]]), "n": 3.5},
-    }
+    inner = {"flag": np.array([[True, False]]), "n": 3.5}
+    x = {"word": "größer", "none": "", "empty": np.zeros((0, 0)), "inner": inner}
     same(matlab.read(saved(x=x), "x"), scipy.io.loadmat(io.BytesIO(saved(x=x)))["x"])
     (words,) = matlab.read(saved(x={"rows": np.array(["ab", "cd"])}), "x")["rows"].ravel()
     assert words.tolist() == ["ab", "cd"]
@@ -151,10 +136,10 @@ HOSTILE = {
         "compressed variable is cut off",
     ),
     "empty": (b"", "it is empty"),
-    "text": (b"<html>404 not found</html>" * 20, "it is no MATLAB file"),
+    "text": (b"<html>404 not found</html>" * 20, "it is not a MATLAB file"),
     "version 4": (
         struct.pack("<5i", 0, 2, 3, 0, 2) + b"x\0" + bytes(48),
-        "version 4, or no MATLAB file; save it again in MATLAB",
+        "version 4 or is not a MATLAB file; save it again in MATLAB",
     ),
     "version 7.3": (
         file(version=0x200).ljust(512, b"\0") + b"\x89HDF\r\n\x1a\n" + bytes(100),
@@ -169,9 +154,8 @@ def test_hostile_files_are_refused_in_one_line_that_names_them(tmp_path, case):
     content, reason = HOSTILE[case]
     path = tmp_path / "x.mat"
     path.write_bytes(content)
-    with pytest.raises(
-        UserError, match=rf"x\.mat: cannot be read \(.*{reason}.*\); expected a PASCAL-Context annotation"
-    ):
+    message = rf"x\.mat: cannot be read \(.*{reason}.*\); expected a PASCAL-Context annotation"
+    with pytest.raises(UserError, match=message):
         layout.read_context(path)
 
 
@@ -184,7 +168,7 @@ def test_a_bomb_is_bounded(monkeypatch):
 
 
 @pytest.mark.parametrize("value", [-1, 70_000, 1.5, np.nan, np.inf])
-def test_classes_that_are_none_are_named(tmp_path, value):
+def test_invalid_classes_are_named(tmp_path, value):
     (tmp_path / "x.mat").write_bytes(saved(LabelMap=np.full((3, 4), value)))
     with pytest.raises(UserError, match=r"x\.mat: LabelMap has the value"):
         layout.read_context(tmp_path / "x.mat")
@@ -193,7 +177,7 @@ def test_classes_that_are_none_are_named(tmp_path, value):
 @pytest.mark.parametrize("compressed", [False, True])
 def test_a_few_thousand_mutations_are_read_or_refused(compressed):
     rng = np.random.default_rng(0)
-    anno = scipy.io.loadmat(DUMMY / "human_parts/dummy_04.mat")["anno"]
+    anno = scipy.io.loadmat(PASCAL / "human_parts/dummy_04.mat")["anno"]
     originals = {
         "anno": saved(compressed, anno=anno),
         "LabelMap": saved(compressed, LabelMap=np.arange(12, dtype=np.uint16)),
@@ -218,18 +202,13 @@ def test_a_few_thousand_mutations_are_read_or_refused(compressed):
 @pytest.mark.parametrize(
     ("command", "folder"), [("build", "human_parts"), ("build", "pascal-context/trainval"), ("verify", "human_parts")]
 )
-def test_commands_name_the_file(tmp_path, command, folder, workers):
-    raw = pathlib.Path(shutil.copytree(DUMMY, tmp_path / "raw"))
+def test_commands_name_the_file(raw, tmp_path, command, folder, workers):
     path = raw / folder / "dummy_02.mat"
     path.write_bytes(file(*(matrix(element(199, bytes(6)), name=name) for name in (b"anno", b"LabelMap"))))
     flags = [f"--manual_dir={raw}", f"--workers={workers}", "--allow_partial", "--tasks=human_parts,edge"]
     flags += [f"--data_dir={tmp_path / 'data'}"] if command == "build" else []
-    done = subprocess.run(
-        [sys.executable, "-m", f"tfds_pascal_context.{command}", *flags],
-        cwd=PACKAGE.parent,
-        capture_output=True,
-        text=True,
-    )
+    program = [sys.executable, "-m", f"tfds_pascal_context.{command}"]
+    done = subprocess.run([*program, *flags], cwd=PACKAGE.parent, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     lines = [line for line in (done.stderr if command == "build" else done.stdout).splitlines() if str(path) in line]
     assert len(lines) == 1

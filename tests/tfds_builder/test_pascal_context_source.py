@@ -1,35 +1,32 @@
-"""Archives: local ones, and those that have to be downloaded."""
+"""Local and downloaded archives."""
 
 import contextlib
 import http.server
-import pathlib
 import shutil
 import tarfile
 import threading
 
 import pytest
+import raw_dummies
 import tensorflow_datasets as tfds
+from raw_dummies import DUMMY, NYUD, PASCAL
 
-import tfds_pascal_context
 from mtlora_jax.errors import UserError
 from tfds_pascal_context import download, source
-from tfds_pascal_context.build import build
 from tfds_pascal_context.pascal_context import PascalRaw
 from tfds_pascal_context.verify import verify_raw
-
-DUMMY = pathlib.Path(tfds_pascal_context.__file__).parent / "dummy_data"
 
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
     path = tmp_path_factory.mktemp("archive") / "PASCAL_MT.tgz"
     with tarfile.open(path, "w:gz") as members:
-        members.add(DUMMY / "PASCAL_MT", "PASCAL_MT")
+        members.add(PASCAL, "PASCAL_MT")
     return path
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `content`; breaks off after `limit` bytes of the first answers, as many as `breaks` says."""
+    """Serves `content`; cuts the first `breaks` answers off after `limit` bytes."""
 
     def __init__(self, content, limit=0, breaks=0, ranges=True, status=200):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -75,12 +72,12 @@ def serving(*args, **kwargs):
 
 
 def built(data, manual_dir=None, **kwargs):
-    return build(manual_dir, data, **{"workers": 1, "allow_partial": True, **kwargs})
+    return raw_dummies.built(data, manual_dir, **kwargs)
 
 
 @pytest.mark.parametrize("place", ["archive", "folder with the archive", "unpacked", "folder with the unpacked"])
 def test_every_place_the_data_may_be_in(tmp_path, archive, place):
-    places = {"archive": archive, "folder with the archive": archive.parent, "unpacked": DUMMY / "PASCAL_MT"}
+    places = {"archive": archive, "folder with the archive": archive.parent, "unpacked": PASCAL}
     result = built(tmp_path, places.get(place, DUMMY))
     assert result.examples == {"train": 4, "val": 3}
     assert not list(tmp_path.rglob("*.mat"))  # nothing unpacked is left
@@ -88,12 +85,8 @@ def test_every_place_the_data_may_be_in(tmp_path, archive, place):
 
 def test_of_an_archive_only_what_the_tasks_need_is_unpacked(tmp_path, archive):
     opened = source.open_raw(PascalRaw, archive, ["sal"], tmp_path, print)
-    assert sorted(path.name for path in opened.root.iterdir()) == [
-        "ImageSets",
-        "JPEGImages",
-        "sal_distill",
-        "unpacked.txt",
-    ]
+    found = sorted(path.name for path in opened.root.iterdir())
+    assert found == ["ImageSets", "JPEGImages", "sal_distill", "unpacked.txt"]
     state = (opened.root / "JPEGImages/dummy_01.jpg").stat()
     again = source.open_raw(PascalRaw, archive, ["sal"], tmp_path, print)  # not unpacked again
     assert (again.root / "JPEGImages/dummy_01.jpg").stat().st_ino == state.st_ino
@@ -131,7 +124,7 @@ def test_archive_with_a_wrong_byte(tmp_path, archive):
 
 def test_another_archive_and_no_archive(tmp_path):
     with tarfile.open(tmp_path / "other.tgz", "w:gz") as members:
-        members.add(DUMMY / "NYUD_MT", "NYUD_MT")
+        members.add(NYUD, "NYUD_MT")
     with pytest.raises(UserError, match=r"other.tgz: holds no JPEGImages/; expected PASCAL_MT.tgz"):
         built(tmp_path / "data", tmp_path / "other.tgz")
     (tmp_path / "text.tgz").write_text("404 not found")
@@ -141,7 +134,7 @@ def test_another_archive_and_no_archive(tmp_path):
 
 def test_archive_with_a_member_that_climbs_out_is_refused(tmp_path):
     with tarfile.open(tmp_path / "PASCAL_MT.tgz", "w:gz") as members:
-        members.add(DUMMY / "PASCAL_MT/JPEGImages/dummy_01.jpg", "JPEGImages/../../../../evil.jpg")
+        members.add(PASCAL / "JPEGImages/dummy_01.jpg", "JPEGImages/../../../../evil.jpg")
     with pytest.raises(UserError, match="PASCAL_MT.tgz: cannot be unpacked"):
         built(tmp_path / "a/b/c/data", tmp_path)
     assert not list(tmp_path.rglob("evil.jpg"))
@@ -159,9 +152,8 @@ def test_download_notes_its_checksum_and_is_used_again(tmp_path, archive):
         assert built(tmp_path, url=server.url, tasks=["sal"]).examples == {"train": 4, "val": 3}
         assert server.starts == [0]
         file = tmp_path / "downloads" / "PASCAL_MT.tgz"
-        assert (
-            tmp_path / "downloads/PASCAL_MT.tgz.sha256"
-        ).read_text() == f"{download.sha256_of(archive)}  PASCAL_MT.tgz\n"
+        note = tmp_path / "downloads/PASCAL_MT.tgz.sha256"
+        assert note.read_text() == f"{download.sha256_of(archive)}  PASCAL_MT.tgz\n"
         file.write_bytes(file.read_bytes()[:-1])  # damaged on the disk
         with pytest.raises(UserError, match=r"downloads/PASCAL_MT.tgz: has the SHA-256 .*delete it and start again"):
             built(tmp_path, url=server.url, tasks=["edge"])
@@ -173,7 +165,7 @@ def test_another_file_at_the_same_url_is_noticed(tmp_path, archive):
         download.download(server.url, path)
         path.unlink()
         server.content = server.content[:-1]
-        with pytest.raises(UserError, match=r"has the SHA-256 .*What was downloaded is removed"):
+        with pytest.raises(UserError, match=r"has the SHA-256 .*The downloaded file was removed"):
             download.download(server.url, path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["PASCAL_MT.tgz.sha256"]
 
@@ -183,9 +175,7 @@ def test_download_that_breaks_off_goes_on(tmp_path, ranges):
     content = bytes(range(256)) * 40
     with serving(content, limit=4000, breaks=2, ranges=ranges) as server:
         seen = []
-        path = download.download(
-            server.url, tmp_path / "PASCAL_MT.tgz", report=lambda done, total: seen.append((done, total))
-        )
+        path = download.download(server.url, tmp_path / "PASCAL_MT.tgz", report=lambda *sizes: seen.append(sizes))
         assert server.starts == ([0, 4000, 8000] if ranges else [0, 0, 0])
     assert path.read_bytes() == content
     assert seen[-1] == (10240, 10240)
@@ -208,20 +198,14 @@ def test_a_beginning_longer_than_the_file_is_dropped(tmp_path):
 
 
 def test_wrong_checksum_missing_file_and_no_server(tmp_path, archive):
-    with (
-        serving(archive.read_bytes()) as server,
-        pytest.raises(UserError, match=r"http.*has the SHA-256 .* expected abc"),
-    ):
+    message = r"http.*has the SHA-256 .* expected abc"
+    with serving(archive.read_bytes()) as server, pytest.raises(UserError, match=message):
         built(tmp_path, url=server.url, sha256="abc")
-    with (
-        serving(b"", status=404) as server,
-        pytest.raises(UserError, match=r"http.*: 404 Not Found; .* say --manual_dir=FILE"),
-    ):
+    message = r"http.*: 404 Not Found; .* give --manual_dir=FILE"
+    with serving(b"", status=404) as server, pytest.raises(UserError, match=message):
         built(tmp_path, url=server.url)
-    with (
-        serving(b"", status=503) as server,
-        pytest.raises(UserError, match=r"http.*cannot be downloaded \(503 Service Unavailable\)"),
-    ):
+    message = r"http.*cannot be downloaded \(503 Service Unavailable\)"
+    with serving(b"", status=503) as server, pytest.raises(UserError, match=message):
         built(tmp_path, url=server.url)
     with pytest.raises(UserError, match=r"http.*cannot be downloaded \(.*refused"):
         built(tmp_path, url=server.url)  # closed by now
@@ -235,7 +219,7 @@ def test_published_checksum_is_looked_up(tmp_path, monkeypatch):
 
 
 def test_default_manual_folder_of_tfds_is_looked_into(tmp_path):
-    shutil.copytree(DUMMY / "PASCAL_MT", tmp_path / "downloads" / "manual" / "PASCAL_MT")
+    shutil.copytree(PASCAL, tmp_path / "downloads" / "manual" / "PASCAL_MT")
     builder = tfds.builder(
         "pascal_context/sal", data_dir=str(tmp_path), allow_partial=True, workers=1, url="http://127.0.0.1:1/none"
     )

@@ -1,18 +1,16 @@
-"""Workers that die, and what their main process says of it."""
+"""Workers that die, and what the main process reports."""
 
 import os
-import pathlib
 import signal
 
 import pytest
+from raw_dummies import PASCAL, TRAIN
 
-import tfds_pascal_context
 from mtlora_jax.errors import UserError
 from tfds_pascal_context import checks, convert, verify, workers
 from tfds_pascal_context.pascal_context import PascalRaw
 
-DUMMY = pathlib.Path(tfds_pascal_context.__file__).parent / "dummy_data" / "PASCAL_MT"
-IDS = ["dummy_01", "dummy_02", "dummy_03", "dummy_04", "dummy_05"]
+IDS = [*TRAIN, "dummy_05"]
 
 
 def doubled(number):
@@ -31,7 +29,7 @@ def wrong(error):
 
 
 class Crashing(PascalRaw):
-    """Whose second image makes its reader crash, as a file of a stranger may."""
+    """Its second image crashes the reader, as a malicious file may."""
 
     def label(self, task, image_id, size):
         label = super().label(task, image_id, size)
@@ -50,11 +48,11 @@ def test_results_come_in_order(count):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        (signal.SIGSEGV, r"^file 3: makes the program that reads it crash \(SIGSEGV\); it is damaged or made to do so"),
-        (signal.SIGABRT, r"^file 3: makes .* crash \(SIGABRT\)"),
+        (signal.SIGSEGV, r"^file 3: crashes its reader \(SIGSEGV\); it is damaged or malicious"),
+        (signal.SIGABRT, r"^file 3: crashes its reader \(SIGABRT\)"),
         (
             signal.SIGKILL,
-            r"^file 3: while it read this file, a worker of \d was killed, perhaps for want of memory; .* fewer --workers",
+            r"^file 3: while this file was read, one of \d worker processes was killed, .* fewer --workers",
         ),
     ],
 )
@@ -88,13 +86,13 @@ def test_a_mistake_of_the_program_keeps_its_traceback():
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_conversion_and_verification_name_the_file(tmp_path, count):
-    path = DUMMY / "sal_distill/dummy_02.png"
-    converted = convert.convert_all(Crashing(DUMMY), IDS, ("sal",), tmp_path, count)
-    with pytest.raises(UserError, match=rf"^{path}: makes the program that reads it crash \(SIGSEGV\)"):
+    path = PASCAL / "sal_distill/dummy_02.png"
+    converted = convert.convert_all(Crashing(PASCAL), IDS, ("sal",), tmp_path, count)
+    with pytest.raises(UserError, match=rf"^{path}: crashes its reader \(SIGSEGV\)"):
         list(converted)
     assert (tmp_path / "dummy_01.zip").is_file()
     assert not list(tmp_path.glob("*.tmp"))
-    calls = [(Crashing(DUMMY), image_id, ("sal",)) for image_id in IDS]
+    calls = [(Crashing(PASCAL), image_id, ("sal",)) for image_id in IDS]
     report = verify._report(len(IDS), ("sal",), [], checks.raw_problems, calls, count)
     assert (report.whole, report.usable) == (4, {"sal": 4})
     assert [line.split(":")[0] for line in report.problems] == [str(path)]
