@@ -152,7 +152,7 @@ def subprograms(values: Any) -> Iterator[Any]:
 def module_of(path: str) -> str:
     """The row of a parameter in tables: patch embedding, all blocks of a stage, its merging, or the decoder of a task."""
     parts = path.split(".")
-    return ".".join(parts[:4] if parts[1:2] == ["layers"] else parts[:2])
+    return ".".join(parts[:4] if "".join(parts[2:3]).isdigit() else parts[:2])
 
 
 def dot_macs(equation: Any) -> int:

@@ -158,11 +158,17 @@ def computing(model: nnx.Module) -> dict[str, Any]:
     """{attribute: its value, or values, in all modules} of what says, beside the weights, what a trained model computes."""
     found: dict[str, list[Any]] = {}
     for _, module in nnx.iter_modules(model):
-        for name, value in vars(module).items():
+        for name, value in attributes(module).items():
             if isinstance(value, int | float | str | tuple) and name not in OF_TRAINING and not name.startswith("_"):
                 values = found.setdefault(name, [])
                 values += [value] if value not in values else []
     return {name: values[0] if len(values) == 1 else values for name, values in found.items()}
+
+
+def attributes(module: nnx.Module) -> dict[str, Any]:
+    """Returns {name: value} of a module's attributes, with the defaults that its classes give them."""
+    kinds = [kind for kind in reversed(type(module).__mro__) if issubclass(kind, nnx.Module)]
+    return {name: value for holder in (*kinds, module) for name, value in vars(holder).items()}
 
 
 def fresh(path: str, variable: nnx.Variable) -> str:

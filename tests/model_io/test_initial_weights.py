@@ -141,6 +141,16 @@ def test_an_evaluation_computes_what_was_trained(source, option):
     )
 
 
+def test_defaults_of_classes_count_as_attributes():
+    model = build(changed(method={"ts_base": "task"}))
+    assert initial_weights.computing(model)["carry_tasks"] is False
+    model.backbone.carry_tasks = True
+    told = initial_weights.computing(model)
+    del model.backbone.carry_tasks
+    assert model.backbone.carry_tasks
+    assert initial_weights.computing(model) == told
+
+
 def test_an_evaluation_may_order_tasks_otherwise(source):
     tasks = dict(reversed(SOURCE["tasks"].items()))
     assert loaded(source, {**SOURCE, "tasks": tasks}, complete=True)

@@ -21,7 +21,7 @@ from mtlora_jax import cli, main
 from mtlora_jax.methods import METHODS
 from mtlora_jax.methods.base import AdapterParam, Method
 from mtlora_jax.models.backbones import BACKBONES
-from mtlora_jax.models.backbones.base import Backbone
+from mtlora_jax.models.backbones.base import Backbone, Stage
 from mtlora_jax.models.layers import MLP, ONES, Conv, Layer, LayerNorm, Linear, abstract_param
 from mtlora_jax.models.task_features import TaskFeatures
 from mtlora_jax.schema import whole
@@ -38,15 +38,13 @@ class Mixer(nnx.Module):
         return x + self.mlp(x, rngs)
 
 
-class Level(nnx.Module):
+class Level(Stage):
     def __init__(self, inputs, width, stride):
         self.patches = Conv(inputs, width, stride, stride=stride)
         self.blocks = nnx.List([Mixer(width)])
-        self.downsample = None
-        self.remat_blocks = False
 
     def __call__(self, x, rngs=None):
-        return self.blocks[0](self.patches.forward(x), rngs)
+        return self.run_blocks(self.patches.forward(x), rngs)
 
 
 class Toy(Backbone):
@@ -58,7 +56,6 @@ class Toy(Backbone):
     def __init__(self, *, width):
         self.levels = nnx.List([Level(3, width, 8), Level(width, 2 * width, 2)])
         self.out_channels, self.strides = (width, 2 * width), (8, 16)
-        self.carry_tasks, self.remat_stages = True, False
 
     @property
     def stages(self):
@@ -69,11 +66,7 @@ class Toy(Backbone):
         return 16
 
     def __call__(self, images, rngs=None):
-        x, features = TaskFeatures(images), []
-        for level in self.levels:
-            x = level(x, rngs)
-            features.append(x)
-        return features
+        return self.run_stages(TaskFeatures(images), rngs)
 
 
 class Gain(AdapterParam):

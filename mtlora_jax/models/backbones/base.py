@@ -7,7 +7,29 @@ from typing import Any, ClassVar
 import jax
 from flax import nnx
 
+from mtlora_jax.models.remat import no_remat, remat
 from mtlora_jax.models.task_features import TaskFeatures
+
+
+class Stage(nnx.Module):
+    """Blocks in a row, with whatever a subclass puts before or after them.
+
+    Attributes:
+      blocks: called as (`TaskFeatures`, rngs) -> `TaskFeatures`.
+      downsample: joins neighbours after the blocks, with the linear layer `downsample.reduction`; None where nothing does.
+      remat_blocks: set by `model_factory.configure`.
+    """
+
+    blocks: nnx.List
+    downsample: Any = None
+    remat_blocks: bool = False
+
+    def run_blocks(self, x: TaskFeatures, rngs: nnx.Rngs | None = None) -> TaskFeatures:
+        """Calls the blocks one after the other, each computed twice where `remat_blocks` says so."""
+        run = remat if self.remat_blocks else no_remat
+        for block in self.blocks:
+            x = run(type(block).__call__, block, x, rngs)
+        return x
 
 
 class Backbone(nnx.Module):
@@ -22,10 +44,10 @@ class Backbone(nnx.Module):
       LINEAR_LAYERS: {location: dotted paths inside a block} of the linear layers that methods adapt: qkv (queries, keys and values),
         proj (the output of attention), fc1 and fc2 (of `models.layers.MLP`, which is the block's `mlp`).
       PARAM_GROUPS: {group: pattern that a parameter's path below the backbone matches as a whole}, of groups of `methods.param_groups`.
-      stages: its stages, each with `blocks` and, where a linear layer joins neighbours at its end, `downsample.reduction`.
+      layers: its stages, fine to coarse, each a `Stage`; tables of parameters have a row for each.
       out_channels: channels of each stage's features. strides: their strides in pixels.
       carry_tasks: whether features of tasks go on into the next stage; otherwise shared ones alone do.
-      remat_stages: set by `model_factory.configure`, as is `remat_blocks` of stages.
+      remat_stages: set by `model_factory.configure`.
     """
 
     OPTIONS: ClassVar[Mapping[str, Any]] = {}
@@ -33,15 +55,30 @@ class Backbone(nnx.Module):
     LINEAR_LAYERS: ClassVar[Mapping[str, Sequence[str]]] = {}
     PARAM_GROUPS: ClassVar[Mapping[str, str]] = {}
 
+    layers: nnx.List
     out_channels: tuple[int, ...]
     strides: tuple[int, ...]
-    carry_tasks: bool
-    remat_stages: bool
+    carry_tasks: bool = True
+    remat_stages: bool = False
 
     @property
     def stages(self) -> Sequence[Any]:
-        """The stages, fine to coarse."""
-        raise NotImplementedError
+        """Returns the stages, fine to coarse: `layers`, unless a subclass keeps them elsewhere."""
+        return self.layers
+
+    def run_stages(self, x: TaskFeatures, rngs: nnx.Rngs | None = None) -> list[TaskFeatures]:
+        """Calls the stages one after the other; returns the features of each.
+
+        Obeys `carry_tasks` and `remat_stages`.
+        """
+        run = remat if self.remat_stages else no_remat
+        features = []
+        for stage in self.stages:
+            x = run(type(stage).__call__, stage, x, rngs)
+            features.append(x)
+            if not self.carry_tasks:
+                x = TaskFeatures(x.shared)
+        return features
 
     def block_layers(self, block: nnx.Module) -> dict[str, list[tuple[Any, str]]]:
         """Return {location: [(module, attribute that holds the layer)]} of the linear layers of a block."""

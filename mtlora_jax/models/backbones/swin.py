@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from mtlora_jax.errors import UserError
-from mtlora_jax.models.backbones.base import Backbone
+from mtlora_jax.models.backbones.base import Backbone, Stage
 from mtlora_jax.models.backbones.swin_windows import (
     attention_mask,
     effective_window,
@@ -30,7 +30,6 @@ from mtlora_jax.models.layers import (
     drop_path,
     pad_to_multiple,
 )
-from mtlora_jax.models.remat import no_remat, remat
 from mtlora_jax.models.task_features import TaskFeatures
 from mtlora_jax.schema import list_of, number, whole
 
@@ -149,7 +148,7 @@ class SwinBlock(nnx.Module):
         return x.map_random(lambda y, rngs: drop_path(y, self.drop_path_rate, rngs), rngs)
 
 
-class Stage(nnx.Module):
+class SwinStage(Stage):
     """Blocks, alternately unshifted and shifted, then patch merging (not in the last stage)."""
 
     def __init__(
@@ -168,13 +167,10 @@ class Stage(nnx.Module):
             ]
         )
         self.downsample = PatchMerging(dim) if downsample else None
-        self.remat_blocks = False
 
     def __call__(self, x: TaskFeatures, rngs: nnx.Rngs | None = None) -> TaskFeatures:
         """Features of (B, H, W, C) -> features of (B, H/2, W/2, 2C), or of (B, H, W, C) in the last stage."""
-        run = remat if self.remat_blocks else no_remat
-        for block in self.blocks:
-            x = run(SwinBlock.__call__, block, x, rngs)
+        x = self.run_blocks(x, rngs)
         return x if self.downsample is None else self.downsample(x, rngs)
 
 
@@ -231,18 +227,14 @@ class Swin(Backbone):
         last = len(depths) - 1
         self.layers = nnx.List(
             [
-                Stage(embed_dim * 2**i, num_heads[i], window_size, mlp_ratio, [float(r) for r in rates[i]], i < last)
+                SwinStage(
+                    embed_dim * 2**i, num_heads[i], window_size, mlp_ratio, [float(r) for r in rates[i]], i < last
+                )
                 for i in range(len(depths))
             ]
         )
         self.out_channels = tuple(embed_dim * 2 ** min(i + 1, last) for i in range(len(depths)))
-        self.remat_stages = False
         self.strides = tuple(patch_size * 2 ** min(i + 1, last) for i in range(len(depths)))
-        self.carry_tasks = True
-
-    @property
-    def stages(self) -> Sequence[Stage]:
-        return self.layers
 
     @property
     def smallest_open_side(self) -> int:
@@ -251,15 +243,7 @@ class Swin(Backbone):
 
     def __call__(self, images: jax.Array, rngs: nnx.Rngs | None = None) -> list[TaskFeatures]:
         """Normalised images (B, H, W, 3) -> features of each stage after its merging, at strides 8, 16, 32 and 32."""
-        x = self.patch_embed(images)
-        run = remat if self.remat_stages else no_remat
-        features = []
-        for stage in self.layers:
-            x = run(Stage.__call__, stage, x, rngs)
-            features.append(x)
-            if not self.carry_tasks:
-                x = TaskFeatures(x.shared)
-        return features
+        return self.run_stages(self.patch_embed(images), rngs)
 
     @classmethod
     def hub_name(cls, file: str, format: str) -> str:
