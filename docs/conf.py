@@ -21,6 +21,8 @@ MENU = {
         "docs/notebooks/predict": "Notebook",
         "docs/own_data": "Your own data",
         "docs/own_task": "Your own task",
+        "docs/own_method": "Your own method",
+        "docs/own_backbone": "Your own backbone",
     },
     "Guides": {
         "tfds_pascal_context/README": "PASCAL-Context and NYUD",

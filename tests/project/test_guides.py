@@ -52,9 +52,10 @@ def test_the_guide_to_own_data(tmp_path):
     run("own_data.md", tmp_path)
 
 
-def test_the_guide_to_an_own_task(tmp_path):
+@pytest.mark.parametrize("part", ["task", "method", "backbone"])
+def test_the_guides_to_own_parts(part, tmp_path):
     shutil.copytree(ROOT / "mtlora_jax", tmp_path / "mtlora_jax", ignore=shutil.ignore_patterns("__pycache__"))
-    run("own_task.md", tmp_path, PYTHONPATH=str(tmp_path))
+    run(f"own_{part}.md", tmp_path, PYTHONPATH=str(tmp_path))
 
 
 @pytest.mark.slow
