@@ -1,1 +1,1 @@
-"""Demo: renders scenes and compares two methods on them."""
+"""Demo: compares two methods on rendered scenes."""

@@ -3,8 +3,8 @@
     python -m mtlora_jax.demo --workdir=demo
 
 The scenes are written in the layout of PASCAL_MT and built like it. Both runs start from the same pre-trained Swin
-(mtlora_jax/demo/swin_micro), with the same seed and number of steps (configs/demo.py). Finished parts are kept: the
-same command given again continues where it was stopped.
+(mtlora_jax/demo/swin_micro), with the same seed and number of steps (configs/demo.py). After an interruption, the
+same command continues with the parts that are missing.
 """
 
 import pathlib
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(workdir: pathlib.Path, counts: dict[str, int], epochs: int) -> None:
-    """Makes everything that is missing: data, two runs, a table, panels and curves."""
+    """Makes whatever is missing of data and two runs, then a table, panels and curves."""
     from mtlora_jax import plot
     from mtlora_jax.console import console
     from mtlora_jax.experiment import open_dataset
@@ -84,7 +84,7 @@ def print_comparison(workdir: pathlib.Path) -> None:
     from mtlora_jax.model_io import model_folder
     from mtlora_jax.tasks import make_tasks
 
-    table = Table(title="Scores on scenes that were not trained on")
+    table = Table(title="Scores on scenes not used for training")
     table.add_column("method")
     table.add_column("trainable", justify="right")
     for number, method in enumerate(METHODS):
@@ -97,10 +97,8 @@ def print_comparison(workdir: pathlib.Path) -> None:
         names = {f"eval/{name}/{task.primary_metric}": task for name, task in tasks.items()}
         if number == 0:
             for name, task in tasks.items():
-                table.add_column(
-                    f"{name}\n{task.primary_metric}{'' if task.higher_is_better else ', lower is better'}",
-                    justify="right",
-                )
+                note = "" if task.higher_is_better else ", lower is better"
+                table.add_column(f"{name}\n{task.primary_metric}{note}", justify="right")
             table.add_row("untrained", "", *(f"{first[key]:.2f}" for key in names))
         table.add_row(method, f"{summary['trainable']:,}", *(f"{last[key]:.2f}" for key in names))
     console.print(table)
@@ -127,15 +125,12 @@ def draw_panels(config: Config, workdir: pathlib.Path) -> None:
     for index in range(min(PANELS, len(data))):
         example: dict[str, Any] = data[index]
         image = example["image"]
-        rows = [
-            {"labels": image}
-            | {name: task.visualize(task.to_device_format(example[name])) for name, task in data.tasks.items()}
-        ]
+        labels = {name: task.visualize(task.to_device_format(example[name])) for name, task in data.tasks.items()}
+        rows = [{"labels": image} | labels]
         for method, model in models.items():
             logits = model(image)
-            rows.append(
-                {method: image} | {name: task.visualize(np.asarray(logits[name])) for name, task in data.tasks.items()}
-            )
+            predicted = {name: task.visualize(np.asarray(logits[name])) for name, task in data.tasks.items()}
+            rows.append({method: image} | predicted)
         target = workdir / "panels" / f"{example['image_id']}.png"
         draw_panel(rows, 240, 240).save(target)
 

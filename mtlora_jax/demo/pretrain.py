@@ -55,20 +55,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def pretrain(args: argparse.Namespace) -> None:
-    """Renders, trains and writes as the flags say."""
+    """Renders, trains and writes as given by the flags."""
     scenes = render(args.scenes)
     held_out = max(args.scenes // 20, 1)
     architecture, arrays, score = train(scenes.select(slice(held_out, None)), scenes.select(slice(held_out)), args)
     half = {path: array.astype(np.float16) for path, array in arrays.items()}
-    about = f"{args.scenes} rendered scenes, {args.steps} steps of {args.batch_size}, seed {args.seed}; classes, outlines, nearness"
-    model_folder.save(
-        args.output, architecture, half, {"pretraining": about, "mean_average_precision": round(score, 2)}
-    )
+    amount = f"{args.scenes} rendered scenes, {args.steps} steps of {args.batch_size}, seed {args.seed}"
+    about = {"pretraining": f"{amount}; classes, outlines, nearness", "mean_average_precision": round(score, 2)}
+    model_folder.save(args.output, architecture, half, about)
     console.print(f"{args.output}: {sum(array.size for array in half.values()):,} parameters")
 
 
 class Scenes(NamedTuple):
-    """N images with their targets, each (N, H, W), or any selection of them."""
+    """N images with their targets, each (N, H, W)."""
 
     image: np.ndarray  # uint8 (N, H, W, 3)
     classes: np.ndarray  # uint8, of VOC
@@ -76,6 +75,7 @@ class Scenes(NamedTuple):
     nearness: np.ndarray  # float16, 1 / (1 + distance in metres), 0 in the sky
 
     def select(self, index) -> "Scenes":
+        """Indexes every array along N."""
         return Scenes(*(part[index] for part in self))
 
 
@@ -106,9 +106,8 @@ def crop(scene: Scenes, rng: np.random.Generator) -> Scenes:
     gain = rng.uniform(0.8, 1.2, 3) * rng.uniform(0.8, 1.2)
     image = np.clip(resized(scene.image, cv2.INTER_LINEAR) * gain, 0, 255).astype(np.uint8)
     nearness = resized(scene.nearness.astype(np.float32), cv2.INTER_LINEAR)
-    return Scenes(
-        image, resized(scene.classes, cv2.INTER_NEAREST), resized(scene.outlines, cv2.INTER_NEAREST), nearness
-    )
+    classes, outlines = (resized(part, cv2.INTER_NEAREST) for part in (scene.classes, scene.outlines))
+    return Scenes(image, classes, outlines, nearness)
 
 
 def batches(scenes: Scenes, size: int, rng: np.random.Generator) -> Iterator[Scenes]:
@@ -139,7 +138,7 @@ def tag_cells(classes: jax.Array | np.ndarray, side: int) -> jax.Array:
 def stage_loss(prediction: jax.Array, batch: Scenes, side: int) -> jax.Array:
     """Computes the loss of one stage, a float32 scalar.
 
-    prediction (B, IMAGE_SIDE / side, IMAGE_SIDE / side, CLASSES + 2 * PARTS): class tags, outlines, nearness.
+    prediction: (B, IMAGE_SIDE / side, IMAGE_SIDE / side, CLASSES + 2 * PARTS): class tags, outlines, nearness.
     """
     parts = side // DETAIL
     outlines = split_into_cells(jnp.max(split_into_cells(batch.outlines, parts), -1), DETAIL)
@@ -152,7 +151,10 @@ def stage_loss(prediction: jax.Array, batch: Scenes, side: int) -> jax.Array:
 
 
 def train(scenes: Scenes, held_out: Scenes, args) -> tuple[dict, dict[str, np.ndarray], float]:
-    """Returns (architecture, {path: array} of the backbone, mean average precision in percent on held-out scenes)."""
+    """Pre-trains a backbone; the score is the mean average precision in percent on held-out scenes.
+
+    Returns (architecture, {path: array} of the backbone, score).
+    """
     backbone = {"name": "swin", **Swin.VARIANTS["micro"], "window_size": 5, "drop_path_rate": 0.0}
     architecture = {
         "backbone": backbone,
@@ -197,10 +199,9 @@ def train(scenes: Scenes, held_out: Scenes, args) -> tuple[dict, dict[str, np.nd
         weights, opt_state, loss = update(weights, opt_state, batch)
         losses.append(loss)
         if step % 100 == 0 or step == args.steps:
-            left = (args.steps - step) * (time.monotonic() - start) / step
-            console.print(
-                f"step {step}/{args.steps} loss {np.mean(jax.device_get(losses)):.4f} ETA {left / 60:.0f} min"
-            )
+            minutes = (args.steps - step) * (time.monotonic() - start) / step / 60
+            mean = np.mean(jax.device_get(losses))
+            console.print(f"step {step}/{args.steps} loss {mean:.4f} ETA {minutes:.0f} min")
             losses = []
     predict = jax.jit(lambda weights, images: predictions(weights, images)[-1][..., :CLASSES])
     score = mean_average_precision(functools.partial(predict, weights), held_out, args.batch_size)
@@ -216,9 +217,8 @@ def mean_average_precision(predict: Callable[[np.ndarray], jax.Array], scenes: S
     source = batches(scenes, min(batch_size, len(scenes.image)), np.random.default_rng(0))
     taken = [next(source) for _ in range(-(-len(scenes.image) // batch_size))]
     scores = np.concatenate([np.asarray(predict(batch.image)).reshape(-1, CLASSES) for batch in taken])
-    truth = np.concatenate(
-        [np.asarray(tag_cells(batch.classes, CELL_SIDES[-1])).reshape(-1, CLASSES) for batch in taken]
-    )
+    tags = [np.asarray(tag_cells(batch.classes, CELL_SIDES[-1])) for batch in taken]
+    truth = np.concatenate([part.reshape(-1, CLASSES) for part in tags])
     found = np.take_along_axis(truth, np.argsort(-scores, axis=0), 0)
     hits = np.cumsum(found, 0)
     occurs = hits[-1] > 0

@@ -1,4 +1,4 @@
-"""The demo: its data set goes the way of PASCAL_MT, its pre-trained weights are small and fit, its pictures come out."""
+"""The demo: its data set, built like PASCAL_MT, its pre-trained weights and its pictures."""
 
 import functools
 import json
@@ -26,7 +26,7 @@ SIZE = (72, 96)
 
 @pytest.fixture(autouse=True, scope="module")
 def one_process():
-    """Starting workers takes longer than what these tests give them to do."""
+    """Renders in this process: starting workers takes longer than the few scenes of these tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "map_on_all_cores", lambda function, items, title: map(function, items))
         yield
@@ -51,9 +51,8 @@ def test_labels_arrive_as_they_were_rendered(data_dir, split):
         assert np.mean(np.abs(example["image"].astype(int) - scene.image)) < 6  # JPEG
         np.testing.assert_array_equal(example["semseg"], scene.semseg)
         np.testing.assert_array_equal(example["sal"], scene.sal)
-        people = np.any(
-            [mask for category, mask, _ in scene.objects if category == 15] or [np.zeros(SIZE, bool)], axis=0
-        )
+        masks = [mask for category, mask, _ in scene.objects if category == 15]
+        people = np.any(masks or [np.zeros(SIZE, bool)], axis=0)
         np.testing.assert_array_equal(example["human_parts"] > 0, people)
         known = example["normals"][..., 0] != 255
         assert known.any()
@@ -92,11 +91,10 @@ def test_written_again_nothing_changes(tmp_path):
     demo.write(tmp_path, {"train": 1, "val": 1}, (40, 48))
     files = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
     assert len(files) == 2 * 6 + 2
-    (tmp_path / "ImageSets" / "Context" / "val.txt").unlink()  # as if it had been stopped
+    (tmp_path / "ImageSets" / "Context" / "val.txt").unlink()  # as after an interruption
     demo.write(tmp_path, {"train": 1, "val": 1}, (40, 48))
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == {
-        p: data for p, data in files.items() if p.suffix == ".png"
-    }
+    labels = {path: content for path, content in files.items() if path.suffix == ".png"}
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == labels
 
 
 @pytest.mark.parametrize("method", ["mtlora", "decoders_only"])
@@ -122,9 +120,8 @@ def test_both_methods_start_from_the_same_decoders(tmp_path):
 
 
 def test_configs_differ_in_the_method_only():
-    one, other = (
-        json.loads(configs.load(f"{ROOT}/configs/demo.py:{method}").to_json_best_effort()) for method in command.METHODS
-    )
+    loaded = [configs.load(f"{ROOT}/configs/demo.py:{method}") for method in command.METHODS]
+    one, other = (json.loads(config.to_json_best_effort()) for config in loaded)
     assert {key for key in one if one[key] != other[key]} == {"method"}
 
 

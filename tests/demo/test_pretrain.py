@@ -27,7 +27,7 @@ def test_tags_of_a_cell_by_hand():
     assert found.tolist() == [[0, 0, 0, 2], [0, 0, 1, 19]]
 
 
-def test_surprise_is_small_only_where_all_three_are_right():
+def test_loss_is_small_only_if_all_three_predictions_are_right():
     rng = np.random.default_rng(0)
     side, shape = 8, (1, 16, 16)
     classes = np.repeat(np.repeat(rng.integers(0, 21, (1, 2, 2)), side, 1), side, 2).astype(np.uint8)
@@ -47,9 +47,7 @@ def test_surprise_is_small_only_where_all_three_are_right():
 
 
 def test_crop_moves_everything_alike():
-    ramp = np.broadcast_to(
-        np.arange(pretrain.RENDERED_SIDE, dtype=np.uint8), (pretrain.RENDERED_SIDE, pretrain.RENDERED_SIDE)
-    ).copy()
+    ramp = np.tile(np.arange(pretrain.RENDERED_SIDE, dtype=np.uint8), (pretrain.RENDERED_SIDE, 1))
     scene = Scenes(np.repeat(ramp[..., None], 3, -1), ramp, ramp, ramp.astype(np.float16))
     mirrored = set()
     for seed in range(8):
@@ -68,15 +66,14 @@ def test_precision_of_a_perfect_and_of_a_useless_classifier():
     classes = np.zeros(shape, np.uint8)
     classes[:2] = 1
     classes[2:, :, :96] = 2
-    scenes = Scenes(
-        np.repeat(classes[..., None], 3, -1) * 100, classes, np.zeros(shape, np.uint8), np.zeros(shape, np.float16)
-    )
+    images = np.repeat(classes[..., None], 3, -1) * 100
+    scenes = Scenes(images, classes, np.zeros(shape, np.uint8), np.zeros(shape, np.float16))
     assert pretrain.mean_average_precision(_brightness, scenes, 2) == pytest.approx(100)
     assert pretrain.mean_average_precision(lambda images: -_brightness(images), scenes, 2) < 60
 
 
 def _brightness(images):
-    """Logits of classes 1 and 2 from pictures that show them as 100 and 200: their share of each cell of the last stage."""
+    """Logits of classes 1 and 2, shown as 100 and 200: the fraction of each cell of the last stage that they fill."""
     cells = np.asarray(pretrain.split_into_cells(images[..., 0], pretrain.CELL_SIDES[-1]))
     logits = np.zeros((*cells.shape[:3], pretrain.CLASSES))
     logits[..., 0] = np.mean((cells > 50) & (cells <= 147), -1)
@@ -88,9 +85,8 @@ def test_command_writes_a_backbone(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "map_on_all_cores", lambda function, seeds, title: map(function, seeds))
     monkeypatch.setattr(pretrain, "RENDERED_SIDE", 72)
     monkeypatch.setattr(pretrain, "IMAGE_SIDE", 64)
-    monkeypatch.setitem(
-        pretrain.Swin.VARIANTS, "micro", {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)}
-    )
+    tiny = {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)}
+    monkeypatch.setitem(pretrain.Swin.VARIANTS, "micro", tiny)
     pretrain.main([f"--output={tmp_path / 'swin'}", "--scenes=3", "--steps=2", "--batch_size=2"])
     config = model_folder.read_config(tmp_path / "swin")
     assert config["architecture"]["tasks"] == {}

@@ -1,4 +1,4 @@
-"""Renders small scenes with exact labels: rooms and open ground, objects of the VOC classes, people of six parts.
+"""Renders small scenes with exact labels: rooms and landscapes, objects of the VOC classes, people of six parts.
 
 `render(seed)` casts rays at analytic solids, so normals, depth, parts and outlines are exact at each pixel's centre.
 """

@@ -1,4 +1,4 @@
-"""Animals, looking to the right (+x), standing on the ground."""
+"""Animals that look to the right (+x) and stand on the ground."""
 
 import dataclasses
 
@@ -39,7 +39,7 @@ BUILDS = {
 
 
 def quadruped(rng: Rng, category: str) -> Thing:
-    """A dog, cat, cow, horse or sheep, of varied build, hide and stride; a third of them grazes or sniffs."""
+    """A dog, cat, cow, horse or sheep with varied build, hide and stride; about a third grazes or sniffs."""
     build = BUILDS[category]
     coat = palette.hide(rng, 0.35 * build.length + 0.1)
     low = build.leg + 0.75 * build.chest
@@ -50,9 +50,8 @@ def quadruped(rng: Rng, category: str) -> Thing:
     if rng.random() < 0.3:
         forwards, up = 1.15 * forwards + 0.3 * max(up, 0), -0.55 * up - 0.05
     head = chest + [forwards * rng.uniform(0.9, 1.1), up * rng.uniform(0.85, 1.1), rng.uniform(-0.12, 0.12)]
-    solids.append(
-        rod(coat, chest + [0.3 * build.chest, 0.25 * build.chest, 0], head, build.nape * 1.15, build.nape * 0.85)
-    )
+    withers = chest + [0.3 * build.chest, 0.25 * build.chest, 0]
+    solids.append(rod(coat, withers, head, build.nape * 1.15, build.nape * 0.85))
     gaze = turn(rng.uniform(-0.9, 0.9), 0, rng.uniform(-0.5, 0.1))
     solids += FEATURES[category](rng, build, coat, head, gaze, chest, hips)
     return Thing(category, tuple(solids)).grounded()
@@ -67,12 +66,11 @@ def _legs(rng: Rng, build: Build, coat: Material, chest: np.ndarray, hips: np.nd
             swing = sign * stride * rng.uniform(0.6, 1.2)
             knee = top + 0.5 * build.leg * np.array([np.sin(swing), -np.cos(swing), 0]) + [0, -0.1 * build.leg, 0]
             heel = np.array([knee[0] + 0.5 * build.leg * np.sin(swing - 0.15 * abs(swing)), build.thick, top[2]])
+            toe = heel + [0.7 * build.thick, -0.1 * build.thick, 0]
             solids += [
                 rod(coat, top, knee, 1.7 * build.thick, 1.05 * build.thick),
                 rod(coat, knee, heel, 1.05 * build.thick, 0.8 * build.thick),
-                rod(
-                    foot, heel, heel + [0.7 * build.thick, -0.1 * build.thick, 0], 0.95 * build.thick, 0.8 * build.thick
-                ),
+                rod(foot, heel, toe, 0.95 * build.thick, 0.8 * build.thick),
             ]
     return solids
 
@@ -80,7 +78,7 @@ def _legs(rng: Rng, build: Build, coat: Material, chest: np.ndarray, hips: np.nd
 def _face(
     build: Build, coat: Material, nose: Material, head: np.ndarray, gaze: np.ndarray, drop: float = -0.25
 ) -> list[Solid]:
-    """Skull, muzzle, nose and eyes; `drop` is how far the muzzle points down per unit forwards."""
+    """Skull, muzzle, nose and eyes; `drop` is the slope of the muzzle."""
     length, radius = build.muzzle
     size = build.head
     tip = head + gaze @ [0.55 * size + length, drop * (0.4 * size + length), 0]
@@ -94,37 +92,22 @@ def _face(
 
 
 def _ears(
-    coat: Material, head: np.ndarray, gaze: np.ndarray, root, tip, bottom: float, top: float, flat: float = 0.5
+    coat: Material, head: np.ndarray, gaze: np.ndarray, size: float, root, tip, bottom: float, top: float, flat=0.5
 ) -> list[Solid]:
-    """A pair, from `root` to `tip`, given for the left one (+z)."""
+    """A pair from `root` to `tip`, given for the left one (+z), with radii `bottom` and `top`; in units of `size`."""
     mirror = np.array([1, 1, -1])
-    ends = [(np.array(root) * sign, np.array(tip) * sign) for sign in (1, mirror)]
-    return [rod(coat, head + gaze @ start, head + gaze @ end, bottom, top, flat) for start, end in ends]
+    ends = [(size * np.array(root) * sign, size * np.array(tip) * sign) for sign in (1, mirror)]
+    radii = bottom * size, top * size
+    return [rod(coat, head + gaze @ start, head + gaze @ end, *radii, flat) for start, end in ends]
 
 
 def _dog(rng, build, coat, head, gaze, chest, hips):
     del chest
     size, tail = build.head, hips + [-0.9 * build.hips, 0.25 * build.hips, 0]
     if rng.random() < 0.6:  # floppy
-        ears = _ears(
-            coat,
-            head,
-            gaze,
-            [-0.1 * size, 0.7 * size, 0.75 * size],
-            [-0.1 * size, -0.55 * size, 1.05 * size],
-            0.3 * size,
-            0.38 * size,
-        )
+        ears = _ears(coat, head, gaze, size, (-0.1, 0.7, 0.75), (-0.1, -0.55, 1.05), 0.3, 0.38)
     else:
-        ears = _ears(
-            coat,
-            head,
-            gaze,
-            [-0.2 * size, 0.6 * size, 0.5 * size],
-            [-0.3 * size, 1.5 * size, 0.6 * size],
-            0.32 * size,
-            0.08 * size,
-        )
+        ears = _ears(coat, head, gaze, size, (-0.2, 0.6, 0.5), (-0.3, 1.5, 0.6), 0.32, 0.08)
     bend = tail + [-0.1, rng.uniform(0.02, 0.12), 0]
     tails = [
         rod(coat, tail, bend, 0.035, 0.03),
@@ -135,44 +118,21 @@ def _dog(rng, build, coat, head, gaze, chest, hips):
 
 def _cat(rng, build, coat, head, gaze, chest, hips):
     del chest
-    size, root = build.head, hips + [-0.85 * build.hips, 0.3 * build.hips, 0]
-    ears = [
-        tube(
-            coat,
-            head + gaze @ [0, 0.55 * size, side * 0.55 * size],
-            head + gaze @ [0, 1.5 * size, side * 0.72 * size],
-            0.42 * size,
-            0.03 * size,
-        )
-        for side in (1, -1)
-    ]
+    size, base = build.head, hips + [-0.85 * build.hips, 0.3 * build.hips, 0]
+    ears = []
+    for side in (1, -1):
+        root, tip = (head + gaze @ [0, y * size, side * z * size] for y, z in ((0.55, 0.55), (1.5, 0.72)))
+        ears.append(tube(coat, root, tip, 0.42 * size, 0.03 * size))
     side = rng.uniform(-0.08, 0.08)
-    path = [root, root + [-0.14, 0.06, side], root + [-0.2, 0.22, side], root + [-0.13, 0.38, 2 * side]]
+    path = [base, base + [-0.14, 0.06, side], base + [-0.2, 0.22, side], base + [-0.13, 0.38, 2 * side]]
     tail = [rod(coat, start, end, 0.03, 0.027) for start, end in zip(path, path[1:], strict=False)]
     return [*_face(build, coat, PINK, head, gaze, -0.5), *ears, *tail]
 
 
 def _cow(rng, build, coat, head, gaze, chest, hips):
     size, tail = build.head, hips + [-0.95 * build.hips, 0.4 * build.hips, 0]
-    ears = _ears(
-        coat,
-        head,
-        gaze,
-        [-0.2 * size, 0.35 * size, 0.8 * size],
-        [-0.3 * size, 0.2 * size, 1.7 * size],
-        0.25 * size,
-        0.16 * size,
-    )
-    horns = _ears(
-        HORN,
-        head,
-        gaze,
-        [-0.1 * size, 0.75 * size, 0.5 * size],
-        [0.1 * size, 1.6 * size, 1.1 * size],
-        0.2 * size,
-        0.05 * size,
-        1.0,
-    )
+    ears = _ears(coat, head, gaze, size, (-0.2, 0.35, 0.8), (-0.3, 0.2, 1.7), 0.25, 0.16)
+    horns = _ears(HORN, head, gaze, size, (-0.1, 0.75, 0.5), (0.1, 1.6, 1.1), 0.2, 0.05, flat=1.0)
     udder = ball(PINK, 0.25 * chest + 0.75 * hips - [0, 0.95 * build.hips, 0], (0.14, 0.09, 0.11))
     tuft = tail + [-0.1, -0.48, rng.uniform(-0.06, 0.06)]
     return [
@@ -188,15 +148,7 @@ def _cow(rng, build, coat, head, gaze, chest, hips):
 def _horse(rng, build, coat, head, gaze, chest, hips):
     size, tail = build.head, hips + [-0.9 * build.hips, 0.4 * build.hips, 0]
     hair = palette.hide(rng)
-    ears = _ears(
-        coat,
-        head,
-        gaze,
-        [-0.2 * size, 0.7 * size, 0.4 * size],
-        [-0.1 * size, 1.5 * size, 0.5 * size],
-        0.25 * size,
-        0.06 * size,
-    )
+    ears = _ears(coat, head, gaze, size, (-0.2, 0.7, 0.4), (-0.1, 1.5, 0.5), 0.25, 0.06)
     crest = head + [-0.06, 0.09, 0]
     mane = rod(hair, crest, chest + [-0.02, 1.1 * build.chest, 0], 0.06, 0.05, 0.5)
     locks = [
@@ -213,30 +165,16 @@ def _horse(rng, build, coat, head, gaze, chest, hips):
 
 
 def _sheep(rng, build, coat, head, gaze, chest, hips):
-    wool = Material(
-        (0.75, 0.72, 0.65) if rng.random() < 0.7 else coat.colour,
-        (0.5, 0.47, 0.42),
-        "speckle",
-        np.eye(3) * 16,
-        gloss=0.0,
-    )
+    colour = (0.75, 0.72, 0.65) if rng.random() < 0.7 else coat.colour
+    wool = Material(colour, (0.5, 0.47, 0.42), "speckle", np.eye(3) * 16, gloss=0.0)
     fleece = []
     for share in np.linspace(-0.15, 1.15, 5):
         for angle in np.linspace(0, 2 * np.pi, 7)[:-1] + rng.uniform(0, 1):
-            centre = (
-                (1 - share) * hips + share * chest + 0.62 * build.hips * np.array([0, np.sin(angle), np.cos(angle)])
-            )
+            around = np.array([0, np.sin(angle), np.cos(angle)])
+            centre = (1 - share) * hips + share * chest + 0.62 * build.hips * around
             fleece.append(ball(wool, centre, build.hips * rng.uniform(0.5, 0.68)))
     size = build.head
-    ears = _ears(
-        coat,
-        head,
-        gaze,
-        [-0.1 * size, 0.3 * size, 0.7 * size],
-        [-0.3 * size, 0.1 * size, 1.6 * size],
-        0.25 * size,
-        0.15 * size,
-    )
+    ears = _ears(coat, head, gaze, size, (-0.1, 0.3, 0.7), (-0.3, 0.1, 1.6), 0.25, 0.15)
     tuft = ball(wool, head + gaze @ [-0.25 * size, 0.55 * size, 0], 0.75 * size)
     neck = rod(wool, chest, 0.5 * (chest + head), 0.9 * build.chest, 1.1 * build.nape)
     return [*_face(build, coat, palette.DARK, head, gaze, -0.7), *ears, *fleece, tuft, neck]
@@ -246,7 +184,7 @@ FEATURES = {"dog": _dog, "cat": _cat, "cow": _cow, "horse": _horse, "sheep": _sh
 
 
 def bird(rng: Rng) -> Thing:
-    """A bird on two legs; some spread their wings. Size of a hen."""
+    """A bird on two legs, the size of a hen; some spread their wings."""
     coat = palette.patterned(rng, ("plain", "speckle", "stripes", "blotches"), 0.1)
     wing = Material(palette.colour(rng), gloss=0.05)
     beak = Material(palette.colour(rng, (0.6, 0.9), (0.5, 0.95)), gloss=0.3)

@@ -23,9 +23,8 @@ class Camera:
     def rays(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         """Returns ray directions (3, N) in the world, of length 1 along the optical axis, so that distance is depth."""
         height, width = self.size
-        return self.rotation @ np.stack(
-            [(u - width / 2) / self.focal, (height / 2 - v) / self.focal, np.full(u.shape, -1.0)]
-        )
+        x, y = (u - width / 2) / self.focal, (height / 2 - v) / self.focal
+        return self.rotation @ np.stack([x, y, np.full(u.shape, -1.0)])
 
     def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Projects points (3, N) in the world to (u, v, depth)."""
@@ -34,7 +33,10 @@ class Camera:
         return width / 2 - self.focal * x / z, height / 2 + self.focal * y / z, -z
 
     def window(self, corners: np.ndarray | None) -> tuple[float, float, float, float]:
-        """Returns (left, right, top, bottom) in pixels around `corners`; the whole plane if one is behind the camera."""
+        """Returns (left, right, top, bottom) in pixels around `corners`.
+
+        It is the whole plane without corners, and if one of them is behind the camera.
+        """
         if corners is not None:
             u, v, depth = self.project(corners)
             if depth.min() > 0.05:

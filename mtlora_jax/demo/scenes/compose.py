@@ -1,4 +1,4 @@
-"""Puts a scene together: which things stand where, who looks at them from where, and in what light."""
+"""Composes a scene: the things and their places, the camera and the light."""
 
 import dataclasses
 from collections.abc import Callable
@@ -37,30 +37,21 @@ MAKERS: dict[str, Callable[[Rng], Thing]] = {
     "tvmonitor": furniture.tvmonitor,
 }
 INDOORS = (
-    "chair",
-    "diningtable",
-    "sofa",
-    "tvmonitor",
-    "pottedplant",
-    "bottle",
-    "dog",
-    "cat",
-    "bird",
-    "bicycle",
-    "person",
+    *("chair", "diningtable", "sofa", "tvmonitor", "pottedplant", "bottle"),
+    *("dog", "cat", "bird", "bicycle", "person"),
 )
 OUTDOORS = (
     *("car", "bus", "train", "aeroplane", "boat", "bicycle", "motorbike", "cow", "horse", "sheep"),
     *("dog", "cat", "bird", "chair", "pottedplant", "bottle", "person"),
 )
-FRONTAL = ("chair", "sofa", "tvmonitor", "person")  # they face +z where the others look to the right
+FRONTAL = ("chair", "sofa", "tvmonitor", "person")  # these face +z, the others look to the right
 ON_TABLES = ("bottle", "bottle", "tvmonitor", "pottedplant", "cat", "bird")
 TRIES = 40
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class View:
-    """The picture's axes on the floor, around the point that is looked at."""
+    """The axes of the picture on the floor, around the target of the camera."""
 
     right: np.ndarray  # (3,) unit
     away: np.ndarray  # (3,) unit
@@ -72,7 +63,10 @@ class View:
 
 
 def compose(rng: Rng, size: tuple[int, int], time_of_day: TimeOfDay = DAY) -> tuple[list[Thing], Camera, Light]:
-    """The backdrop and at least one thing, a camera for pictures of `size` = (H, W), and the light. The camera is on the first thing."""
+    """Returns (things, camera, light) for a picture of `size` = (H, W).
+
+    The first of the things is the backdrop; the camera is directed at the second, which is always there.
+    """
     star = _star(rng)
     inside = star in INDOORS and (star not in OUTDOORS or rng.random() < 0.6)
     hero = _posed(rng, star)
@@ -103,7 +97,7 @@ def _star(rng: Rng) -> str:
 
 
 def _posed(rng: Rng, name: str) -> Thing:
-    """A new thing at the origin, turned so that one can tell what it is."""
+    """A new thing at the origin, turned so that it can be recognised."""
     yaw = rng.normal(0, 0.6)
     if name not in FRONTAL:
         yaw += rng.choice([0, np.pi])
@@ -116,12 +110,12 @@ def _camera(rng: Rng, hero: Thing, size: tuple[int, int], inside: bool) -> tuple
     height, width = size
     low, high = hero.extent
     focal = max(height, width) / (2 * np.tan(rng.uniform(0.42, 0.56)))
-    # Half of the pictures of a person are taken from so near that they end at the waist or the knees.
+    # Half of the pictures of a person are taken so close that they end at the waist or the knees.
     portrait = hero.category == "person" and rng.random() < 0.5
     share = rng.uniform(1.05, 1.6) if portrait else rng.uniform(0.7, 0.95)
-    distance = max(
-        (high[1] - low[1]) * focal / (share * height), (high[0] - low[0]) * focal / (share * width) + 0.7 * high[2], 1.4
-    )
+    for_height = (high[1] - low[1]) * focal / (share * height)
+    for_width = (high[0] - low[0]) * focal / (share * width) + 0.7 * high[2]
+    distance = max(for_height, for_width, 1.4)
     yaw, pitch = rng.uniform(-0.6, 0.6), rng.uniform(0.06, 0.42)
     target = np.array([0, (0.68 if portrait else 0.45) * high[1] + rng.uniform(0, 0.2), 0])
     away, right = np.array([-np.sin(yaw), 0, -np.cos(yaw)]), np.array([np.cos(yaw), 0, -np.sin(yaw)])
@@ -133,7 +127,7 @@ def _camera(rng: Rng, hero: Thing, size: tuple[int, int], inside: bool) -> tuple
 
 
 def _on_top(rng: Rng, thing: Thing) -> list[Thing]:
-    """The thing with what stands or sits on it."""
+    """The thing, and whatever stands or sits on it."""
     place, (_, high) = thing.frame.offset, thing.extent
     yaw = float(np.arctan2(thing.frame.linear[0, 2], thing.frame.linear[2, 2]))
     if thing.category == "diningtable" and rng.random() < 0.75:
@@ -145,15 +139,13 @@ def _on_top(rng: Rng, thing: Thing) -> list[Thing]:
         return [thing, *(item.placed(top) for item, top in zip(items, tops, strict=True))]
     if (thing.category == "chair" and rng.random() < 0.3) or (thing.category == "sofa" and rng.random() < 0.4):
         forward = 0.06 if thing.category == "chair" else 0.12
-        return [
-            thing,
-            people.person(rng, seated=True).placed(place + forward * np.array([np.sin(yaw), 0, np.cos(yaw)]), yaw),
-        ]
+        seat = place + forward * np.array([np.sin(yaw), 0, np.cos(yaw)])
+        return [thing, people.person(rng, seated=True).placed(seat, yaw)]
     return [thing]
 
 
 def _free_spot(rng: Rng, thing: Thing, others: list[Thing], view: View) -> np.ndarray | None:
-    """Where on the floor the thing stands clear of the others and does not hide the first one."""
+    """A spot on the floor clear of the others, where the thing does not hide the first one; None if not found."""
     radius = thing.radius
     for _ in range(TRIES):
         deep = rng.uniform(-0.3, 0.65) * view.distance
@@ -173,18 +165,11 @@ def _light(rng: Rng, view: View, inside: bool, time_of_day: TimeOfDay) -> Light:
     direction = np.cos(rise) * level + np.array([0, np.sin(rise), 0])
     warmth = rng.uniform(-0.12, 0.28)
     tint = np.array([1 + warmth, 1.0, 1 - warmth])
-    strength, around = (
-        (rng.uniform(0.5, 0.85), rng.uniform(0.5, 0.75)) if inside else (rng.uniform(0.7, 1.3), rng.uniform(0.4, 0.6))
-    )
+    strength = rng.uniform(0.5, 0.85) if inside else rng.uniform(0.7, 1.3)
+    around = rng.uniform(0.5, 0.75) if inside else rng.uniform(0.4, 0.6)
     cool = np.array([1 - 0.4 * warmth, 1.0, 1 + 0.4 * warmth])
-    sky = Material(
-        hsv(rng.uniform(*time_of_day.hues), rng.uniform(0.3, 0.75), rng.uniform(0.75, 1.0)),
-        time_of_day.clouds,
-        "clouds",
-        np.diag([2.2, 3.5, 2.2]),
-        rng.uniform(0, 40, 3),
-    )
+    blue = hsv(rng.uniform(*time_of_day.hues), rng.uniform(0.3, 0.75), rng.uniform(0.75, 1.0))
+    sky = Material(blue, time_of_day.clouds, "clouds", np.diag([2.2, 3.5, 2.2]), rng.uniform(0, 40, 3))
     above, below = around * cool * time_of_day.around, 0.55 * around * tint * time_of_day.around
-    return Light(
-        direction, strength * tint * time_of_day.lamp, above, below, rng.uniform(0.004, 0.02), sky, time_of_day
-    )
+    lamp = strength * tint * time_of_day.lamp
+    return Light(direction, lamp, above, below, rng.uniform(0.004, 0.02), sky, time_of_day)

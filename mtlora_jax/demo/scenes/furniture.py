@@ -1,4 +1,4 @@
-"""Furniture and what stands on it, facing the viewer (+z), standing on y = 0."""
+"""Furniture and small objects that face the viewer (+z) and stand on y = 0."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from mtlora_jax.demo.scenes.textures import Material, hsv
 
 
 def chair(rng: Rng) -> Thing:
-    """With four legs or on one column; a back of slats or of one piece; some with arms."""
+    """A chair with four legs or one column; its back has slats or is one piece; some have arms."""
     frame = palette.wood(rng) if rng.random() < 0.7 else palette.STEEL
     seat = palette.cloth(rng) if rng.random() < 0.5 else palette.wood(rng)
     width, depth, back = rng.uniform(0.42, 0.5), rng.uniform(0.42, 0.48), rng.uniform(0.42, 0.6)
@@ -51,7 +51,7 @@ def chair(rng: Rng) -> Thing:
 
 
 def diningtable(rng: Rng) -> Thing:
-    """Round on a pedestal or rectangular on four legs, 0.72 m high."""
+    """A table 0.72 m high: round on a pedestal or rectangular on four legs."""
     top, leg = palette.wood(rng), palette.wood(rng)
     if rng.random() < 0.35:
         top = palette.cloth(rng, 0.25)
@@ -77,7 +77,7 @@ def diningtable(rng: Rng) -> Thing:
 
 
 def sofa(rng: Rng) -> Thing:
-    """For one to three, with cushions."""
+    """A sofa with one to three seats and cushions."""
     seats = int(rng.integers(1, 4))
     cover, pillow = palette.cloth(rng, 0.3), palette.cloth(rng, 0.15)
     width, arm, high = 0.6 * seats, rng.uniform(0.14, 0.22), rng.uniform(0.72, 0.9)
@@ -104,15 +104,13 @@ def sofa(rng: Rng) -> Thing:
 
 
 def tvmonitor(rng: Rng) -> Thing:
-    """A flat screen on a foot, or an old deep set; the screen may show something."""
+    """A flat screen on a foot, or an old deep set; it is on or off."""
     case = Material(hsv(rng.random(), 0.15, rng.choice([0.1, 0.15, 0.3, 0.8])), gloss=0.3)
     glow = rng.random() < 0.5
     pattern = str(rng.choice(["clouds", "blotches", "stripes", "checks"])) if glow else "clouds"
-    first, second = (
-        (palette.colour(rng, (0.3, 0.8)), palette.colour(rng, (0.2, 0.7)))
-        if glow
-        else ((0.01, 0.012, 0.016), (0.03, 0.035, 0.045))
-    )
+    first, second = (0.01, 0.012, 0.016), (0.03, 0.035, 0.045)
+    if glow:
+        first, second = palette.colour(rng, (0.3, 0.8)), palette.colour(rng, (0.2, 0.7))
     screen = Material(first, second, pattern, turn(roll=rng.uniform(0, 1)) * 4, rng.uniform(0, 9, 3), gloss=0.8)
     if rng.random() < 0.7:
         width = rng.uniform(0.65, 1.05)
@@ -136,31 +134,26 @@ def tvmonitor(rng: Rng) -> Thing:
 
 
 def bottle(rng: Rng) -> Thing:
-    """With a label and a cap; slim, bellied or square-shouldered. 0.5 to 0.75 m: a bottle of a toy world, to be seen."""
+    """A bottle with a label and a cap; 0.5 to 0.75 m high, so that it can be seen."""
     glass = Material(palette.colour(rng, (0.3, 0.9), (0.15, 0.7)), gloss=0.9)
     label, cap = palette.patterned(rng, ("plain", "stripes", "dots", "checks"), 0.07), palette.shiny(rng)
     body, radius = rng.uniform(0.28, 0.42), rng.uniform(0.08, 0.12)
     shoulder, throat, neck = rng.uniform(0.06, 0.16), rng.uniform(0.028, 0.04), rng.uniform(0.08, 0.16)
     belly = radius * rng.uniform(0.85, 1.0)
     top = body + shoulder + neck
+    low, high = (1.02 * (belly + y * (radius - belly)) for y in (0.25, 0.8))  # radii of the label
     solids = [
         tube(glass, (0, 0, 0), (0, body, 0), belly, radius),
         tube(glass, (0, body, 0), (0, body + shoulder, 0), radius, throat),
         tube(glass, (0, body + shoulder, 0), (0, top, 0), throat, 0.95 * throat),
         tube(cap, (0, top - 0.02, 0), (0, top + 0.035, 0), 1.25 * throat),
-        tube(
-            label,
-            (0, 0.25 * body, 0),
-            (0, 0.8 * body, 0),
-            1.02 * (belly + 0.25 * (radius - belly)),
-            1.02 * (belly + 0.8 * (radius - belly)),
-        ),
+        tube(label, (0, 0.25 * body, 0), (0, 0.8 * body, 0), low, high),
     ]
     return Thing("bottle", tuple(solids))
 
 
 def pottedplant(rng: Rng) -> Thing:
-    """A pot with long leaves, a bush, or flowers."""
+    """A pot with long leaves, a bush or flowers."""
     pot = palette.patterned(rng, ("plain", "plain", "stripes", "speckle"), 0.1, (0.1, 0.8), 0.2)
     soil = Material((0.05, 0.035, 0.025))
     high, radius = rng.uniform(0.24, 0.36), rng.uniform(0.14, 0.2)
@@ -169,12 +162,8 @@ def pottedplant(rng: Rng) -> Thing:
         tube(pot, (0, high - 0.05, 0), (0, high, 0), 1.1 * radius),
         tube(soil, (0, high - 0.01, 0), (0, high + 0.012, 0), 0.9 * radius),
     ]
-    leaf = Material(
-        hsv(rng.uniform(0.2, 0.42), rng.uniform(0.45, 0.85), rng.uniform(0.3, 0.7)),
-        (0.35, 0.45, 0.12),
-        "grain",
-        np.eye(3) * 3,
-    )
+    green = hsv(rng.uniform(0.2, 0.42), rng.uniform(0.45, 0.85), rng.uniform(0.3, 0.7))
+    leaf = Material(green, (0.35, 0.45, 0.12), "grain", np.eye(3) * 3)
     kind = rng.choice(["leaves", "bush", "flowers"])
     if kind == "bush":
         crown = high + rng.uniform(0.3, 0.45)

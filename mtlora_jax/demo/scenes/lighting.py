@@ -1,4 +1,4 @@
-"""Light and shade: what colour a surface shows."""
+"""Light and shadow: the colours of lit surfaces."""
 
 import dataclasses
 
@@ -10,24 +10,27 @@ from mtlora_jax.demo.scenes.raycast import Stage, Surfaces, cast, surfaces
 from mtlora_jax.demo.scenes.textures import Material
 from mtlora_jax.demo.scenes.time_of_day import DAY, TimeOfDay
 
-COARSE = 4  # pixels between the points of the backdrop where its ambient occlusion is worked out
+COARSE = 4  # pixels between the points where the ambient occlusion of the backdrop is computed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Light:
-    """One far lamp or sun, and light from everywhere. Colours are linear RGB (3,)."""
+    """One distant lamp or sun, and ambient light. Colours are linear RGB (3,)."""
 
     direction: np.ndarray  # (3,) unit, towards the lamp
     colour: np.ndarray
-    above: np.ndarray  # what comes from all of the ceiling or sky
-    below: np.ndarray  # what the floor throws back
-    softness: float  # of shadows, as a share of the picture's height
-    sky: Material  # of the rays that meet nothing
+    above: np.ndarray  # ambient light of ceiling or sky
+    below: np.ndarray  # light that the floor reflects
+    softness: float  # of shadows, as a fraction of the height of the picture
+    sky: Material  # for rays that hit nothing
     time_of_day: TimeOfDay = DAY
 
 
 def shade(light: Light, surface: Surfaces, rays: np.ndarray, direct: np.ndarray, ambient: np.ndarray) -> np.ndarray:
-    """Linear RGB (3, N): Lambert, a highlight, and light from above and below. `direct` and `ambient` (N,) are shares in [0, 1]."""
+    """Computes linear RGB (3, N) from Lambert's law, a highlight, and light from above and below.
+
+    `direct` and `ambient` (N,) are the fractions in [0, 1] of either light that reach the points.
+    """
     normals = surface.normals
     towards = -rays / np.sqrt((rays**2).sum(axis=0))
     half = towards + light.direction[:, None]
@@ -52,7 +55,7 @@ def _sky(light: Light, rays: np.ndarray) -> np.ndarray:
 
 
 def soften(direct: np.ndarray, instance: np.ndarray, count: int, sigma: float) -> np.ndarray:
-    """Blurs shadows (H, W) within each instance: (count, H, W), each filled in a little beyond its own borders."""
+    """Blurs shadows (H, W) within each instance; returns (count, H, W), extended a little beyond its borders."""
     fields = np.empty((count, *direct.shape), np.float32)
     for number in range(count):
         own = (instance == number).astype(np.float32)
@@ -63,12 +66,11 @@ def soften(direct: np.ndarray, instance: np.ndarray, count: int, sigma: float) -
 
 
 def backdrop_occlusion(stage: Stage, camera: Camera) -> np.ndarray:
-    """How much of the light from everywhere reaches the backdrop next to things and in its corners: (H, W) in [0, 1]."""
+    """Computes the fraction of ambient light (H, W) that reaches the backdrop near things and in corners."""
     height, width = camera.size
     rows, columns = -(-height // COARSE), -(-width // COARSE)
-    v, u = np.meshgrid(
-        (np.arange(rows) + 0.5) * height / rows, (np.arange(columns) + 0.5) * width / columns, indexing="ij"
-    )
+    y, x = (np.arange(rows) + 0.5) * height / rows, (np.arange(columns) + 0.5) * width / columns
+    v, u = np.meshgrid(y, x, indexing="ij")
     room = Stage.of(stage.things[:1])
     hits, rays = cast(room, camera, u.ravel(), v.ravel())
     found = surfaces(room, camera, hits, rays)
@@ -88,7 +90,7 @@ def backdrop_occlusion(stage: Stage, camera: Camera) -> np.ndarray:
 
 
 def develop(colour: np.ndarray, time_of_day: TimeOfDay, rng: np.random.Generator) -> np.ndarray:
-    """uint8 of linear RGB (H, W, 3): a soft shoulder, a slight vignette, gamma, and the grain of a sensor."""
+    """Turns linear RGB (H, W, 3) into uint8: soft clipping, a slight vignette, gamma and sensor noise."""
     height, width = colour.shape[:2]
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     exposed = 1 - np.exp(-time_of_day.exposure * np.maximum(colour, 0) * (1 - 0.12 * (x * x + y * y))[..., None])

@@ -17,12 +17,12 @@ Rng = np.random.Generator
 def colour(
     rng: Rng, saturation: tuple[float, float] = (0.25, 0.85), value: tuple[float, float] = (0.35, 0.95)
 ) -> tuple[float, float, float]:
-    """Any hue."""
+    """A random colour (linear RGB) of any hue."""
     return hsv(rng.random(), rng.uniform(*saturation), rng.uniform(*value))
 
 
 def wood(rng: Rng) -> Material:
-    """Grained along y, from pale birch to dark walnut, now and then painted."""
+    """Wood with its grain along y, from pale birch to dark walnut, sometimes painted."""
     if rng.random() < 0.3:
         return Material(colour(rng, (0.0, 0.7)), gloss=0.15)
     hue, value = rng.uniform(0.05, 0.1), rng.uniform(0.35, 0.85)
@@ -33,7 +33,7 @@ def wood(rng: Rng) -> Material:
 def patterned(
     rng: Rng, patterns: tuple[str, ...], period: float, saturation=(0.2, 0.85), gloss: float = 0.05
 ) -> Material:
-    """A random pattern of two colours that differ, `period` metres wide."""
+    """A random pattern of two different colours with a period of about `period` metres."""
     first = colour(rng, saturation)
     second = colour(rng, (0.0, saturation[1])) if rng.random() < 0.6 else (0.8, 0.8, 0.78)
     axes = turn(roll=rng.choice([0, 0, np.pi / 2, np.pi / 4])) / (period * rng.uniform(0.7, 1.4))
@@ -54,7 +54,7 @@ def hide(rng: Rng, period: float = 0.25) -> Material:
 
 
 def shiny(rng: Rng) -> Material:
-    """Lacquer: any hue, white, grey or black."""
+    """Lacquer of any hue, white, grey or black."""
     return Material(colour(rng, (0.0, 0.9), (0.15, 0.95)), gloss=0.6)
 
 

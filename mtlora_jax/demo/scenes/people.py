@@ -1,4 +1,4 @@
-"""People made of six parts, in poses."""
+"""People in various poses, with six parts."""
 
 import dataclasses
 
@@ -11,12 +11,15 @@ from mtlora_jax.demo.scenes.textures import Material, hsv
 
 UPPER_ARM, LOWER_ARM, THIGH, SHIN = 0.28, 0.25, 0.42, 0.40
 HIP, SHOULDER = 0.10, 0.19  # half the distances between the joints
-SEAT = 0.44  # height of what a sitting person sits on
+SEAT = 0.44  # height of a seat
 
 
 @dataclasses.dataclass(frozen=True)
 class Limb:
-    """Angles in radians of the upper and the lower half from hanging down: first forwards (pi is up), then away from the body."""
+    """Angles of the upper and the lower half of a limb, in radians from hanging straight down.
+
+    Each is (forwards, where pi is up; away from the body).
+    """
 
     upper: tuple[float, float]
     lower: tuple[float, float]
@@ -24,7 +27,7 @@ class Limb:
 
 @dataclasses.dataclass(frozen=True)
 class Pose:
-    """Limbs of the left and the right side, and how far the torso leans forwards, in radians."""
+    """Limbs of the left and the right side, and the forward lean of the torso in radians."""
 
     arms: tuple[Limb, Limb]
     legs: tuple[Limb, Limb]
@@ -63,7 +66,9 @@ POSES: dict[str, Pose] = {
         0.2,
     ),
     "kick": Pose(
-        (Limb((-0.4, 0.7), (0.0, 0.6)), Limb((0.5, 0.8), (0.7, 0.9))), (Limb((1.1, 0.1), (1.0, 0.1)), UPRIGHT), -0.1
+        (Limb((-0.4, 0.7), (0.0, 0.6)), Limb((0.5, 0.8), (0.7, 0.9))),
+        (Limb((1.1, 0.1), (1.0, 0.1)), UPRIGHT),
+        -0.1,
     ),
     "crouch": Pose((ON_KNEE, ON_KNEE), (Limb((1.55, 0.3), (-0.55, 0.1)), Limb((1.45, 0.3), (-0.6, 0.1))), 0.35),
 }
@@ -76,7 +81,7 @@ SEATED: dict[str, Pose] = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Clothes:
-    """What covers each part."""
+    """The material of each part."""
 
     skin: Material
     hair: Material
@@ -88,7 +93,10 @@ class Clothes:
 
 
 def person(rng: Rng, seated: bool = False) -> Thing:
-    """A person facing the viewer (+z), on the ground, or with the seat at the height `SEAT` if `seated`; mirrored half of the time."""
+    """A person who faces the viewer (+z), on the ground or, if `seated`, on a seat of height `SEAT`.
+
+    Left and right limbs are swapped half of the time.
+    """
     poses = SEATED if seated else POSES
     pose = _jitter(rng, poses[str(rng.choice(list(poses)))])
     solids = _body(rng, pose, _clothes(rng))
@@ -114,9 +122,8 @@ def _clothes(rng: Rng) -> Clothes:
     shirt, trousers = palette.cloth(rng), palette.cloth(rng, 0.2)
     if rng.random() < 0.6:
         trousers = Material(palette.colour(rng, (0.05, 0.6), (0.15, 0.6)), gloss=0.02)
-    hair = Material(
-        hsv(rng.uniform(0.02, 0.12), rng.uniform(0.1, 0.8), rng.choice([0.1, 0.2, 0.35, 0.6, 0.85])), gloss=0.15
-    )
+    colour = hsv(rng.uniform(0.02, 0.12), rng.uniform(0.1, 0.8), rng.choice([0.1, 0.2, 0.35, 0.6, 0.85]))
+    hair = Material(colour, gloss=0.15)
     shoe = Material(palette.colour(rng, (0.0, 0.8), (0.1, 0.9)), gloss=0.2)
     sleeve, leg = (skin if rng.random() < bare else own for bare, own in ((0.6, shirt), (0.3, trousers)))
     return Clothes(skin, hair, shirt, sleeve, trousers, leg, shoe)
@@ -156,9 +163,8 @@ def _body(rng: Rng, pose: Pose, clothes: Clothes) -> list[Solid]:
 
 def _direction(angles: tuple[float, float], side: int) -> np.ndarray:
     forwards, outwards = angles
-    return np.array(
-        [side * np.sin(outwards), -np.cos(forwards) * np.cos(outwards), np.sin(forwards) * np.cos(outwards)]
-    )
+    inwards = np.cos(outwards)
+    return np.array([side * np.sin(outwards), -np.cos(forwards) * inwards, np.sin(forwards) * inwards])
 
 
 def _head(rng: Rng, neck: np.ndarray, lean: float, clothes: Clothes) -> list[Solid]:

@@ -1,4 +1,4 @@
-"""Which solid every ray meets first, and what its surface is like there."""
+"""Finds the first solid along each ray, and its surface there."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,10 @@ NOTHING = -1
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Hits:
-    """Per ray: the depth in metres along the optical axis (infinity for the sky), the number of the solid or -1, and its face."""
+    """Per ray (N,): the depth in metres along the optical axis, the number of the solid, and its face.
+
+    The sky has infinite depth and the number -1.
+    """
 
     depth: np.ndarray
     owner: np.ndarray
@@ -22,7 +25,7 @@ class Hits:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Surfaces:
-    """Per ray: points and unit normals (3, N) in the world, albedo (3, N), gloss (N,). Sky has zero normals."""
+    """Per ray: points and unit normals (3, N) in the world, albedo (3, N), gloss (N,). The sky has zero normals."""
 
     points: np.ndarray
     normals: np.ndarray
@@ -36,9 +39,7 @@ class Stage:
 
     things: tuple[Thing, ...]
     solids: tuple[Placed, ...]
-    instance: (
-        np.ndarray
-    )  # (solids + 1,) number of the thing of each solid; the last entry is the sky's, so that -1 finds it
+    instance: np.ndarray  # (solids + 1,) number of the thing of each solid; the last entry, index -1, is the sky's
 
     @classmethod
     def of(cls, things: Sequence[Thing]) -> "Stage":
@@ -48,7 +49,7 @@ class Stage:
 
 
 def cast(stage: Stage, camera: Camera, u: np.ndarray, v: np.ndarray) -> tuple[Hits, np.ndarray]:
-    """What the rays through image points u, v (N,) meet first, and the rays' directions (3, N)."""
+    """Casts rays through image points u, v (N,); returns the first hits and the directions (3, N)."""
     rays = camera.rays(u, v)
     depth, owner, face = np.full(u.size, np.inf), np.full(u.size, NOTHING, np.int16), np.zeros(u.size, np.int8)
     origin = camera.position[:, None]
@@ -65,7 +66,7 @@ def cast(stage: Stage, camera: Camera, u: np.ndarray, v: np.ndarray) -> tuple[Hi
 
 
 def surfaces(stage: Stage, camera: Camera, hits: Hits, rays: np.ndarray) -> Surfaces:
-    """Position, orientation and paint of what was hit."""
+    """Computes position, normal and material of the surfaces that were hit."""
     depth = np.where(np.isfinite(hits.depth), hits.depth, 0)
     points = camera.position[:, None] + depth * rays
     normals, albedo, gloss = np.zeros_like(points), np.zeros_like(points), np.zeros(depth.size)
@@ -80,13 +81,15 @@ def surfaces(stage: Stage, camera: Camera, hits: Hits, rays: np.ndarray) -> Surf
 
 
 def lit(stage: Stage, points: np.ndarray, normals: np.ndarray, light: np.ndarray) -> np.ndarray:
-    """Whether points (3, N) on surfaces see the far light in direction `light` (3,): (N,) bool.
+    """Whether points (3, N) on surfaces see the distant light in direction `light` (3,): (N,) bool.
 
-    Solids without end cast no shadow: they are the walls of the room the light is in.
+    Infinite solids cast no shadow: they are the walls of the room with the lamp.
     """
     free = (normals * light[:, None]).sum(axis=0) > 0
     start = points + 1e-3 * normals
-    across = np.linalg.svd(light[None])[2][1:]  # two directions in which all shadows of one solid fit a rectangle
+    across = np.linalg.svd(light[None])[2][
+        1:
+    ]  # two axes of the plane in which the shadow of each solid has a bounding box
     plane = across @ start
     for solid in stage.solids:
         corners = solid.corners
@@ -103,7 +106,7 @@ def lit(stage: Stage, points: np.ndarray, normals: np.ndarray, light: np.ndarray
 
 
 def _owners(owner: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Number of each solid that was hit, and the rays (K,) that hit it."""
+    """Yields the number of each solid that was hit, and the indices (K,) of its rays."""
     order = np.argsort(owner, kind="stable")
     numbers, starts = np.unique(owner[order], return_index=True)
     for number, start, end in zip(numbers.tolist(), starts, [*starts[1:], owner.size], strict=False):

@@ -1,4 +1,4 @@
-"""A scene as pictures: the image and the exact labels of every task."""
+"""Renders a scene: the image and the exact labels of every task."""
 
 import dataclasses
 
@@ -14,44 +14,45 @@ from mtlora_jax.demo.scenes.solids import Thing
 from mtlora_jax.demo.scenes.time_of_day import DAY, TimeOfDay
 
 VOID = 255
-SUBPIXELS = (
-    (-0.125, -0.375),
-    (0.375, -0.125),
-    (0.125, 0.375),
-    (-0.375, 0.125),
-)  # a turned grid: smooth along level and upright edges
-NEIGHBOURS = ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:]))  # left and right, upper and lower of all pairs
+# A rotated grid, which smooths horizontal and vertical edges.
+SUBPIXELS = ((-0.125, -0.375), (0.375, -0.125), (0.125, 0.375), (-0.375, 0.125))
+NEIGHBOURS = ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:]))  # all pairs of left and right, upper and lower
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scene:
-    """A rendered scene; labels are those of the surface at the centre of each pixel."""
+    """A rendered scene; labels are those of the surface at the centre of each pixel.
 
-    image: np.ndarray  # (H, W, 3) uint8 RGB
-    instance: np.ndarray  # (H, W) uint8: 0 backdrop, k the k-th of `objects`
-    semseg: np.ndarray  # (H, W) uint8: VOC class, 0 backdrop, 255 on the line between two instances
-    context: np.ndarray  # (H, W) uint16: class of PASCAL-Context
-    objects: list[
-        tuple[int, np.ndarray, dict[str, np.ndarray]]
-    ]  # VOC class, mask (H, W) bool, {PASCAL-Part name: (H, W) bool} of people
-    normals: (
-        np.ndarray
-    )  # (H, W, 3) float32, unit length: x right, y down, z towards the viewer; the sky faces the viewer
-    sal: (
-        np.ndarray
-    )  # (H, W) bool: the object with the largest visible area, where area counts more towards the centre of the picture
-    depth: np.ndarray  # (H, W) float32, metres along the optical axis; 0 for the sky
+    Attributes:
+      image: (H, W, 3) uint8 RGB.
+      instance: (H, W) uint8: 0 for the backdrop, k for the k-th of `objects`.
+      semseg: (H, W) uint8: VOC class, 0 for the backdrop, 255 on the line between two instances.
+      context: (H, W) uint16: class of PASCAL-Context.
+      objects: (VOC class, mask (H, W) bool, {PASCAL-Part name: (H, W) bool} of people) per object.
+      normals: (H, W, 3) float32, unit length: x right, y down, z towards the viewer; the sky faces the viewer.
+      sal: (H, W) bool: the object with the largest visible area, weighted towards the centre of the picture.
+      depth: (H, W) float32, metres along the optical axis; 0 for the sky.
+    """
+
+    image: np.ndarray
+    instance: np.ndarray
+    semseg: np.ndarray
+    context: np.ndarray
+    objects: list[tuple[int, np.ndarray, dict[str, np.ndarray]]]
+    normals: np.ndarray
+    sal: np.ndarray
+    depth: np.ndarray
 
 
 def render(seed: int, size: tuple[int, int] = (240, 320), time_of_day: TimeOfDay = DAY) -> Scene:
-    """The scene of a seed (a natural number) at `size` = (H, W) pixels: always the same for the same three."""
+    """Renders the scene of a seed (a natural number) at `size` = (H, W) pixels; equal arguments give equal scenes."""
     rng = np.random.default_rng(seed)
     things, camera, light = compose(rng, size, time_of_day)
     return photograph(things, camera, light, rng)
 
 
 def photograph(things: list[Thing], camera: Camera, light: Light, rng: np.random.Generator) -> Scene:
-    """Renders `things`, the first of which is the backdrop. Things of which nothing is seen are no objects."""
+    """Renders `things`, the first of which is the backdrop. Hidden things are not among the objects."""
     height, width = camera.size
     v, u = np.mgrid[:height, :width] + 0.5
     stage = Stage.of(things)
@@ -66,7 +67,7 @@ def photograph(things: list[Thing], camera: Camera, light: Light, rng: np.random
     instance = instance.reshape(height, width)
     owner = hits.owner.reshape(height, width)
     unseen = ~np.isfinite(hits.depth)
-    # World to camera, and from y up to y down.
+    # From world to camera, and from y up to y down.
     normals = np.diag([1.0, -1.0, 1.0]) @ camera.rotation.T @ surface.normals
     normals[:, unseen] = np.array([[0.0], [0.0], [1.0]])
     categories = np.array([VOC.get(thing.category, 0) for thing in things], np.uint8)
@@ -83,7 +84,7 @@ def photograph(things: list[Thing], camera: Camera, light: Light, rng: np.random
 
 
 def _colours(stage: Stage, camera: Camera, light: Light, hits: Hits, rays: np.ndarray, surface: Surfaces) -> np.ndarray:
-    """Linear RGB (H, W, 3). Pixels on the outlines of faces are the mean of four points."""
+    """Computes linear RGB (H, W, 3); pixels on outlines of faces are the mean of four points."""
     height, width = camera.size
     instance = stage.instance[hits.owner].reshape(height, width)
     direct = lit(stage, surface.points, surface.normals, light.direction).reshape(height, width)
@@ -101,12 +102,10 @@ def _colours(stage: Stage, camera: Camera, light: Light, hits: Hits, rays: np.nd
     colour = develop_rays(surface, hits, rays, np.arange(height * width))
     outline = np.flatnonzero(_outlines(hits, (height, width)))
     right, down = np.array(SUBPIXELS).T[..., None]
-    finer, directions = cast(
-        stage, camera, (outline % width + 0.5 + right).ravel(), (outline // width + 0.5 + down).ravel()
-    )
-    samples = develop_rays(
-        surfaces(stage, camera, finer, directions), finer, directions, np.tile(outline, len(SUBPIXELS))
-    )
+    u, v = (outline % width + 0.5 + right).ravel(), (outline // width + 0.5 + down).ravel()
+    finer, directions = cast(stage, camera, u, v)
+    found = surfaces(stage, camera, finer, directions)
+    samples = develop_rays(found, finer, directions, np.tile(outline, len(SUBPIXELS)))
     colour[:, outline] = samples.reshape(3, len(SUBPIXELS), -1).mean(axis=1)
     return colour.T.reshape(height, width, 3)
 
@@ -137,9 +136,8 @@ def _context(stage: Stage) -> np.ndarray:
 def _object(
     stage: Stage, number: int, owner: np.ndarray, instance: np.ndarray
 ) -> tuple[int, np.ndarray, dict[str, np.ndarray]]:
-    names = [
-        solid.part if index == number else "" for index, thing in enumerate(stage.things) for solid in thing.solids
-    ]
+    owners = [(index, solid) for index, thing in enumerate(stage.things) for solid in thing.solids]
+    names = [solid.part if index == number else "" for index, solid in owners]
     parts = {}
     for part in sorted(set(names) - {""}):
         mask = np.isin(owner, [index for index, name in enumerate(names) if name == part])
@@ -149,7 +147,10 @@ def _object(
 
 
 def _salient(instance: np.ndarray) -> np.ndarray:
-    """The instance whose pixels weigh most under a bell over the centre, a third of the picture wide; nothing where there is none."""
+    """The instance with the largest weight under a Gaussian at the centre, whose sigma is a third of the picture.
+
+    Nothing is salient if there is only the backdrop.
+    """
     height, width = instance.shape
     bell = np.outer(cv2.getGaussianKernel(height, 0.33 * height), cv2.getGaussianKernel(width, 0.33 * width))
     weights = np.bincount(instance.ravel(), bell.ravel(), minlength=2)

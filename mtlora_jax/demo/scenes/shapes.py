@@ -1,8 +1,9 @@
-"""Analytic shapes in a frame of their own, and where a ray first enters them.
+"""Analytic shapes, each in its own frame, and their intersection with rays.
 
-Points and directions are (3, N) float64, rows x, y, z. A `hit` gives, per ray, the smallest distance above `NEAR` at which the ray enters
-the shape (infinity where it does not), in units of the direction's length, and the number of the face it enters through; `normal` gives the
-outward normals, of any length, at points of given faces. A ray that starts inside a shape does not enter it.
+Points and directions are (3, N) float64, rows x, y, z. `hit` returns, per ray, the smallest distance above `NEAR` at
+which the ray enters the shape, and the number of the face. The distance is in units of the direction's length, and
+infinite if the ray misses the shape or starts inside it. `normal` returns the outward normals, of any length, at points
+of given faces.
 """
 
 import dataclasses
@@ -12,16 +13,18 @@ import numpy as np
 
 NEAR = 1e-4
 
-# A ray along a surface divides by zero: the infinity or NaN that comes of it fails every comparison, which is a miss.
+# A ray along a surface divides by zero. The resulting infinity or NaN fails every comparison, so the ray misses.
 quiet = np.errstate(divide="ignore", invalid="ignore")
 
 Hit = tuple[np.ndarray, np.ndarray]  # (N,) float64 distance, (N,) int8 face
 
 
 class Shape(Protocol):
+    """The interface of shapes."""
+
     @property
     def corners(self) -> np.ndarray | None:
-        """(3, K) points whose convex hull holds the shape; None where it has no end."""
+        """Points (3, K) whose convex hull contains the shape; None if it is infinite."""
         ...
 
     def hit(self, origin: np.ndarray, direction: np.ndarray) -> Hit: ...
@@ -57,7 +60,7 @@ class Ball:
 class Frustum:
     """The solid between two discs around the y axis: radius `bottom` at y = `low`, `top` at y = `high`.
 
-    Faces: 0 the side, 1 the lower disc, 2 the upper one. With `open_ended` the discs are left out.
+    Faces: 0 side, 1 lower disc, 2 upper disc. With `open_ended`, there are no discs.
     """
 
     bottom: float
@@ -103,9 +106,10 @@ class Frustum:
 
 @dataclasses.dataclass(frozen=True)
 class RoundCone:
-    """The convex hull of a ball of radius `bottom` at the origin and one of radius `top` at (0, `length`, 0): a tapered limb.
+    """A tapered limb: the convex hull of two balls.
 
-    Needs |`bottom` - `top`| < `length`. Faces: 0 the side, 1 the first ball, 2 the second.
+    Their radii are `bottom` at the origin and `top` at (0, `length`, 0), where |`bottom` - `top`| < `length`. Faces:
+    0 side, 1 first ball, 2 second ball.
     """
 
     bottom: float
@@ -133,7 +137,10 @@ class RoundCone:
 
 @dataclasses.dataclass(frozen=True)
 class Ring:
-    """A flat tyre around the y axis: `inner` < radius < `outer`, |y| < `half`. Faces: 0 outside, 1 inside, 2 below, 3 above."""
+    """A flat tyre around the y axis: `inner` < radius < `outer`, |y| < `half`.
+
+    Faces: 0 outer side, 1 inner side, 2 bottom, 3 top.
+    """
 
     inner: float
     outer: float
@@ -160,7 +167,10 @@ class Ring:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Polytope:
-    """The points with `normals` @ p <= `offsets`: a box, a prism, a half-space. normals (F, 3), offsets (F,); one face per row."""
+    """The points p with `normals` @ p <= `offsets`: a box, a prism, a half-space.
+
+    normals (F, 3) and offsets (F,) have one row per face.
+    """
 
     normals: np.ndarray
     offsets: np.ndarray
@@ -169,17 +179,15 @@ class Polytope:
     @quiet
     def hit(self, origin: np.ndarray, direction: np.ndarray) -> Hit:
         entry, leaving, face = np.full(direction.shape[1], -np.inf), np.inf, np.zeros(direction.shape[1], np.int8)
-        # One face after the other: with all at once, most of the time goes into arrays that no cache holds.
-        for number, (speed, gap) in enumerate(
-            zip(self.normals @ direction, self.offsets[:, None] - self.normals @ origin, strict=True)
-        ):
+        speeds, gaps = self.normals @ direction, self.offsets[:, None] - self.normals @ origin
+        # One face at a time, since arrays of all faces would not fit into the cache.
+        for number, (speed, gap) in enumerate(zip(speeds, gaps, strict=True)):
             crossing = gap / speed
             later = (speed < 0) & (crossing > entry)
             np.copyto(entry, crossing, where=later)
             np.copyto(face, np.int8(number), where=later)
-            leaving = np.minimum(
-                leaving, np.where(speed > 0, crossing, np.where((speed == 0) & (gap < 0), -np.inf, np.inf))
-            )
+            outside = np.where((speed == 0) & (gap < 0), -np.inf, np.inf)  # parallel to the face
+            leaving = np.minimum(leaving, np.where(speed > 0, crossing, outside))
         return np.where((entry > NEAR) & (entry < leaving), entry, np.inf), face
 
     def normal(self, points: np.ndarray, faces: np.ndarray) -> np.ndarray:
@@ -192,7 +200,7 @@ def _dot(a, b) -> np.ndarray:
 
 
 def _roots(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both roots of a t^2 + 2 b t + c; infinite where there is none."""
+    """Both roots of a t^2 + 2 b t + c; infinite if there is none."""
     discriminant = b * b - a * c
     root = np.sqrt(np.maximum(discriminant, 0))
     near, far = (-b - root) / a, (-b + root) / a
@@ -203,7 +211,7 @@ def _roots(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.
 def _disc(
     origin: np.ndarray, direction: np.ndarray, height: float, inner: float, outer: float, facing: int
 ) -> np.ndarray:
-    """Distance to the disc or annulus at y = `height` for rays that meet it from its `facing` side."""
+    """Distance to the disc or annulus at y = `height`, for rays that come from its `facing` side."""
     distance = (height - origin[1]) / direction[1]
     square = (origin[0] + distance * direction[0]) ** 2 + (origin[2] + distance * direction[2]) ** 2
     inside = (distance > NEAR) & (facing * direction[1] < 0) & (square <= outer**2) & (square >= inner**2)
@@ -220,5 +228,5 @@ def _first(*distances: np.ndarray) -> Hit:
 
 
 def _block(radius: float, low: float, high: float) -> np.ndarray:
-    """Corners (3, 8) of the box around a round solid on the y axis."""
+    """Corners (3, 8) of the box around a solid of revolution about the y axis."""
     return np.array([(x, y, z) for x in (-radius, radius) for y in (low, high) for z in (-radius, radius)]).T

@@ -1,4 +1,7 @@
-"""Solids: shapes put somewhere with a material on, and things made of them. Metres; x right, y up, z towards the viewer."""
+"""Solids (shapes with a place and a material), and things made of them.
+
+Lengths are in metres; x is right, y up, z towards the viewer.
+"""
 
 import dataclasses
 import functools
@@ -30,7 +33,7 @@ class Frame:
         return Frame(inverse, -inverse @ self.offset)
 
     def points(self, points: np.ndarray) -> np.ndarray:
-        """(3, N) to (3, N)."""
+        """Maps points (3, N) to (3, N)."""
         return self.linear @ points + self.offset[:, None]
 
 
@@ -39,7 +42,7 @@ IDENTITY = Frame(np.eye(3), np.zeros(3))
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Solid:
-    """One shape of a thing. `part` is its PASCAL-Part name on people, `stuff` the context class it has within a backdrop."""
+    """One shape of a thing; `part` is its PASCAL-Part name on people, `stuff` its context class in a backdrop."""
 
     shape: Shape
     frame: Frame  # shape -> thing
@@ -51,11 +54,9 @@ class Solid:
     def plane(self) -> tuple[np.ndarray, float] | None:
         """(normal (3,), offset) of a half-space made by `half_space`, else None."""
         shape = self.shape
-        return (
-            (shape.normals[0], float(shape.offsets[0]))
-            if isinstance(shape, Polytope) and shape.corners is None
-            else None
-        )
+        if isinstance(shape, Polytope) and shape.corners is None:
+            return shape.normals[0], float(shape.offsets[0])
+        return None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,7 +73,7 @@ class Placed:
 
     @functools.cached_property
     def corners(self) -> np.ndarray | None:
-        """(3, K) points around the solid in the world, or None where it has no end."""
+        """Points (3, K) around the solid in the world; None if it is infinite."""
         corners = self.solid.shape.corners
         return None if corners is None else (self.outer @ self.solid.frame).points(corners)
 
@@ -86,21 +87,21 @@ class Placed:
         return normals / np.sqrt((normals**2).sum(axis=0))
 
     def albedo(self, points: np.ndarray, footprint: np.ndarray) -> np.ndarray:
-        """Colour (3, N), linear RGB; `footprint` (N,) is the size of a pixel there, in metres of the world."""
+        """Colour (3, N), linear RGB; `footprint` (N,) is the size of a pixel there, in metres in the world."""
         scale = np.cbrt(abs(np.linalg.det(self.outer.linear)))
         return self.solid.material.albedo(self.outer.inverse().points(points), footprint / scale)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Thing:
-    """Solids that make one object of VOC class `category`, or a backdrop ("")."""
+    """The solids of one object of VOC class `category`, or of a backdrop ("")."""
 
     category: str
     solids: tuple[Solid, ...]
     frame: Frame = IDENTITY  # thing -> world
 
     def placed(self, position: Point, yaw: float = 0.0, size: float = 1.0) -> "Thing":
-        """Scaled, turned about the vertical by `yaw` radians, and moved."""
+        """Returns it scaled, turned about the vertical by `yaw` radians, and moved."""
         return dataclasses.replace(self, frame=Frame(size * turn(yaw=yaw), np.asarray(position, float)) @ self.frame)
 
     @property
@@ -110,28 +111,24 @@ class Thing:
     @functools.cached_property
     def extent(self) -> tuple[np.ndarray, np.ndarray]:
         """Lowest and highest corner (3,) of the box around it, in the world."""
-        corners = np.concatenate(
-            [found for solid in self.placed_solids if (found := solid.corners) is not None], axis=1
-        )
+        found = (solid.corners for solid in self.placed_solids)
+        corners = np.concatenate([corners for corners in found if corners is not None], axis=1)
         return corners.min(axis=1), corners.max(axis=1)
 
     @functools.cached_property
     def radius(self) -> float:
-        """Of the circle on the floor around its origin that holds it."""
-        low, high = self.extent
-        return (
-            float(np.hypot(*np.maximum(np.abs(low - self.frame.offset), np.abs(high - self.frame.offset))[[0, 2]]))
-            * 0.9
-        )
+        """Radius of a circle on the floor, around the origin of the thing, that covers most of it."""
+        reach = np.max([np.abs(corner - self.frame.offset) for corner in self.extent], axis=0)
+        return float(np.hypot(*reach[[0, 2]])) * 0.9
 
     def grounded(self) -> "Thing":
-        """Moved up or down to stand on y = 0, by the boxes around its solids."""
+        """Returns it moved so that the boxes around its solids stand on y = 0."""
         lift = np.array([0, -self.extent[0][1], 0])
         return dataclasses.replace(self, frame=Frame(np.eye(3), lift) @ self.frame)
 
 
 def turn(yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0) -> np.ndarray:
-    """Rotation (3, 3): first `roll` about z, then `pitch` about x, then `yaw` about y; radians, right-handed."""
+    """A rotation (3, 3): first `roll` about z, then `pitch` about x, then `yaw` about y; radians, right-handed."""
     (cy, sy), (cp, sp), (cr, sr) = ((np.cos(angle), np.sin(angle)) for angle in (yaw, pitch, roll))
     about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
     about_x = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
@@ -140,7 +137,7 @@ def turn(yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0) -> np.ndarray:
 
 
 def along(direction: Point) -> np.ndarray:
-    """A rotation (3, 3) that takes the y axis to `direction`, keeping x as level as it can."""
+    """A rotation (3, 3) that takes the y axis to `direction` and keeps x as horizontal as possible."""
     y = np.asarray(direction, float) / np.linalg.norm(direction)
     z = np.cross([1.0, 0, 0] if abs(y[0]) < 0.9 else [0, 0, -1.0], y)
     z /= np.linalg.norm(z)
@@ -165,7 +162,7 @@ def rod(
     flat: float = 1.0,
     part: str = "",
 ) -> Solid:
-    """A limb with round ends, from radius `bottom` at `start` to `top` at `end`; `flat` squeezes it along the frame's z."""
+    """A limb with round ends, from radius `bottom` at `start` to `top` at `end`; `flat` scales its z."""
     start, end = np.asarray(start, float), np.asarray(end, float)
     length = float(np.linalg.norm(end - start))
     shape = RoundCone(bottom, bottom if top is None else top, length)
@@ -181,7 +178,7 @@ def tube(
     flat: float = 1.0,
     part: str = "",
 ) -> Solid:
-    """A cylinder or cone with flat ends; `flat` squeezes its cross-section along the frame's z."""
+    """A cylinder or cone with flat ends; `flat` scales the z of its frame."""
     start, end = np.asarray(start, float), np.asarray(end, float)
     shape = Frustum(bottom, bottom if top is None else top, 0.0, float(np.linalg.norm(end - start)))
     return Solid(shape, Frame(along(end - start) @ np.diag([1, 1, flat]), start), material, part)
@@ -206,9 +203,8 @@ def box(
     corners = np.array([(x, y, z) for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)]).T * half[:, None]
     normals, offsets = AXES, np.concatenate([half, half])
     if bevel:
-        edges = np.array(
-            [(x, y, z) for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1) if abs(x) + abs(y) + abs(z) == 2]
-        )
+        signs = [(x, y, z) for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1)]
+        edges = np.array([sign for sign in signs if np.abs(sign).sum() == 2])
         normals, offsets = np.concatenate([normals, edges]), np.concatenate([offsets, np.abs(edges) @ half - bevel])
     frame = Frame(np.eye(3) if rotation is None else rotation, np.asarray(centre, float))
     return Solid(Polytope(normals.astype(float), offsets, corners), frame, material, part, stuff)
@@ -224,17 +220,18 @@ def hull(material: Material, points: Iterable[Point], stuff: str = "") -> Solid:
 def prism(
     material: Material, outline: Iterable[tuple[float, float]], low: float, high: float, narrow: float = 0.0
 ) -> Solid:
-    """A convex outline in (x, y), drawn out from z = `low` to `high`; points of the upper half of the outline come `narrow` nearer."""
+    """A convex outline in (x, y), extruded from z = `low` to `high`.
+
+    Both ends of its upper half are moved inwards by `narrow` metres.
+    """
     outline = list(outline)
     middle = (min(y for _, y in outline) + max(y for _, y in outline)) / 2
-    return hull(
-        material,
-        [(x, y, z + (narrow if z == low else -narrow) * (y > middle)) for x, y in outline for z in (low, high)],
-    )
+    ends = ((low, narrow), (high, -narrow))
+    return hull(material, [(x, y, z + inwards * (y > middle)) for x, y in outline for z, inwards in ends])
 
 
 def half_space(material: Material, normal: Point, offset: float, stuff: str) -> Solid:
-    """Everything with `normal` . p <= `offset`: a floor, a wall."""
+    """All points p with `normal` . p <= `offset`: a floor, a wall."""
     normal = np.asarray(normal, float)
     length = np.linalg.norm(normal)
     return Solid(Polytope(normal[None] / length, np.array([offset / length])), IDENTITY, material, stuff=stuff)

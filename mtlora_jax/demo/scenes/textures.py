@@ -1,4 +1,4 @@
-"""Surface patterns: where the second colour of a material shows."""
+"""Surface patterns: the mix of the two colours of a material."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,30 +7,29 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-# One lattice of random numbers is the source of all noise; where it is read makes the difference.
+# One lattice of random numbers is the source of all noise, which is read at different places.
 LATTICE = ndimage.gaussian_filter(np.random.default_rng(2024).random((48, 48, 48)), 0.6, mode="wrap")
 LATTICE = ((LATTICE - LATTICE.min()) / (LATTICE.max() - LATTICE.min())).astype(np.float32)
 
 
 def noise(points: np.ndarray, octaves: int = 3) -> np.ndarray:
-    """Smooth noise of (3, N) points, about one bump per unit: (N,) in [0, 1]."""
+    """Smooth noise (N,) in [0, 1] at points (3, N), with about one bump per unit."""
     total, weight = np.zeros(points.shape[1], np.float32), 0.0
     for octave in range(octaves):
         share = 0.5**octave
-        total += share * ndimage.map_coordinates(
-            LATTICE, points * 2**octave + 7.3 * octave, order=1, mode="grid-wrap", prefilter=False
-        )
+        where = points * 2**octave + 7.3 * octave
+        total += share * ndimage.map_coordinates(LATTICE, where, order=1, mode="grid-wrap", prefilter=False)
         weight += share
     return np.clip(1.7 * (total / weight - 0.5) + 0.5, 0, 1)
 
 
 def _step(distance: np.ndarray, width: np.ndarray) -> np.ndarray:
-    """1 where `distance` is positive, 0 where negative, and a ramp as wide as a pixel's footprint between."""
+    """1 where `distance` is positive, 0 where negative, with a ramp as wide as the footprint of a pixel."""
     return np.clip(distance / np.maximum(width, 1e-6) + 0.5, 0, 1)
 
 
 def _wave(position: np.ndarray, width: np.ndarray, share: float = 0.5) -> np.ndarray:
-    """Bands of period 1 of which `share` is 1; grey where a band is narrower than a pixel."""
+    """Bands of period 1, of which the fraction `share` is 1; grey where a band is narrower than a pixel."""
     band = _step(share / 2 - np.abs((position % 1) - 0.5), width)
     return band + (share - band) * np.clip(2 * width - 0.5, 0, 1)
 
@@ -118,8 +117,8 @@ PATTERNS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 class Material:
     """Two colours (linear RGB in [0, 1]) and the pattern that mixes them.
 
-    `axes` (3, 3) and `shift` (3,) take a point of the object, in metres, to the pattern's coordinates, whose period is about 1.
-    `gloss` is the strength of the highlight.
+    `axes` (3, 3) and `shift` (3,) map a point of the object, in metres, to the coordinates of the pattern, whose period
+    is about 1. `gloss` is the strength of the highlight.
     """
 
     colour: tuple[float, float, float]
@@ -140,7 +139,7 @@ class Material:
 
 
 def hsv(hue: float, saturation: float, value: float) -> tuple[float, float, float]:
-    """Linear RGB of a colour given as it looks: hue in turns, saturation and value in [0, 1]."""
+    """Converts a gamma-encoded HSV colour to linear RGB: hue in turns, saturation and value in [0, 1]."""
     pixel = np.array([[[360 * (hue % 1), saturation, value]]], np.float32)
     red, green, blue = (cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB)[0, 0].astype(float) ** 2.2).tolist()
     return red, green, blue

@@ -1,4 +1,4 @@
-"""Time of day of a scene: day for pre-training, evening for the demo, which the Swin never saw."""
+"""Time of day of a scene: day for pre-training; evening, new to the pre-trained Swin, for the demo."""
 
 import dataclasses
 

@@ -1,4 +1,7 @@
-"""Vehicles, heading to the right (+x), standing on y = 0; a little smaller than life, so that they and people share a picture."""
+"""Vehicles that head to the right (+x) and stand on y = 0.
+
+They are smaller than real ones, so that they fit into a picture with people.
+"""
 
 import numpy as np
 
@@ -12,7 +15,7 @@ RED = Material((0.55, 0.03, 0.03), gloss=0.6)
 
 
 def _wheels(positions, radius: float, half_width: float, thickness: float = 0.16) -> list[Solid]:
-    """Pairs of wheels at x = `positions`, their outer sides at z = +-`half_width`."""
+    """Pairs of wheels at x = `positions` with their outer sides at z = +-`half_width`."""
     solids = []
     for x in positions:
         for side in (1, -1):
@@ -33,30 +36,16 @@ def car(rng: Rng) -> Thing:
     half, belt, roof = rng.uniform(0.55, 0.62), rng.uniform(0.62, 0.7), rng.uniform(1.05, 1.18)
     nose = rng.uniform(0.08, 0.16)
     body = [
-        (back, 0.24),
-        (front, 0.24),
-        (front + 0.06, 0.4),
-        (front - 0.02, belt - nose),
-        (0.55, belt),
-        (back + 0.02, belt),
-        (back - 0.04, 0.45),
+        *((back, 0.24), (front, 0.24), (front + 0.06, 0.4), (front - 0.02, belt - nose)),
+        *((0.55, belt), (back + 0.02, belt), (back - 0.04, 0.45)),
     ]
     rear_foot, rear_top = {"saloon": (-0.95, -0.55), "hatchback": (-1.03, -0.85), "pickup": (-0.25, -0.2)}[str(kind)]
     foot, top = rng.uniform(0.62, 0.75), rng.uniform(0.15, 0.3)
     cabin = [(rear_foot, belt - 0.02), (foot, belt - 0.02), (top, roof), (rear_top, roof)]
-    lid = [
-        (rear_top - 0.02, roof - 0.035),
-        (top + 0.02, roof - 0.035),
-        (top - 0.05, roof + 0.03),
-        (rear_top + 0.05, roof + 0.03),
-    ]
-    middle = (rear_top + top) / 2
-    pillar = [
-        (middle - 0.04, belt - 0.02),
-        (middle + 0.04, belt - 0.02),
-        (middle + 0.035, roof),
-        (middle - 0.035, roof),
-    ]
+    low, high = roof - 0.035, roof + 0.03
+    lid = [(rear_top - 0.02, low), (top + 0.02, low), (top - 0.05, high), (rear_top + 0.05, high)]
+    middle, foot = (rear_top + top) / 2, belt - 0.02
+    pillar = [(middle - 0.04, foot), (middle + 0.04, foot), (middle + 0.035, roof), (middle - 0.035, roof)]
     solids = [
         prism(paint, body, -half, half, 0.05),
         prism(GLASS, cabin, -half + 0.04, half - 0.04, 0.1),
@@ -64,24 +53,23 @@ def car(rng: Rng) -> Thing:
         prism(paint, pillar, -half + 0.035, half - 0.035, 0.1),
         *_wheels((0.62 * front, 0.6 * back), 0.235, half + 0.01),
         *(
-            ball(LAMP, (front - 0.02, belt - nose - 0.07, side * (half - 0.17)), (0.06, 0.055, 0.09))
-            for side in (1, -1)
+            ball(LAMP, (front - 0.02, belt - nose - 0.07, z), (0.06, 0.055, 0.09))
+            for z in (half - 0.17, -(half - 0.17))
         ),
         *(box(RED, (back - 0.01, belt - 0.12, side * (half - 0.14)), (0.08, 0.08, 0.14)) for side in (1, -1)),
         box(STEEL, (front + 0.03, 0.3, 0), (0.08, 0.08, 1.7 * half), bevel=0.02),
         box(DARK, (front + 0.025, 0.42, 0), (0.04, 0.07, 0.8 * half)),
     ]
     if kind == "pickup":
-        solids += [box(DARK, ((back - 0.3) / 2, belt - 0.005, 0), (abs(back) - 0.5, 0.03, 1.6 * half))]
-        solids += [
-            box(paint, ((back - 0.3) / 2, belt + 0.04, side * (half - 0.09)), (abs(back) - 0.3, 0.12, 0.06))
-            for side in (1, -1)
-        ]
+        middle = (back - 0.3) / 2
+        solids.append(box(DARK, (middle, belt - 0.005, 0), (abs(back) - 0.5, 0.03, 1.6 * half)))
+        for side in (1, -1):
+            solids.append(box(paint, (middle, belt + 0.04, side * (half - 0.09)), (abs(back) - 0.3, 0.12, 0.06)))
     return Thing("car", tuple(solids))
 
 
 def bus(rng: Rng) -> Thing:
-    """One or two decks of windows over big wheels."""
+    """A bus with one or two decks and big wheels."""
     paint, trim = palette.shiny(rng), palette.shiny(rng)
     decks = 2 if rng.random() < 0.35 else 1
     half, length, high = 0.62, rng.uniform(2.9, 3.5), 1.5 if decks == 1 else 2.2
@@ -99,15 +87,9 @@ def bus(rng: Rng) -> Thing:
     pitch = (length - 0.75) / panes
     for deck in range(decks):
         y = 1.05 + 0.68 * deck
-        solids += [
-            box(
-                GLASS,
-                (-length / 2 + 0.18 + pitch * (k + 0.5), y, 0),
-                (0.84 * pitch, 0.42, 2 * half + 0.02),
-                bevel=0.015,
-            )
-            for k in range(panes)
-        ]
+        for k in range(panes):
+            x = -length / 2 + 0.18 + pitch * (k + 0.5)
+            solids.append(box(GLASS, (x, y, 0), (0.84 * pitch, 0.42, 2 * half + 0.02), bevel=0.015))
         if deck:
             solids.append(box(GLASS, (length / 2 - 0.01, y, 0), (0.06, 0.42, 2 * half - 0.2), bevel=0.02))
     solids.append(box(DARK, (length / 2 - 0.3, 0.82, 0), (0.34, 0.96, 2 * half + 0.012)))
@@ -116,7 +98,7 @@ def bus(rng: Rng) -> Thing:
 
 
 def train(rng: Rng) -> Thing:
-    """An engine with a slanted nose and a coach, on small wheels and rails."""
+    """An engine with a slanted nose and a coach, on rails."""
     paint, trim = palette.shiny(rng), palette.shiny(rng)
     half, high, low = 0.5, 1.45, 0.24
     nose, tail = rng.uniform(1.9, 2.2), -2.2
@@ -150,7 +132,7 @@ def train(rng: Rng) -> Thing:
 
 
 def aeroplane(rng: Rng) -> Thing:
-    """With jets under swept wings or a propeller in front."""
+    """An aeroplane with jets under swept wings or a propeller in front."""
     paint, trim = palette.shiny(rng), palette.shiny(rng)
     jet = rng.random() < 0.6
     length, radius, span = rng.uniform(1.2, 1.5), rng.uniform(0.2, 0.25), rng.uniform(1.3, 1.6)
@@ -204,18 +186,14 @@ def aeroplane(rng: Rng) -> Thing:
 
 
 def boat(rng: Rng) -> Thing:
-    """A sailing boat or a motor boat with a cabin, on the dry."""
-    paint, deck, cloth = (
-        palette.shiny(rng),
-        palette.wood(rng),
-        palette.patterned(rng, ("plain", "plain", "stripes"), 0.35, (0.0, 0.8)),
-    )
+    """A sailing boat or a motor boat with a cabin, on land."""
+    paint, deck = palette.shiny(rng), palette.wood(rng)
+    cloth = palette.patterned(rng, ("plain", "plain", "stripes"), 0.35, (0.0, 0.8))
     length, half, high = rng.uniform(1.1, 1.35), rng.uniform(0.38, 0.46), rng.uniform(0.4, 0.5)
     outline = [(-length, 0.8), (-0.5 * length, 1.0), (0.2 * length, 0.95), (0.7 * length, 0.55), (length, 0.02)]
     rim = [(x, high + 0.1 * max(x / length, 0) ** 2, side * half * wide) for x, wide in outline for side in (1, -1)]
-    keel = [(0.88 * x, 0.02, side * half * wide * 0.35) for x, wide in outline[:-1] for side in (1, -1)] + [
-        (0.8 * length, 0.12, 0)
-    ]
+    keel = [(0.88 * x, 0.02, side * half * wide * 0.35) for x, wide in outline[:-1] for side in (1, -1)]
+    keel.append((0.8 * length, 0.12, 0))
     band = [(1.01 * x, y - 0.07, 1.03 * z) for x, y, z in rim] + [(1.01 * x, y - 0.015, 1.03 * z) for x, y, z in rim]
     plank = [(0.9 * x, high + dy, 0.85 * z) for x, _, z in rim for dy in (0.0, 0.1 * max(x / length, 0) ** 2 + 0.02)]
     solids = [hull(paint, rim + keel), hull(palette.shiny(rng), band), hull(deck, plank)]
@@ -256,7 +234,7 @@ def _spokes(material: Material, x: float, radius: float, count: int, thickness: 
 
 
 def bicycle(rng: Rng) -> Thing:
-    """Two wheels with spokes, a frame of tubes, handlebar and saddle."""
+    """A bicycle: wheels with spokes, a frame of tubes, handlebar and saddle."""
     paint = palette.shiny(rng)
     radius, reach = rng.uniform(0.32, 0.36), rng.uniform(0.5, 0.56)
     rear, front = np.array([-reach, radius, 0]), np.array([reach, radius, 0])
@@ -266,15 +244,8 @@ def bicycle(rng: Rng) -> Thing:
     solids = [ring(DARK, centre, (0, 0, 1), 0.86 * radius, radius, 0.05) for centre in (rear, front)]
     solids += [ring(STEEL, centre, (0, 0, 1), 0.8 * radius, 0.87 * radius, 0.03) for centre in (rear, front)]
     solids += [*_spokes(STEEL, -reach, radius, 5, 0.005), *_spokes(STEEL, reach, radius, 5, 0.005)]
-    joints = [
-        (rear, crank),
-        (rear, seat),
-        (crank, seat),
-        (crank, head),
-        (seat - [-0.03, 0.08, 0], head),
-        (front, head),
-        (head, grip),
-    ]
+    joints = [(rear, crank), (rear, seat), (crank, seat), (crank, head)]
+    joints += [(seat - [-0.03, 0.08, 0], head), (front, head), (head, grip)]
     solids += [rod(paint, start, end, 0.022) for start, end in joints]
     solids += [
         rod(STEEL, seat, seat + [-0.03, 0.1, 0], 0.016),
@@ -282,16 +253,13 @@ def bicycle(rng: Rng) -> Thing:
         rod(STEEL, grip + [0, 0, -0.25], grip + [0, 0, 0.25], 0.018),
         *(rod(DARK, grip + [0, 0, side * 0.25], grip + [-0.12, 0.0, side * 0.27], 0.024) for side in (1, -1)),
         tube(STEEL, crank + [0, 0, 0.03], crank + [0, 0, 0.05], 0.09),
-        *(
-            rod(DARK, crank + [0, 0, side * 0.05], crank + [side * 0.12, side * -0.1, side * 0.1], 0.018)
-            for side in (1, -1)
-        ),
+        *(rod(DARK, crank + [0, 0, s * 0.05], crank + [s * 0.12, s * -0.1, s * 0.1], 0.018) for s in (1, -1)),
     ]
     return Thing("bicycle", tuple(solids)).placed((0, 0, 0), size=1.15)
 
 
 def motorbike(rng: Rng) -> Thing:
-    """Fat wheels, engine, tank, bench and exhaust."""
+    """A motorbike: wide wheels, engine, tank, seat and exhaust."""
     paint, bench = palette.shiny(rng), Material(palette.colour(rng, (0.0, 0.5), (0.05, 0.3)), gloss=0.15)
     radius, reach = 0.31, rng.uniform(0.58, 0.66)
     rear, front = np.array([-reach, radius, 0]), np.array([reach, radius, 0])
@@ -300,15 +268,10 @@ def motorbike(rng: Rng) -> Thing:
     solids = [ring(DARK, centre, (0, 0, 1), 0.6 * radius, radius, 0.15) for centre in (rear, front)]
     solids += [tube(STEEL, centre - [0, 0, 0.05], centre + [0, 0, 0.05], 0.62 * radius) for centre in (rear, front)]
     solids += [rod(STEEL, front + [0, 0, side * 0.09], head + [0, 0, side * 0.07], 0.03) for side in (1, -1)]
+    fins = np.array([[0, 22, 0], [1, 0, 0], [0, 0, 1]])
+    engine = Material((0.12, 0.12, 0.13), (0.4, 0.4, 0.42), "stripes", fins, gloss=0.5)
     solids += [
-        box(
-            Material(
-                (0.12, 0.12, 0.13), (0.4, 0.4, 0.42), "stripes", np.array([[0, 22, 0], [1, 0, 0], [0, 0, 1]]), gloss=0.5
-            ),
-            (0.0, 0.34, 0),
-            (0.42, 0.3, 0.26),
-            bevel=0.04,
-        ),
+        box(engine, (0.0, 0.34, 0), (0.42, 0.3, 0.26), bevel=0.04),
         rod(paint, (0.2, 0.68, 0), (-0.06, 0.64, 0), 0.14, 0.11, 0.95),
         rod(bench, (-0.12, 0.62, 0), (-0.55, 0.68, 0), 0.1, 0.085),
         ball(paint, rear + [-0.04, 0.29, 0], (0.3, 0.07, 0.1)),
