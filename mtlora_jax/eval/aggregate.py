@@ -1,4 +1,4 @@
-"""Sums over a split, and what is made of the scores of several tasks together."""
+"""Sums over a split, and scores of several tasks combined."""
 
 import math
 import pathlib
@@ -24,10 +24,10 @@ def add(totals: Totals, statistics: Mapping[str, Mapping[str, jax.Array | np.nda
 
 
 def delta_m(scores: Mapping[str, float], baseline: Mapping[str, float], tasks: Mapping[str, Task]) -> float:
-    """Mean relative gain over single-task models, in percent (MTLoRA, eq. 5): mean of +-(M - S) / S over `tasks`.
+    """Compute the mean relative gain over single-task models, in percent (MTLoRA, eq. 5).
 
-    `scores` and `baseline` map task names to the primary score; + where higher is better. Raises UserError if a task has no
-    score, or none to compare with.
+    This is the mean of +-(M - S) / S over `tasks`, + if higher is better. `scores` and `baseline` map task names to the
+    primary score. Raises UserError if a task has no score, or none to compare with.
     """
     gains = []
     for name, task in tasks.items():
@@ -46,15 +46,16 @@ def delta_m(scores: Mapping[str, float], baseline: Mapping[str, float], tasks: M
 
 
 def primary_scores(scores: Mapping[str, float], tasks: Mapping[str, Task]) -> dict[str, float]:
-    """{task: its score of the papers' tables}."""
+    """Return {task: the score that the papers' tables print}."""
     return {name: scores[f"{name}/{task.primary_metric}"] for name, task in tasks.items()}
 
 
 def mean_score(scores: Mapping[str, float], tasks: Mapping[str, Task]) -> float:
-    """Mean over the tasks of the primary score as a share of the best possible one, 0 to 1; NaN if one of them is not a number.
+    """Compute the mean over the tasks of the primary score as a share of the best possible one, 0 to 1.
 
-    Where higher is better, the share is score / scale; where lower is better, scale / (scale + score), which is 1 for no error and 1/2
-    for an error of `Task.score_scale`. It ranks the checkpoints of one run and says nothing about another data set.
+    If higher is better, the share is score / scale; otherwise scale / (scale + score), which is 1 for no error and 1/2
+    for an error of `Task.score_scale`. The result is NaN if a score is not a number. It ranks the checkpoints of one
+    run and cannot be compared between data sets.
     """
     shares = []
     for name, score in primary_scores(scores, tasks).items():
@@ -66,9 +67,9 @@ def mean_score(scores: Mapping[str, float], tasks: Mapping[str, Task]) -> float:
 def add_ranking_score(
     scores: Mapping[str, float], tasks: Mapping[str, Task], baseline: Mapping[str, float]
 ) -> dict[str, float]:
-    """Add the number by which models are ranked: "delta_m", in percent, over the tasks that `baseline` has a score for.
+    """Add the score by which models are ranked: "delta_m", in percent, over the tasks in `baseline`.
 
-    Where it has none, "mean_score" is added instead, see `mean_score`.
+    If `baseline` has a score of none of them, "mean_score" is added instead, see `mean_score`.
     """
     compared = {name: task for name, task in tasks.items() if baseline.get(name)}
     if not compared:
@@ -77,13 +78,14 @@ def add_ranking_score(
 
 
 def delta_m_baseline(config: Config, tasks: Mapping[str, Task]) -> dict[str, float]:
-    """{task: primary score of its single-task model}, what Delta_m compares with; tasks without one are not in it.
+    """Return {task: primary score of its single-task model}, for Delta_m; tasks without one are missing.
 
-    From the files of `config.delta_m_baseline_runs` if there are any: each a metrics.json or the workdir that holds one, as a run of the
-    single_task method leaves it, and each tells of at least one of the tasks. Else `config.delta_m_baseline`.
+    The scores come from the files of `config.delta_m_baseline_runs` if there are any, else from
+    `config.delta_m_baseline`. Each of these files is a metrics.json, or a workdir with one, of a run of the single_task
+    method. Each has a score of at least one of the tasks.
 
     Raises:
-      UserError: for a file that cannot be read or tells of none of the tasks, and for a task that two files tell of.
+      UserError: for a file that cannot be read or has no score of the tasks, and for a task with scores in two files.
     """
     if not config.delta_m_baseline_runs:
         return {name: score for name, score in config.delta_m_baseline.items() if name in tasks}
@@ -105,7 +107,7 @@ def delta_m_baseline(config: Config, tasks: Mapping[str, Task]) -> dict[str, flo
             )
         if found.keys() & scores:
             raise UserError(
-                f"delta_m_baseline_runs: {path} tells of {', '.join(found.keys() & scores)} again; give each task once"
+                f"delta_m_baseline_runs: {path} has {', '.join(found.keys() & scores)} again; give each task once"
             )
         found |= scores
     return found

@@ -24,10 +24,10 @@ Statistics = Mapping[str, Mapping[str, jax.Array]]  # {task: {name: sum}}
 
 
 class Evaluator:
-    """Evaluates weights on one split, again and again, with one compiled step.
+    """Evaluates weights on one split repeatedly, with one compiled step.
 
     Attributes:
-      pictures: called with (trainable, batch_stats), shows what is predicted of a few images; see `Pictures`.
+      pictures: called with (trainable, batch_stats), shows the predictions of a few images; see `Pictures`.
     """
 
     def __init__(self, config: Config, experiment: Experiment, data: Dataset):
@@ -48,7 +48,7 @@ class Evaluator:
         batch_stats: Flat,
         watched: Callable[[Batches], Iterable[Mapping[str, np.ndarray]]] = iter,
     ) -> tuple[dict[str, float], float]:
-        """({"TASK/SCORE": value}, seconds, those of the compilation left out).
+        """Return {"TASK/SCORE": value}, and the seconds it took without compilation.
 
         `watched` passes the batches on, and may look at them or raise.
         """
@@ -74,17 +74,19 @@ def evaluate(
     tasks: Mapping[str, Task],
     mesh: Mesh,
 ) -> dict[str, float]:
-    """Run over all batches once.
+    """Compute the scores over all batches.
 
     Args:
       compute: device batch -> statistics.
       batches: each with a "mask" of the images that count.
+      tasks: of the batches.
+      mesh: of the devices.
 
     Returns:
       {"TASK/SCORE": value}.
     """
     totals: Totals = {}
-    pending: Statistics = {}  # statistics are fetched one batch late, so that the host prepares a batch while the device works on another
+    pending: Statistics = {}  # fetched one batch late: the host prepares a batch while the device works on another
     for batch in batches:
         ahead = compute(sharding.shard_batch(batch, mesh))
         add(totals, pending)

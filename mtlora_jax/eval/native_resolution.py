@@ -1,4 +1,7 @@
-"""Scores at the size of each image's file: predictions are resized to the labels, where the other evaluation resizes labels to them."""
+"""Scores at the size of each image file.
+
+Predictions are resized to the labels; the other evaluation resizes labels to the predictions.
+"""
 
 import contextlib
 import functools
@@ -25,14 +28,14 @@ from mtlora_jax.tasks.task import Task
 
 
 class NativeResolutionEvaluator:
-    """Evaluates weights on one split at the sizes its images have.
+    """Evaluates weights on one split at the original sizes of its images.
 
-    Logits are interpolated bilinearly (half-pixel centres, no antialiasing: PyTorch's align_corners=False, OpenCV's INTER_LINEAR) to the
-    image's size, and then read as always. The public evaluation of the PASCAL_MT papers resizes what is made of them: the chosen classes by
-    nearest neighbours, everything else bilinearly.
+    Logits are interpolated bilinearly to the image's size, and then processed as usual (half-pixel centres, no
+    antialiasing: PyTorch's align_corners=False, OpenCV's INTER_LINEAR). The public evaluation of the PASCAL_MT papers
+    resizes processed predictions instead: the chosen classes by nearest neighbours, everything else bilinearly.
 
-    With `config.evaluation.boundaries` also the slow scores, such as odsF of edges, for which `config.data.num_workers` processes share the
-    images.
+    With `config.evaluation.boundaries` it also computes slow scores, such as odsF of edges; `config.data.num_workers`
+    processes share the images.
     """
 
     def __init__(self, config: Config, experiment: Experiment, data: Dataset):
@@ -62,7 +65,7 @@ class NativeResolutionEvaluator:
         batch_stats: Flat,
         watched: Callable[[Batches], Iterable[Mapping[str, np.ndarray]]] = iter,
     ) -> tuple[dict[str, float], float]:
-        """({"TASK/SCORE": value}, seconds). `watched` passes the batches on, and may look at them or raise."""
+        """Return {"TASK/SCORE": value}, and seconds. `watched` passes the batches on, and may look at them or raise."""
         start = time.monotonic()
         mesh, tasks = self._experiment.mesh, self._experiment.tasks
         totals: Totals = {}
@@ -94,7 +97,10 @@ class NativeResolutionEvaluator:
     def _statistics(
         self, logits: Mapping[str, jax.Array], originals: Sequence[Mapping[str, np.ndarray]], mask: np.ndarray
     ) -> Iterator[dict[str, dict[str, jax.Array]]]:
-        """{task: {name: sum}} of the parts of a batch, each small enough for the memory; all processes make the same ones."""
+        """Yield {task: {name: sum}} of parts of a batch, each small enough for the memory.
+
+        All processes make the same parts.
+        """
         mesh = self._experiment.mesh
         sizes, devices = native_sizes(originals), len(mesh.local_devices)
         everywhere = np.concatenate(sharding.allgather_json(sizes.tolist())).reshape(mesh.size, -1, 2)
@@ -117,12 +123,13 @@ class NativeResolutionEvaluator:
 def statistics(
     logits: Mapping[str, jax.Array], batch: Mapping[str, jax.Array], top: jax.Array | None, *, tasks: Mapping[str, Task]
 ) -> dict[str, dict[str, jax.Array]]:
-    """{task: {name: sum}} over some images.
+    """Compute {task: {name: sum}} over some images.
 
     Args:
       logits: {task: (B, H, W, C)}.
-      batch: labels of these tasks as `place_on_canvas` places them, or a band of those, "size" (B, 2) int32 of each, "mask" (B,).
-      top: where the band begins; None where it is the whole canvas.
+      batch: labels of these tasks as `place_on_canvas` places them, or a band of those, "size" (B, 2) int32 of each,
+        "mask" (B,).
+      top: first line of the band; None if it is the whole canvas.
       tasks: static; those of `logits` or more.
     """
     found = {}
@@ -133,9 +140,9 @@ def statistics(
 
 
 def resize_into(logits: jax.Array, size: jax.Array, canvas: tuple[int, ...], top: jax.Array | None = None) -> jax.Array:
-    """(H, W, C) interpolated to `size` (2,), which is known at run time only, in the upper left corner of (*canvas, C).
+    """Interpolate (H, W, C) to `size` (2,), in the upper left corner of (*canvas, C).
 
-    With `top` the canvas begins so many lines below the upper edge.
+    `size` is only known at run time. With `top` the canvas begins so many lines below the upper edge.
     """
     scale = size.astype(np.float32) / np.array(logits.shape[:2], np.float32)
     shape = (*canvas, logits.shape[2])
@@ -144,20 +151,20 @@ def resize_into(logits: jax.Array, size: jax.Array, canvas: tuple[int, ...], top
 
 
 def picked(logits: Mapping[str, jax.Array], rows: jax.Array, devices: int) -> dict[str, jax.Array]:
-    """The same `rows` of each device's share of (B, H, W, C)."""
+    """Select the same `rows` of each device's share of (B, H, W, C)."""
     shares = {name: values.reshape(devices, -1, *values.shape[1:]) for name, values in logits.items()}
     return {name: share[:, rows].reshape(-1, *share.shape[2:]) for name, share in shares.items()}
 
 
 def slow_statistics(job: tuple[Task, np.ndarray, np.ndarray, float]) -> dict[str, np.ndarray]:
-    """Statistics of one image: (task, logits (H, W, C), label, tolerance)."""
+    """Compute the statistics of one image. `job` is (task, logits (H, W, C), label, tolerance)."""
     task, logits, label, tolerance = job
     large = cv2.resize(logits, label.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     return task.native_resolution_sums(large.reshape(*label.shape[:2], -1), label, tolerance)
 
 
 def nothing(task: Task) -> dict[str, np.ndarray]:
-    """Sums of `native_resolution_sums` over no image, shaped as those over some."""
+    """Return the sums of `native_resolution_sums` over no image: zeros of the same shapes."""
     blank = task.native_resolution_sums(
         np.zeros((16, 16, task.channels), np.float32), np.zeros((16, 16), np.uint8), 0.1
     )
@@ -166,17 +173,17 @@ def nothing(task: Task) -> dict[str, np.ndarray]:
 
 @contextlib.contextmanager
 def several(workers: int) -> Iterator[Callable]:
-    """A `map` that so many processes share; 0: the ordinary one."""
+    """Yield a `map` shared by so many processes; for 0 the ordinary one."""
     if not workers:
         yield map
         return
-    # Started afresh: a fork of a process in which JAX runs may hang.
+    # Spawned, since a fork of a process that runs JAX may hang.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         yield pool.map
 
 
 def local_rows(array: jax.Array) -> np.ndarray:
-    """The rows of a batch that lie on this process's devices, float32."""
+    """Return the rows of a batch that lie on this process's devices, float32."""
     shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
     return np.concatenate([np.asarray(shard.data, np.float32) for shard in shards])
 

@@ -16,7 +16,10 @@ Batch = Mapping[str, jax.Array]
 def eval_step(
     trainable: Flat, batch_stats: Flat, frozen: Flat, batch: Batch, *, graph: nnx.GraphDef, tasks: Mapping[str, Task]
 ) -> dict[str, dict[str, jax.Array]]:
-    """Statistics of one batch, {task: {name: array}}, to be summed over the set; "mask" (B,) says which images count."""
+    """Compute the statistics of one batch, {task: {name: array}}, to be summed over the set.
+
+    "mask" (B,) of the batch says which images count.
+    """
     model = parameters.bind(graph, trainable, frozen, batch_stats)
     logits = model(normalise(batch["image"]))
     return {name: task.metric_sums(logits[name], batch[name], batch["mask"]) for name, task in tasks.items()}

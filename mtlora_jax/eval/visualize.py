@@ -1,4 +1,4 @@
-"""What a model says of images, for scores and for people to look at."""
+"""Predictions of images, for scores and for people to look at."""
 
 import contextlib
 import functools
@@ -25,12 +25,12 @@ PICTURED = 4  # images
 def logits_of(
     trainable: Flat, batch_stats: Flat, frozen: Flat, images: jax.Array, *, graph: nnx.GraphDef
 ) -> dict[str, jax.Array]:
-    """{task: (B, H, W, C)} of uint8 images (B, H, W, 3), to be compiled by the caller."""
+    """Compute {task: (B, H, W, C)} of uint8 images (B, H, W, 3); compiled by the caller."""
     return parameters.bind(graph, trainable, frozen, batch_stats)(normalise(images))
 
 
 class Pictures:
-    """Input, label and prediction of the same few images of a data set, again and again, with one compiled program.
+    """Input, label and prediction of the same few images of a data set, with one compiled program.
 
     Every process computes all of them, and gets the same.
 
@@ -48,7 +48,7 @@ class Pictures:
         self._resize = reference_transforms.resize if config.data.reference_transforms else transforms.resize
 
     def __call__(self, trainable: Flat, batch_stats: Flat) -> dict[str, np.ndarray]:
-        """{"TASK/ID": RGB uint8 (H, 3 W, 3)}, side by side."""
+        """Render {"TASK/ID": RGB uint8 (H, 3 W, 3)}, side by side."""
         if not self.examples:
             return {}
         logits = jax.device_get(self._forward(trainable, batch_stats, self._experiment.frozen, self._images))

@@ -1,4 +1,4 @@
-"""Checkpoints of training with orbax: the state, the position in the data, and what else the loop must remember."""
+"""Checkpoints of training with orbax: the state, the position in the data, and what the loop must remember."""
 
 import contextlib
 import copy
@@ -32,7 +32,7 @@ Contents = dict[str, list]  # {name of an array: [shape, dtype, CRC-32 of its by
 
 
 class Restored(NamedTuple):
-    """What was given to `Checkpoints.save`."""
+    """The arguments of `Checkpoints.save`, read back."""
 
     state: TrainState
     data: dict[str, Any]
@@ -40,31 +40,32 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The newest checkpoints of a run, in WORKDIR/checkpoints/STEP. Saving goes on in the background while training does.
+    """The newest checkpoints of a run, in WORKDIR/checkpoints/STEP, saved in the background during training.
 
-    A checkpoint holds what trains and nothing that is frozen. It appears whole or not at all, since orbax renames it when all is written,
-    and it lists its arrays with a checksum each: files that were cut off, altered or copied from another run are recognised when they are
-    read, and the newest checkpoint without a fault is used. Weights are an item of their own, so that an evaluation reads nothing else.
+    A checkpoint holds what is trained and nothing that is frozen. It appears whole or not at all, since orbax renames
+    it after everything is written. It lists its arrays with their checksums: files that were cut off, altered or copied
+    from another run are recognised when they are read, and the newest checkpoint without a fault is used. Weights are
+    an item of their own, so that an evaluation reads nothing else.
 
-    After each save its files are checked; only then are older checkpoints removed.
+    The files of each save are checked; only then are older checkpoints removed.
 
     Args:
       workdir: of the run.
       keep: how many to keep.
-      writing: whether this program trains. Otherwise nothing is touched, since another program may be training.
+      writing: whether this program trains. Otherwise nothing is changed, since another program may be training.
 
     Attributes:
-      seconds: for how long `save` held up its caller so far.
+      seconds: for how long `save` has blocked its caller so far.
     """
 
     def __init__(self, workdir: pathlib.Path, keep: int, writing: bool = False):
         self._folder = (workdir / "checkpoints").absolute()
         self._keep = keep
-        self._saved: int | None = None  # step of the last checkpoint, until it was looked at
+        self._saved: int | None = None  # step of the last checkpoint, until its files are checked
         self._alias = contextlib.ExitStack()
         leave_faults_to_the_caller()
         told = absl.logging.get_verbosity()
-        absl.logging.set_verbosity(absl.logging.ERROR)  # where nothing is written orbax warns that nothing will be
+        absl.logging.set_verbosity(absl.logging.ERROR)  # a read-only orbax warns that it writes nothing
         options = ocp.CheckpointManagerOptions(
             create=writing, cleanup_tmp_directories=writing, read_only=not writing, enable_async_checkpointing=True
         )
@@ -75,15 +76,15 @@ class Checkpoints:
         self.seconds = 0.0
 
     def latest(self) -> int | None:
-        """Step of the newest checkpoint, or None."""
+        """Return the step of the newest checkpoint, or None."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: TrainState, data: dict[str, Any], loop: dict[str, Any]) -> None:
-        """Start saving; does nothing where the checkpoint of this step exists.
+        """Start saving; do nothing if the checkpoint of this step exists.
 
         Args:
           step: updates made so far.
-          state: its arrays are copied before this returns, so they may be donated. So are the others.
+          state: its arrays are copied before this returns, so they may be donated. So are the other arguments.
           data: state of the data iterator, JSON-able.
           loop: what else the loop must remember, JSON-able.
 
@@ -94,13 +95,10 @@ class Checkpoints:
             return
         start = time.monotonic()
         self.wait()
-        trees, rest = (
-            split_items(state),
-            copy.deepcopy({"data": data, "loop": loop}),
-        )  # which the caller may alter while they are written
-        contents = {name: make_manifest(tree) for name, tree in trees.items()} | {
-            name: compute_checksum(value) for name, value in rest.items()
-        }
+        trees = split_items(state)
+        rest = copy.deepcopy({"data": data, "loop": loop})  # the caller may change them while they are written
+        contents: dict[str, Any] = {name: make_manifest(tree) for name, tree in trees.items()}
+        contents |= {name: compute_checksum(value) for name, value in rest.items()}
         arguments = ocp.args.Composite(
             **{name: ocp.args.StandardSave(tree) for name, tree in trees.items()},
             **{name: ocp.args.JsonSave(value) for name, value in rest.items()},
@@ -114,26 +112,27 @@ class Checkpoints:
         self.seconds += time.monotonic() - start
 
     def check(self) -> None:
-        """Raises UserError if a checkpoint could not be written. Waits for nothing."""
+        """Check that past saves succeeded, without waiting for one in progress. Raises UserError if one failed."""
         if not self._manager.is_saving_in_progress():
             self.wait()
 
     def wait(self) -> None:
         """Wait until everything is written. Raises UserError if a save failed or lacks files."""
-        saved, self._saved = self._saved, None  # before an error, which says more than what is then not there
+        saved, self._saved = self._saved, None  # after an error, missing files need no check
         try:
             self._manager.wait_until_finished()
         except Exception as error:
             raise self._failed(error) from error
         if saved is not None and jax.process_index() == 0 and (lacking := self._lacking(saved)):
-            raise self._failed(ValueError(f"{saved}/{lacking} is not there although it was saved"))
+            raise self._failed(ValueError(f"{saved}/{lacking} is missing although it was saved"))
         if saved is not None:
             self._remove_old()
 
     def restore(self, like: TrainState) -> Restored | None:
-        """The newest whole checkpoint, with the shapes, dtypes and shardings of `like`; None where there is none at all.
+        """Read the newest whole checkpoint, with the shapes, dtypes and shardings of `like`; None if there is none.
 
-        Newer ones that are not whole, or not of this run, are named and moved to WORKDIR/damaged. Raises UserError if all are.
+        Newer ones that are damaged, or not of this run, are reported and moved to WORKDIR/damaged. Raises UserError if
+        all are.
         """
         found = self._newest_whole(split_items(like), ("data", "loop"))
         if found is None:
@@ -143,9 +142,9 @@ class Checkpoints:
         return Restored(TrainState(**trees["weights"], **trees["optimizer"]), rest["data"], rest["loop"])
 
     def restore_weights(self, trainable: Flat, batch_stats: Flat) -> tuple[int, Flat, Flat]:
-        """(step, trainable, batch_stats) of the newest whole checkpoint, shaped and placed as those given.
+        """Read (step, trainable, batch_stats) of the newest whole checkpoint, shaped and placed as those given.
 
-        Raises UserError as `restore`, and where there is no checkpoint.
+        Raises UserError as `restore`, and if there is no checkpoint.
         """
         found = self._newest_whole({"weights": {"trainable": trainable, "batch_stats": batch_stats}})
         if found is None:
@@ -162,14 +161,17 @@ class Checkpoints:
     def _newest_whole(
         self, like: Mapping[str, Any], further: tuple[str, ...] = ()
     ) -> tuple[int, dict[str, Any], dict[str, Any], list[int]] | None:
-        """(step, trees like `like`, further items, steps of newer checkpoints that cannot be used); None where there is no checkpoint."""
+        """Read the newest checkpoint that can be used; None if there is no checkpoint.
+
+        Returns (step, trees like `like`, further items, steps of newer checkpoints that cannot be used).
+        """
         reasons: dict[int, str] = {}
-        # The steps as process 0 sees them, and a fault that any process finds, so that all restore the same.
+        # All processes take the steps that process 0 sees, and a fault that any of them finds, to restore the same.
         for step in sharding.allgather_json(sorted(self._manager.all_steps(), reverse=True))[0]:
             found, reason = None, ""
             try:
                 found = self._read(step, like, further)
-            except Exception as error:  # whatever a damaged file makes the layers below stumble over
+            except Exception as error:  # a damaged file may raise anything in the libraries
                 reason = str(error) if isinstance(error, UserError) else f"it cannot be read ({describe_error(error)})"
             reason = next(filter(None, sharding.allgather_json(reason)), "")
             if found is not None and not reason:
@@ -178,8 +180,9 @@ class Checkpoints:
                 reasons[step] = reason
                 console.print(f"checkpoint {step} is passed over: {reasons[step]}")
         if reasons:
+            told = "; ".join(f"{step}: {reason}" for step, reason in reasons.items())
             raise UserError(
-                f"{self._folder}: no checkpoint can be used; {'; '.join(f'{step}: {reason}' for step, reason in reasons.items())}. "
+                f"{self._folder}: no checkpoint can be used; {told}. "
                 "Choose another --workdir, or delete this folder to begin again from the first step"
             )
         return None
@@ -209,8 +212,8 @@ class Checkpoints:
     def _remove_old(self) -> None:
         """Remove all checkpoints but the newest `keep`.
 
-        Process 0 does it alone: orbax would need all processes at the same place. The others must not list the folder meanwhile, since an
-        entry may vanish while they read it.
+        Process 0 does it alone, since orbax would need all processes at the same place. The others must not list the
+        folder meanwhile: an entry may vanish while they read it.
         """
         if jax.process_index() == 0:
             for step in sorted(self._manager.all_steps())[: -self._keep]:
@@ -218,20 +221,15 @@ class Checkpoints:
             self._manager.reload()
 
     def _lacking(self, step: int) -> str:
-        """The first file that a written checkpoint lacks; empty if it has them all."""
+        """Return the first file that a written checkpoint lacks; empty if none is missing."""
         wanted = [f"{name}/{pattern}" for name in ("weights", "optimizer") for pattern in ("manifest.ocdbt", "d/*")]
-        folder = self._folder / str(step)
-        return next(
-            (
-                pattern
-                for pattern in (*wanted, "contents/*")
-                if not any(path.stat().st_size for path in folder.glob(pattern))
-            ),
-            "",
-        )
+        for pattern in (*wanted, "contents/*"):
+            if not any(path.stat().st_size for path in (self._folder / str(step)).glob(pattern)):
+                return pattern
+        return ""
 
     def _set_aside(self, steps: list[int]) -> None:
-        """Move checkpoints that cannot be used out of the way of those that training will write."""
+        """Move checkpoints that cannot be used away, since training will write new ones of these steps."""
         if not steps:
             return
         if jax.process_index() == 0:
@@ -250,7 +248,7 @@ class Checkpoints:
         kept = (
             "there is none yet"
             if last is None
-            else f"the one of step {last} is whole, and the same command goes on from there"
+            else f"the one of step {last} is whole, and the same command continues from there"
         )
         return UserError(f"{self._folder}: a checkpoint could not be written ({describe_error(error)}); {kept}")
 
@@ -259,8 +257,8 @@ class Checkpoints:
 def plain_path(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yield a path to `folder` without special characters: the folder itself, or a temporary link to it.
 
-    orbax expands `*`, `?` and `[` as patterns, and tensorstore rejects or misreads other characters. Checkpoints saved to such a path
-    would be empty, without an error.
+    orbax expands `*`, `?` and `[` as patterns, and tensorstore rejects or misreads other characters. Checkpoints saved
+    to such a path would be empty, without an error.
     """
     if re.fullmatch(r"[\w/.,=+@ -]+", str(folder), re.ASCII):
         yield folder
@@ -273,7 +271,7 @@ def plain_path(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def clear_when_full(workdir: pathlib.Path) -> Iterator[None]:
-    """Make a UserError of whatever goes wrong inside because the disk is full."""
+    """Convert errors inside the block to a UserError if they arise because the disk is full."""
     try:
         yield
     except UserError:
@@ -282,16 +280,17 @@ def clear_when_full(workdir: pathlib.Path) -> Iterator[None]:
         if not is_disk_full(error):
             raise
         raise UserError(
-            f"{workdir}: no space left on the disk; free some, and the same command goes on from the last checkpoint"
+            f"{workdir}: no space left on the disk; free some, and the same command continues from the last checkpoint"
         ) from error
 
 
 @functools.cache  # once per process
 def leave_faults_to_the_caller() -> None:
-    """Keep orbax, and asyncio on its behalf, from printing the faults that they raise, and advice on how often to save.
+    """Silence messages of orbax, and of asyncio on its behalf, about errors that they also raise.
 
-    Orbax logs an error once per thread and prints tracebacks of abandoned futures: up to thousands of lines around the one of our error.
-    A run prints at its end for how long saving held it up.
+    Orbax logs an error once per thread and prints tracebacks of abandoned futures: up to thousands of lines around the
+    one line of this program. Its advice on how often to save is silenced too, since a run prints at its end how long
+    saving blocked it.
     """
     for logger in (absl.logging.get_absl_logger(), logging.getLogger("asyncio")):
         logger.addFilter(lambda record: record.levelno < logging.WARNING or not _is_of_orbax(record.pathname))
@@ -310,7 +309,7 @@ def _is_of_orbax(path: str) -> bool:
 
 
 def split_items(state: TrainState) -> dict[str, dict[str, Any]]:
-    """{item: {field: arrays}}: the weights, and all the rest of a state."""
+    """Split a state into {item: {field: arrays}}: the weights, and everything else."""
     fields = state._asdict()
     weights = {name: fields.pop(name) for name in ("trainable", "batch_stats")}
     return {"weights": weights, "optimizer": fields}
@@ -327,12 +326,15 @@ def make_manifest(tree: Any) -> Contents:
 
 
 def compute_checksum(value: Any) -> int:
-    """CRC-32 of a JSON-able value."""
+    """Compute the CRC-32 of a JSON-able value."""
     return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
 def check_compatible(stored: Contents, tree: Any) -> None:
-    """Raises UserError unless a checkpoint with these contents has the names, shapes and dtypes of `tree`."""
+    """Check that a checkpoint with these contents has the names, shapes and dtypes of `tree`.
+
+    Raises UserError otherwise.
+    """
     leaves, _ = jax.tree.flatten_with_path(tree)
     wanted = {jax.tree_util.keystr(path): [list(np.shape(leaf)), str(leaf.dtype)] for path, leaf in leaves}
     problems = {

@@ -1,4 +1,4 @@
-"""Scores of a run, or of a model folder, without training."""
+"""Evaluation of a run, or of a model folder, without training."""
 
 import functools
 import pathlib
@@ -24,10 +24,11 @@ from mtlora_jax.train.fault_tolerance import UnreadableExamples
 
 
 def evaluate_only(config: Config, workdir: pathlib.Path) -> dict[str, float]:
-    """Scores of the newest checkpoint of `workdir`, or of the model folder `config.init_from` if there is no run.
+    """Evaluate the newest checkpoint of `workdir`, or the model folder `config.init_from` if there is no run.
 
-    Prints them and writes WORKDIR/evaluation.json: {"model": str, "split": str, "images": int, "scores": {"TASK/SCORE": value}}, and under
-    "original_size" those at the size of each image's file, if `config.evaluation` asks for them. Returns the "scores".
+    Prints the scores and writes WORKDIR/evaluation.json: {"model": str, "split": str, "images": int, "scores":
+    {"TASK/SCORE": value}}. "original_size" has the scores at the size of each image file, if `config.evaluation` asks
+    for them. Returns the "scores".
     """
     agreement.run_together(lambda: config_checks.check(config))
     agreement.require_same(agreement.describe_start(config, mode="evaluate"))
@@ -41,8 +42,8 @@ def evaluate_only(config: Config, workdir: pathlib.Path) -> dict[str, float]:
     other = started and config.init_from and config.init_from != run_config.read_value(workdir, "init_from")
     if other and not initial_weights.holds(config.init_from, workdir / "initial"):
         raise UserError(
-            f"{workdir} holds a run, which is what would be evaluated, and not init_from = {config.init_from}; leave out "
-            "--config.init_from, or choose another --workdir to evaluate that model"
+            f"{workdir} holds a run, which would be evaluated instead of init_from = {config.init_from}; "
+            "leave out --config.init_from, or choose another --workdir to evaluate that model"
         )
     experiment = experiments.build_experiment(config, data.tasks, workdir, complete=True)
     baseline = delta_m_baseline(config, experiment.tasks)

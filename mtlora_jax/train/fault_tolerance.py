@@ -1,4 +1,4 @@
-"""What a run tolerates, up to a limit: steps that are not finite, and examples that cannot be read."""
+"""Faults that a run tolerates up to a limit: non-finite steps, and examples that cannot be read."""
 
 import collections
 import json
@@ -17,14 +17,15 @@ from mtlora_jax.io.files import write_text
 
 
 class NonFiniteGuard:
-    """Ends a run after too many consecutive steps whose loss or gradient was not finite, and lists them in WORKDIR/nonfinite.json.
+    """Ends a run after too many consecutive steps whose loss or gradient was not finite.
 
-    The step itself leaves everything but its number as it was, see `mtlora_jax.train.step`.
+    It then lists them in WORKDIR/nonfinite.json. Such a step changes nothing but its number, see
+    `mtlora_jax.train.step`.
 
     Args:
-      limit: so many consecutive steps end the run.
+      limit: number of consecutive steps that ends the run.
       workdir: of the run.
-      consecutive: how many there were before a resume.
+      consecutive: number of such steps before a resume.
 
     Attributes:
       consecutive: how many of the newest steps were skipped.
@@ -37,7 +38,7 @@ class NonFiniteGuard:
         self._recent: collections.deque[dict[str, Any]] = collections.deque(maxlen=limit)
 
     def record(self, step: int, metrics: Mapping[str, float], image_ids: Sequence[str]) -> None:
-        """Record one step; to be called in their order.
+        """Record one step; call it for all steps in order.
 
         Args:
           step: updates with this one.
@@ -73,32 +74,31 @@ class NonFiniteGuard:
         tasks = list(dict.fromkeys(task for entry in steps for task in entry["tasks"]))
         image_ids = list(dict.fromkeys(image_id for entry in steps for image_id in entry["image_ids"]))
         if jax.process_index() == 0:
-            write_text(
-                self._path,
-                json.dumps({"step": step, "tasks": tasks, "image_ids": image_ids, "steps": steps}, indent=2) + "\n",
-            )
+            report = {"step": step, "tasks": tasks, "image_ids": image_ids, "steps": steps}
+            write_text(self._path, json.dumps(report, indent=2) + "\n")
         what = f"loss of {', '.join(tasks)}" if tasks else "gradient"
         raise UserError(
-            f"the {what} was not finite in {self.consecutive} steps in a row, the last of them step {step}; {self._path} lists their "
-            "images. A lower --config.optimizer.learning_rate, or compute_dtype=float32, may help"
+            f"the {what} was not finite in {self.consecutive} steps in a row, the last of them step {step}; "
+            f"{self._path} lists their images. "
+            "A lower --config.optimizer.learning_rate, or compute_dtype=float32, may help"
         )
 
 
 class UnreadableExamples:
-    """Counts the examples that could not be read, each once, in WORKDIR/bad_examples.jsonl; too many of them end the run.
+    """Lists examples that could not be read, each once, in WORKDIR/bad_examples.jsonl; too many end the run.
 
-    Too many are more than `limit` in all, or more than `share` of the examples of a split: of a small data set, a few are much. A single
-    unreadable example of a split is always tolerated by `share`.
+    Too many are more than `limit` in all, or more than `share` of the examples of a split, which matters for small data
+    sets. `share` always tolerates one unreadable example of a split.
 
     Args:
       limit: examples in all.
       path: of the list; None: nothing is written.
-      known: {error, with the file or the record: step at which it was met}, of before a resume.
+      known: {error, with the file or the record: step at which it was met}, from before a resume.
       share: of a split, 0 to 1.
-      sizes: how many examples there are for "training" and for "evaluation"; `share` applies to those alone.
+      sizes: number of examples for "training" and for "evaluation"; `share` applies only to those given.
 
     Attributes:
-      known: as the argument, with all that was met since.
+      known: the argument, and everything met since.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class UnreadableExamples:
         self._path = path
         self._share = share
         self._sizes = sizes or {}
-        self._met: dict[str, str] = {}  # {error: which split it is of}; after a resume, of what was met again
+        self._met: dict[str, str] = {}  # {error: its split}; after a resume, only errors met again
         self._new: dict[str, tuple[int, str]] = {}
 
     def record(self, step: int, batch: Mapping[str, np.ndarray], purpose: str = "training") -> None:
@@ -130,14 +130,14 @@ class UnreadableExamples:
             yield batch
 
     def report(self) -> None:
-        """Print what `sync` returns."""
+        """Print the errors that `sync` returns."""
         for message in self.sync():
             console.print(f"left out: {message}")
 
     def sync(self) -> list[str]:
-        """Merge what the processes recorded since the last call, write the list, and return the errors that were not known.
+        """Merge what all processes recorded since the last call, and write the list.
 
-        All processes must take part. Raises UserError if there are too many.
+        Returns the errors that were not known. All processes must take part. Raises UserError if there are too many.
         """
         told = {message: tuple(place) for part in allgather_json(self._new) for message, place in part.items()}
         self._new = {}
@@ -145,10 +145,8 @@ class UnreadableExamples:
         met = {message: step for message, (step, _) in told.items() if message not in self.known}
         self.known |= met
         if met and self._path is not None and jax.process_index() == 0:
-            write_text(
-                self._path,
-                "".join(json.dumps({"step": step, "error": message}) + "\n" for message, step in self.known.items()),
-            )
+            lines = [json.dumps({"step": step, "error": message}) + "\n" for message, step in self.known.items()]
+            write_text(self._path, "".join(lines))
         where = f"{self._path} lists them; the last" if self._path else "the last"
         for purpose, size in self._sizes.items():
             bad = [message for message, of in self._met.items() if of == purpose]
@@ -160,7 +158,7 @@ class UnreadableExamples:
         if len(self.known) > self._limit:
             examples = f"examples of {sum(self._sizes.values())}" if self._sizes else "examples"
             raise UserError(
-                f"{len(self.known)} {examples} cannot be read, more than fault_tolerance.max_unreadable_examples = {self._limit}; "
-                f"{where}: {list(self.known)[-1]}"
+                f"{len(self.known)} {examples} cannot be read, "
+                f"more than fault_tolerance.max_unreadable_examples = {self._limit}; {where}: {list(self.known)[-1]}"
             )
         return list(met)

@@ -1,4 +1,4 @@
-"""The evaluations of a run, as its log.jsonl has them."""
+"""The evaluations of a run, as recorded in its log.jsonl."""
 
 import math
 import pathlib
@@ -15,14 +15,15 @@ PREFIX = "eval/"  # of scores in the log
 
 
 class EvalHistory:
-    """Which evaluations were made, the scores of the newest, and the best ranking score so far.
+    """Evaluations made, the scores of the newest, and the best ranking score so far.
 
-    An evaluation counts as done once its line is in the log: a resumed run reads the log, and repeats an evaluation without a line.
+    An evaluation counts as done once its line is in the log: a resumed run reads the log, and repeats an evaluation
+    without a line.
 
     Args:
       tasks: the trained tasks.
-      baseline: {task: score of its single-task model}. With it models are ranked by Delta_m, without it by the mean score over the tasks;
-        see `mtlora_jax.eval.aggregate.add_ranking_score`.
+      baseline: {task: score of its single-task model}. With it, models are ranked by Delta_m, without it by the mean
+        score over the tasks; see `mtlora_jax.eval.aggregate.add_ranking_score`.
 
     Attributes:
       last_step: step of the newest evaluation, or None.
@@ -39,7 +40,7 @@ class EvalHistory:
 
     @property
     def delta_m(self) -> float | None:
-        """Of the newest evaluation, percent; None without a baseline."""
+        """Delta_m of the newest evaluation, in percent; None without a baseline."""
         return self.scores.get("delta_m")
 
     def add(self, step: int, scores: Mapping[str, float]) -> bool:
@@ -53,18 +54,18 @@ class EvalHistory:
         return is_best
 
     def describe_non_finite(self) -> list[str]:
-        """A few words for each task of the newest evaluation whose primary score is not finite."""
+        """Describe in a few words each task whose newest primary score is not finite."""
         primary = primary_scores(self.scores, self._tasks)
         return [f"{name} has the score {score}" for name, score in primary.items() if not math.isfinite(score)]
 
     def to_log(self) -> dict[str, float]:
-        """The newest evaluation as scalars for the log."""
+        """Return the newest evaluation as scalars for the log."""
         return {f"{PREFIX}{name}": value for name, value in self.scores.items()}
 
     def restore(self, log: pathlib.Path, until_step: int) -> None:
         """Add the evaluations in a log up to a step, as process 0 sees it: others may see an older file.
 
-        Ranking scores are computed anew, since older versions ranked by other ones.
+        Ranking scores are computed anew, since older versions ranked by other scores.
         """
         needed = {f"{PREFIX}{name}/{task.primary_metric}" for name, task in self._tasks.items()}
         lines = read_lines(log) if jax.process_index() == 0 else []

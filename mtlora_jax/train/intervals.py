@@ -8,7 +8,7 @@ from mtlora_jax.defaults import Config
 
 @dataclasses.dataclass(frozen=True)
 class Intervals:
-    """Answers by the number of updates made so far; the last step logs, saves and evaluates in any case.
+    """Decides by the number of updates so far; the last step always logs, saves and evaluates.
 
     Args:
       config: its epochs, `eval_*`, `checkpoint_every_*` and `log_every_steps`.
@@ -32,7 +32,7 @@ class Intervals:
         return step == self.steps or self._ends_epoch(step, self.config.eval_every_epochs)
 
     def is_checkpoint_due(self, step: int) -> bool:
-        """Also where an evaluation is due: a run that is stopped during the evaluation then repeats no step."""
+        """Return whether to save. Evaluations are preceded by one: a run stopped during them then repeats no step."""
         every = self.config.checkpoint_every_steps
         due = self._ends_epoch(step, self.config.checkpoint_every_epochs) or (every > 0 and step % every == 0)
         return due or self.is_evaluation_due(step)
@@ -42,5 +42,5 @@ class Intervals:
         return math.ceil(self.config.epochs / every) - step // self.steps_per_epoch // every
 
     def _ends_epoch(self, step: int, every: int) -> bool:
-        """Whether `step` is the last of an epoch whose number is a multiple of `every`."""
+        """Return whether `step` is the last of an epoch whose number is a multiple of `every`."""
         return step % (every * self.steps_per_epoch) == 0

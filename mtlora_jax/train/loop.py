@@ -1,4 +1,4 @@
-"""The loop of a training run: steps, and now and then a line of the log, a checkpoint, an evaluation."""
+"""The loop of a training run: steps, with lines of the log, checkpoints and evaluations in between."""
 
 import dataclasses
 import time
@@ -84,7 +84,7 @@ class Loop:
         self.step_log.add(self.step, metrics, batch["image_id"].tolist())
 
     def _save_and_evaluate(self, saved: int) -> None:
-        """Does what is due at this step and was not done before; step `saved` has its checkpoint."""
+        """Save and evaluate if this is due and not done yet; the checkpoint of step `saved` exists."""
         if self.step > saved and self.intervals.is_checkpoint_due(self.step):
             self._save()
         if self.intervals.is_evaluation_due(self.step) and not self.validation.is_done(self.step):

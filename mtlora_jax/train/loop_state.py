@@ -1,4 +1,4 @@
-"""What a run remembers across a stop, beside its arrays."""
+"""What a run remembers across a stop, besides its arrays."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -9,16 +9,14 @@ import jax
 from mtlora_jax.errors import UserError
 from mtlora_jax.schema import LARGEST, Check, file_name, list_of, mapping, record, whole
 
-number = Check(
-    "a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool)
-)  # NaN and infinity too
+# NaN and infinity are allowed.
+number = Check("a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool))
 step = whole(0, LARGEST)
 DATA = record({"next_batch": step})
+PENDING = record({"step": step, "metrics": mapping(number, file_name), "image_ids": list_of(file_name)})
 LOOP = record(
     {
-        "waiting": list_of(
-            record({"step": step, "metrics": mapping(number, file_name), "image_ids": list_of(file_name)}), most=LARGEST
-        ),
+        "waiting": list_of(PENDING, most=LARGEST),
         "skipped_in_row": step,
         "bad_examples": mapping(step, file_name, most=LARGEST),
     }
@@ -49,12 +47,12 @@ def fetch(pending: Sequence[PendingStep]) -> list[PendingStep]:
 
 @dataclasses.dataclass(frozen=True)
 class LoopState:
-    """Stored in every checkpoint, so that a resumed run goes on as if it had never stopped.
+    """The part of a checkpoint that lets a resumed run continue as if it had never stopped.
 
     Attributes:
       data: position in the batches, as `Batches.get_state` returns it.
       pending: steps since the last line of the log, metrics on the host.
-      consecutive_skips: how many of the newest steps were skipped for numbers that are not finite.
+      consecutive_skips: how many of the newest steps were skipped because a number was not finite.
       unreadable: {error of an example that could not be read: step at which it was met}.
     """
 
@@ -64,7 +62,7 @@ class LoopState:
     unreadable: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """All but `data`, under the names that checkpoints have for it."""
+        """Return everything but `data`, under the names that checkpoints use."""
         return {
             "waiting": [dataclasses.asdict(one) for one in self.pending],
             "skipped_in_row": self.consecutive_skips,
@@ -73,7 +71,7 @@ class LoopState:
 
     @classmethod
     def from_json(cls, data: Any, loop: Any) -> Self:
-        """Read the items "data" and "loop" of a checkpoint. Raises UserError where they are not what a run stores."""
+        """Read the items "data" and "loop" of a checkpoint. Raises UserError if they are not what a run stores."""
         try:
             DATA(data, "data")
             LOOP(loop, "loop")

@@ -11,9 +11,9 @@ from mtlora_jax.errors import UserError
 
 
 def make_schedule(options: Mapping[str, Any], batch_size: int, steps_per_epoch: int, steps: int) -> optax.Schedule:
-    """Learning rate per step: linear warm-up, then a cosine to the final rate, all scaled by batch size once.
+    """Make the learning rate per step: linear warm-up, then a cosine to the final rate.
 
-    Raises UserError if the warm-up leaves no step to train.
+    All rates are scaled by batch size once. Raises UserError if the warm-up leaves no step to train.
     """
     factor = batch_size / options["reference_batch_size"]
     warmup = round(options["warmup_epochs"] * steps_per_epoch)
@@ -31,17 +31,20 @@ def make_schedule(options: Mapping[str, Any], batch_size: int, steps_per_epoch: 
 
 
 def decayed(parameters: Mapping[str, jax.Array]) -> Mapping[str, bool]:
-    """Which parameters weight decay acts on: all but vectors and scalars. Entries that optax left out (no leaves) stay left out."""
+    """Select the parameters that weight decay acts on: all but vectors and scalars.
+
+    Entries that optax left out (no leaves) stay left out.
+    """
     return jax.tree.map(lambda value: value.ndim > 1, parameters)
 
 
 def make_optimizer(
     options: Mapping[str, Any], schedule: optax.Schedule, trainable: frozenset[str]
 ) -> optax.GradientTransformation:
-    """Gradients of {path: array} -> updates.
+    """Make the transformation from gradients {path: array} to updates.
 
-    Paths outside `trainable` have no optimizer state and get no update, so that a caller who passes a whole model cannot move its
-    frozen weights.
+    Paths outside `trainable` have no optimizer state and get no update: a caller that passes a whole model cannot
+    change its frozen weights. Raises UserError for a `clip_norm` that is not a positive number.
     """
     if not math.isfinite(options["clip_norm"]) or options["clip_norm"] <= 0:
         raise UserError(f"optimizer.clip_norm = {options['clip_norm']} must be a positive number")

@@ -1,4 +1,4 @@
-"""A training run, top to bottom."""
+"""A training run from start to end."""
 
 import contextlib
 import functools
@@ -39,28 +39,30 @@ from mtlora_jax.train.step import TrainState, create_state, train_step
 from mtlora_jax.train.step_log import StepLog
 from mtlora_jax.train.validation import Validation
 
-PROFILED = (3, 5)  # a profile begins so many steps after the first, and is so many steps long
+PROFILED = (3, 5)  # steps before a profile begins, and its length in steps
 
 
 def train(config: Config, workdir: pathlib.Path, profile: bool = False, override: bool = False) -> dict[str, float]:
-    """Train to the end, from the newest whole checkpoint of `workdir` if there is one. Returns the scores of the last evaluation.
+    """Train to the end, from the newest whole checkpoint of `workdir` if there is one.
 
-    Wherever it is interrupted, by a kill too, the same call goes on as if nothing had happened, bit by bit.
+    After any interruption, even a kill, the same call continues as if nothing had happened, bit by bit. Returns the
+    scores of the last evaluation.
 
     Args:
       config: see `mtlora_jax.defaults`.
       workdir: of the run, on a file system that all processes share.
-      profile: write a trace of some steps to WORKDIR/trace.
-      override: go on although the run was started with another config.
+      profile: whether to write a trace of some steps to WORKDIR/trace.
+      override: whether to continue although the run was started with another config.
 
     Raises:
-      UserError: for a config, data set or weights that cannot be used, before anything is written; for a fault that ends the run.
+      UserError: for a config, data set or weights that cannot be used, before anything is written; for a fault that
+        ends the run.
       Stopped: SIGTERM or SIGINT came. The run is saved.
     """
     agreement.run_together(lambda: config_checks.check(config))
     limits = config.fault_tolerance
     with Shutdown(limits.grace_seconds) as shutdown, clear_when_full(workdir), contextlib.ExitStack() as closing:
-        # Everything that can be refused, before anything is written.
+        # Refuse everything that can be refused before anything is written.
         agreement.require_same(
             agreement.describe_start(config, mode="train", override_config=override, profile=profile)
         )
@@ -74,7 +76,7 @@ def train(config: Config, workdir: pathlib.Path, profile: bool = False, override
             agreement.run_together(lambda: check_same_config(workdir, config))
             agreement.run_together(lambda: run_config.check_same_data(workdir, described))
 
-        # The state to begin with, or that of the newest checkpoint.
+        # Make the first state, or restore that of the newest checkpoint.
         intervals = Intervals(config, max(len(train_data) // config.batch_size, 1))
         schedule = make_schedule(config.optimizer, config.batch_size, intervals.steps_per_epoch, intervals.steps)
         optimizer = make_optimizer(config.optimizer, schedule, frozenset(experiment.trainable))
@@ -97,8 +99,8 @@ def train(config: Config, workdir: pathlib.Path, profile: bool = False, override
         if jax.process_index() == 0 and (override or not (workdir / run_config.CONFIG).exists()):
             run_config.save(workdir, config, described)
 
-        # What the loop needs.
-        batches.start_prefetch()  # the workers take seconds to start, so all that can wait comes after this
+        # Make what the loop needs.
+        batches.start_prefetch()  # the workers take seconds to start; everything that can wait comes after this
         model = model_factory.build(experiment.architecture)
         print_parameters(summarise(model, experiment.method, tuple(config.image_size)))
         writer = MetricWriter(workdir, step, jax.process_index() == 0, config.wandb)
@@ -160,7 +162,10 @@ def print_label_survey(data: Dataset, workdir: pathlib.Path) -> None:
 
 
 def check_same_config(workdir: pathlib.Path, config: Config) -> None:
-    """Raises UserError for a config that contradicts that of the run. The model folder that it started from may have been moved."""
+    """Check that a config does not contradict that of the run. Raises UserError if it does.
+
+    The model folder that the run started from may have been moved.
+    """
     moved = config.init_from and config.init_from != run_config.read_value(workdir, "init_from")
     same = moved and initial_weights.holds(config.init_from, workdir / "initial")
     run_config.check_same_config(workdir, config, ["init_from"] if same else [])
@@ -169,15 +174,18 @@ def check_same_config(workdir: pathlib.Path, config: Config) -> None:
 def restore(
     checkpoints: Checkpoints, state: TrainState, workdir: pathlib.Path, intervals: Intervals
 ) -> tuple[TrainState, LoopState]:
-    """State of the newest whole checkpoint, or the given one where there is none. Raises UserError if the run is longer than asked for."""
+    """Restore the state of the newest whole checkpoint; return the given one if there is none.
+
+    Raises UserError if the run is longer than the config asks for.
+    """
     restored = checkpoints.restore(state)
     if restored is None:
         return state, LoopState()
     step = int(restored.state.step)
     if step > intervals.steps:
         raise UserError(
-            f"{workdir} holds a run of {step} steps already, more than the {intervals.steps} of epochs = {intervals.config.epochs}; give "
-            "more --config.epochs, or choose another --workdir"
+            f"{workdir} holds a run of {step} steps already, more than the {intervals.steps} "
+            f"of epochs = {intervals.config.epochs}; give more --config.epochs, or choose another --workdir"
         )
     return restored.state, LoopState.from_json(restored.data, restored.loop)
 
@@ -189,7 +197,10 @@ def compile_train_step(
     schedule: optax.Schedule,
     groups: Mapping[str, str],
 ) -> Step:
-    """(state, this process's part of a batch) -> (state, metrics). The state is donated; the first call compiles."""
+    """Compile (state, this process's part of a batch) -> (state, metrics).
+
+    The state is donated. Compilation happens at the first call.
+    """
     mesh, tasks = experiment.mesh, experiment.tasks
     everywhere, key = sharding.replicated_sharding(mesh), jax.random.key(config.seed)
     compiled = jax.jit(

@@ -1,4 +1,4 @@
-"""WORKDIR/config.json and data.json: with what a run was started, so that it goes on with the same."""
+"""WORKDIR/config.json and data.json: how a run was started, so that it continues the same way."""
 
 import json
 import pathlib
@@ -16,69 +16,65 @@ from mtlora_jax.schema import shown
 CONFIG, DATA = "config.json", "data.json"
 # Keys that do not change what a training run computes.
 ANY_TIME = (
-    *(
-        "wandb",
-        "evaluation",
-        "fault_tolerance",
-        "data.num_workers",
-        "eval_batch_size",
-        "remat",
-        "encoder_microbatches",
-        "init_strict",
-    ),
-    *("log_every_steps", "keep_checkpoints", "checkpoint_every_epochs", "checkpoint_every_steps"),
+    *("wandb", "evaluation", "fault_tolerance", "data.num_workers", "eval_batch_size", "remat", "init_strict"),
+    *("encoder_microbatches", "log_every_steps"),
+    *("keep_checkpoints", "checkpoint_every_epochs", "checkpoint_every_steps"),
 )
-ROOT = "data.root"  # may be another one where `DATA` tells whether it is the same data
+ROOT = "data.root"  # may change if `DATA` tells whether it is the same data
 
 
 def check_same_config(workdir: pathlib.Path, config: Config, anything_goes: Collection[str] = ()) -> None:
-    """Raises UserError that names every key for which `config` contradicts the one that the run of `workdir` was started with.
+    """Check that `config` does not contradict the one that the run of `workdir` was started with.
 
-    Keys which that one does not have are newer than the run, and contradict nothing; nor do those of `ANY_TIME` and `anything_goes`.
+    Keys missing from that one are newer than the run and contradict nothing; nor do those of `ANY_TIME` and
+    `anything_goes`. Raises UserError that names every key that differs.
     """
     moved = [ROOT] if (workdir / DATA).exists() else []
     differing = find_differences(_read_config(workdir), config, anything_goes=(*ANY_TIME, *moved, *anything_goes))
     if differing:
         raise UserError(
-            f"{workdir} holds a run with another config: {_told(differing)}. Give the values it was started with, choose another "
-            "--workdir, or go on with these by --override_config"
+            f"{workdir} holds a run with another config: {_told(differing)}. Give the values it was started with, "
+            "choose another --workdir, or go on with these by --override_config"
         )
 
 
 def check_same_data(workdir: pathlib.Path, data: Mapping[str, Any]) -> None:
-    """Raises UserError unless the data sets are those that the run of `workdir` was started with.
+    """Check that the data sets are those that the run of `workdir` was started with.
 
     Args:
       data: as `agreement.describe_data` describes them.
+
+    Raises:
+      UserError: if they differ.
     """
     saved = _read(workdir / DATA)
     differing = {key: (saved[key], value) for key, value in data.items() if key in saved and saved[key] != value}
     if differing:
         raise UserError(
-            f"{workdir} holds a run on other data: {_told(differing)}. Give the data it was started with, choose another --workdir, or go "
-            "on with this by --override_config"
+            f"{workdir} holds a run on other data: {_told(differing)}. Give the data it was started with, "
+            "choose another --workdir, or go on with this by --override_config"
         )
 
 
 def save(workdir: pathlib.Path, config: Config, data: Mapping[str, Any] | None = None) -> None:
-    """Write the config of a run, and what it was trained on."""
+    """Write the config of a run, and a description of its data."""
     write_text(workdir / CONFIG, config.to_json_best_effort(indent=2) + "\n")
     if data is not None:
         write_json(workdir / DATA, dict(data))
 
 
 def read_value(workdir: pathlib.Path, key: str) -> Any:
-    """A top-level value of the config that the run of a workdir was started with; None if unknown."""
+    """Return a top-level value of the config that the run of a workdir was started with; None if unknown."""
     return _read_config(workdir).get(key)
 
 
 def _read_config(workdir: pathlib.Path) -> dict[str, Any]:
-    """The config of a run under the keys of today, which may be newer than the run."""
+    """Read the config of a run, with renamed keys under their new names."""
     return config_aliases.translate(_read(workdir / CONFIG))
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
-    """The object in one of these files; empty if there is no file."""
+    """Read the object in one of these files; empty if there is no file."""
     if not path.exists():
         return {}
     value = read_json(path)
@@ -96,7 +92,10 @@ def _told(differing: Mapping[str, tuple[Any, Any]]) -> str:
 def find_differences(
     saved: dict[str, Any], config: Config, prefix: str = "", anything_goes: Collection[str] = ANY_TIME
 ) -> dict[str, tuple[Any, Any]]:
-    """{dotted key: (value in `saved`, value in `config`)} wherever both have the key and it matters; groups of free form are one value."""
+    """Return {dotted key: (value in `saved`, value in `config`)} wherever both have the key and it matters.
+
+    Groups of free form are one value.
+    """
     here = json.loads(config.to_json_best_effort())
     found: dict[str, tuple[Any, Any]] = {}
     for key, value in config.items():

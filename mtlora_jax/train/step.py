@@ -19,20 +19,20 @@ Batch = Mapping[str, jax.Array]
 
 
 class TrainState(NamedTuple):
-    """Everything that changes in training. Frozen weights are not in it."""
+    """Everything that changes in training; frozen weights do not."""
 
-    step: jax.Array  # () int32, steps made so far
+    step: jax.Array  # () int32, number of steps so far
     trainable: Flat
     batch_stats: Flat
     opt_state: optax.OptState
     skipped: jax.Array  # () int32, steps that changed nothing because a number was not finite
-    skipped_in_row: jax.Array  # () int32, of these the ones since the last step that did change something
+    skipped_in_row: jax.Array  # () int32, steps skipped since the last one that changed something
 
 
 def create_state(trainable: Flat, batch_stats: Flat, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
-    zeros = [jnp.zeros((), jnp.int32) for _ in range(3)]  # three buffers, for a donated one must not appear twice
-    opt_state = jax.jit(optimizer.init)(trainable)  # one program, where array by array it would be hundreds
+    """Make the state before the first step."""
+    zeros = [jnp.zeros((), jnp.int32) for _ in range(3)]  # three, since a donated buffer must not appear twice
+    opt_state = jax.jit(optimizer.init)(trainable)  # one program instead of hundreds, one per array
     return TrainState(zeros[0], trainable, batch_stats, opt_state, *zeros[1:])
 
 
@@ -41,8 +41,8 @@ def compute_losses(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Compute the weighted total and the loss of each task, float32 scalars; section 3.3 of the paper.
 
-    Logits may be coarser than the labels and are resized to them. At that size they are the largest arrays of a step, so the backward
-    pass recomputes them.
+    Logits may be coarser than the labels and are resized to them. At that size they are the largest arrays of a step,
+    so the backward pass recomputes them.
     """
 
     @functools.partial(jax.checkpoint, static_argnums=0)
@@ -68,22 +68,25 @@ def train_step(
     groups: Mapping[str, str] | None = None,
     schedule: optax.Schedule | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update; none where the loss, a gradient or a batch statistic is not finite: then only `step` and the counts of skips move.
+    """Make one update, unless the loss, a gradient or a batch statistic is not finite.
+
+    In that case the step is skipped: only `step` and the counts of skips change.
 
     Args:
       state: donated by the caller.
       frozen: weights that get no gradient.
       batch: "image" uint8 (B, H, W, 3) and the label of each task.
-      key: of the whole run; the step's own randomness (dropout, stochastic depth) is folded in here.
+      key: of the whole run; the step number is folded in for this step's dropout and stochastic depth.
       graph, tasks, weights, optimizer: static.
-      encoder_microbatches: parts in which the backbone takes the batch, one after the other, for less memory. Losses and BatchNorm see
-        the whole batch, so the update is that of one part; only dropout and stochastic depth are drawn otherwise.
-      groups: {path: group} of the trained parameters whose gradient norms are told by group.
-      schedule: the optimizer's learning rate by update, to be told. A step that is skipped is no update.
+      encoder_microbatches: number of parts of a batch that the backbone processes one after the other, for less memory.
+        Losses and BatchNorm see the whole batch, so the update is the same; only the draws of dropout and stochastic
+        depth differ.
+      groups: {path: group} of trained parameters, for gradient norms by group.
+      schedule: the optimizer's learning rate by update, for the metrics. A skipped step is not an update.
 
     Returns:
-      The new state, and float32 scalars: "loss", "loss/TASK", "grad_norm" and "grad_norm/GROUP" (before clipping), "skipped" (1 where
-      this step changed nothing), "learning_rate" where there is a schedule.
+      The new state, and float32 scalars: "loss", "loss/TASK", "grad_norm" and "grad_norm/GROUP" (before clipping),
+        "skipped" (1 if this step changed nothing), "learning_rate" if there is a schedule.
     """
     images = normalise(batch["image"])
     key = jax.random.fold_in(key, state.step)
@@ -121,7 +124,7 @@ def train_step(
 
 
 def compute_gradient_norms(gradients: Flat, groups: Mapping[str, str]) -> dict[str, jax.Array]:
-    """ "grad_norm" of all gradients together and "grad_norm/GROUP" of those whose path is in a group."""
+    """Compute "grad_norm" of all gradients together, and "grad_norm/GROUP" of those whose path is in a group."""
     members: dict[str, Flat] = {}
     for path, gradient in gradients.items():
         if path in groups:

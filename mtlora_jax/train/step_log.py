@@ -18,12 +18,12 @@ class StepLog:
     Args:
       intervals: of the run.
       writer: takes the lines.
-      timer: shared with evaluations, whose time is no training time.
-      guard: is given the metrics of every step and ends a run that no longer trains.
+      timer: shared with evaluations, whose time is not training time.
+      guard: gets the metrics of every step and ends a run that no longer trains.
       pending: steps that an interrupted run had not logged yet.
 
     Attributes:
-      data_wait: to be entered around `next(batches)`.
+      data_wait: context manager to enter around `next(batches)`.
     """
 
     def __init__(
@@ -44,11 +44,14 @@ class StepLog:
 
     @property
     def consecutive_skips(self) -> int:
-        """How many of the newest logged steps were skipped."""
+        """Number of the newest logged steps that were skipped."""
         return self._guard.consecutive
 
     def add(self, step: int, metrics: Mapping[str, jax.Array], image_ids: list[str]) -> None:
-        """Add a step that was started. The first one is waited for: it compiles, so its time says nothing about the others."""
+        """Add a step that was started.
+
+        Waits for the first one: it compiles, so its time says nothing about the others.
+        """
         self._pending.append(PendingStep(step, metrics, image_ids))
         if self._compiled:
             self._timer.count_step()
@@ -66,13 +69,12 @@ class StepLog:
         return self._pending
 
     def write(self, step: int) -> None:
-        """Write one line for the steps since the last one. Raises UserError where the guard ends the run."""
+        """Write one line for the steps since the last one. Raises UserError if the guard ends the run."""
         pending, self._pending = self.fetch_pending(), []
         for past in pending:
             self._guard.record(past.step, past.metrics, past.image_ids)
-        scalars = summarise([past.metrics for past in pending]) | {
-            "learning_rate": pending[-1].metrics["learning_rate"]
-        }
+        scalars = summarise([past.metrics for past in pending])
+        scalars["learning_rate"] = pending[-1].metrics["learning_rate"]
         data_wait = self.data_wait.take_share(self._timer.elapsed())
         rate = self._intervals.config.batch_size * (self._timer.steps_per_second() or 0.0)
         if rate:
@@ -86,15 +88,17 @@ class StepLog:
             f"{name.removeprefix('loss/')} {value:.3f}" for name, value in scalars.items() if name.startswith("loss")
         )
         remaining = self._timer.format_remaining(intervals.steps - step, intervals.evaluations_left(step))
-        console.print(
-            f"epoch {step / intervals.steps_per_epoch:.2f}/{intervals.config.epochs} step {step}/{intervals.steps} {losses} "
-            f"{f'{rate:.1f}' if rate else '?'} images/s ETA {remaining}"
-            f"{' skipped {skipped:.0f}'.format_map(scalars) if scalars['skipped'] else ''}"
-        )
+        epoch = f"{step / intervals.steps_per_epoch:.2f}/{intervals.config.epochs}"
+        speed = f"{rate:.1f}" if rate else "?"
+        skipped = f" skipped {scalars['skipped']:.0f}" if scalars["skipped"] else ""
+        console.print(f"epoch {epoch} step {step}/{intervals.steps} {losses} {speed} images/s ETA {remaining}{skipped}")
 
 
 def summarise(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means over steps of each scalar, without values that are not finite; "skipped" is the number of skipped steps."""
+    """Compute the mean over steps of each scalar, without values that are not finite.
+
+    "skipped" is the number of skipped steps.
+    """
     finite = {name: [own[name] for own in metrics if math.isfinite(own[name])] for name in metrics[0]}
     return {name: sum(values) / len(values) for name, values in finite.items() if values} | {
         "skipped": sum(finite["skipped"])

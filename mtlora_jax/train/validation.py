@@ -24,7 +24,7 @@ class Validation:
 
     Attributes:
       best: the model folder of the best model.
-      check_stop: raises Stopped where the run is asked to stop; called between batches.
+      check_stop: raises Stopped if the run is asked to stop; called between batches.
     """
 
     experiment: Experiment
@@ -40,7 +40,7 @@ class Validation:
         return self.history.last_step == step
 
     def __call__(self, step: int, state: TrainState) -> None:
-        """Evaluate the weights of a step. Its line in the log comes last: with that line the evaluation is done."""
+        """Evaluate the weights of a step. The line of the log is written last and marks the evaluation as done."""
         history, tasks = self.history, self.experiment.tasks
         scores, seconds = self.evaluator(
             state.trainable, state.batch_stats, lambda batches: self._interruptible(step, batches)

@@ -1,4 +1,4 @@
-"""Scores of whole data sets: at the size of the images' files, for any batch size and number of devices, beside single-task models."""
+"""Scores of whole data sets: at original size, for any batch size and number of devices, beside single-task models."""
 
 import json
 import math
@@ -72,7 +72,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(root, tmp_path_factory):
-    """(config, experiment, data set)."""
+    """(config, experiment, data set)"""
     config = config_for(root)
     config.evaluation.boundaries = True
     data = experiments.open_dataset(config, "val")
@@ -128,7 +128,7 @@ def test_scores_at_original_size_against_numpy(made, logits, at_original_size):
     assert at_original_size["semseg/mIoU"] == pytest.approx(iou.mean(), rel=1e-6)
     assert at_original_size["semseg/IoU/red"] == pytest.approx(iou[1], rel=1e-6)
     degrees = np.concatenate(degrees)
-    # Labels travel as whole numbers, which turns them by up to 0.0016 degrees.
+    # Labels are sent to the device as integers, which turns them by up to 0.0016 degrees.
     assert at_original_size["normals/mean"] == pytest.approx(degrees.mean(), abs=2e-3)
     assert at_original_size["normals/rmse"] == pytest.approx(math.sqrt(np.mean(degrees**2)), abs=2e-3)
 
@@ -156,7 +156,7 @@ def test_resizing_is_that_of_opencv(size):
 
 
 def test_little_memory_changes_no_score(made, at_original_size, monkeypatch):
-    """Images by themselves and, where one has several channels, in bands."""
+    """Images are scored one at a time and, if one has several channels, in bands."""
     monkeypatch.setattr("mtlora_jax.data.native_resolution.MAX_LOGITS_BYTES", 2**17)
     _, experiment, _ = made
     scores, _ = native_resolution.NativeResolutionEvaluator(*made)(experiment.trainable, experiment.batch_stats)
@@ -206,7 +206,7 @@ def test_pictures(made, evaluator):
     shown = pictures["semseg/val001"]
     assert np.array_equal(shown[:, :32], example["image"])
     assert np.array_equal(shown[:, 32:64], data.tasks["semseg"].visualize(example["semseg"]))
-    with jax.no_tracing(True):  # the second time nothing is compiled
+    with jax.no_tracing(True):  # the second call compiles nothing
         again = evaluator.pictures(experiment.trainable, experiment.batch_stats)
     assert all(np.array_equal(again[tag], pictures[tag]) for tag in pictures)
 
@@ -285,16 +285,8 @@ def test_a_model_folder_evaluated_alone(made, tmp_path, capsys):
     config = config_for(config.data.root, init_from=str(tmp_path / "model"))
     scores = evaluate_only(config, tmp_path / "evaluated")
     printed = capsys.readouterr().out
-    for told in (
-        "at 32x32",
-        "at original size",
-        "semseg/IoU per class",
-        "green",
-        "delta_m",
-        "normals/rmse",
-        'print as "rmse"',
-        "5 images in",
-    ):
+    scores_told = ("semseg/IoU per class", "green", "delta_m", "normals/rmse", 'print as "rmse"')
+    for told in ("at 32x32", "at original size", *scores_told, "5 images in"):
         assert told in printed
     report = json.loads((tmp_path / "evaluated" / "evaluation.json").read_text())
     assert report["scores"] == scores
@@ -343,7 +335,7 @@ def test_single_task_files(root, tmp_path):
         ("[1]", r"is not valid JSON: |no score of these tasks"),
         ('{"depth/rmse": 1}', r"has no score of these tasks; expected a number for one of semseg/mIoU, sal/mIoU"),
         ('{"sal/mIoU": null}', r"expected a number"),
-        ('{"semseg/mIoU": 4}', r"tells of semseg again; give each task once"),
+        ('{"semseg/mIoU": 4}', r"has semseg again; give each task once"),
     ],
 )
 def test_bad_single_task_files(root, tmp_path, content, told):

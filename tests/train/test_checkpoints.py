@@ -1,4 +1,4 @@
-"""Checkpoints that come back bit by bit, or are recognised as damaged, file by file."""
+"""Checkpoints are restored bit by bit, or recognised as damaged, file by file."""
 
 import gc
 import os
@@ -20,7 +20,7 @@ OPTIMIZER = optax.adam(1e-3)
 
 
 def state_at(step: int, size: int = 40) -> TrainState:
-    """A state all of whose values tell the step."""
+    """A state whose values all encode the step."""
     weights = {"a.kernel": jnp.arange(size, dtype=jnp.float32) + step, "b.bias": jnp.full((3, 2), step, jnp.bfloat16)}
     state = create_state(weights, {"norm.mean": jnp.full(4, step / 3)}, OPTIMIZER)
     return state._replace(
@@ -88,7 +88,7 @@ def test_what_is_altered_after_a_save_is_not_in_it(tmp_path):
 def test_nothing_saved_is_none(tmp_path):
     assert restore(tmp_path) is None
     assert Checkpoints(tmp_path / "nowhere", 2).latest() is None
-    assert not (tmp_path / "nowhere").exists()  # who does not write makes nothing
+    assert not (tmp_path / "nowhere").exists()  # a reader creates nothing
 
 
 def test_the_last_ones_are_kept_and_none_is_written_twice(tmp_path):
@@ -104,7 +104,7 @@ def test_the_last_ones_are_kept_and_none_is_written_twice(tmp_path):
     "name", ["lr[0.1]", "a*b", "[!x]", "a**b", "a\\b", "gs:", "кошка", "a%41#b", os.fsdecode(b"\xff")]
 )
 def test_a_folder_of_any_name(tmp_path, name):
-    """orbax and tensorstore read some characters in their own way, and wrote nothing then."""
+    """orbax and tensorstore misread some characters, and then wrote nothing."""
     (tmp_path / "aXb").mkdir()
     save(tmp_path / "aXb", 7)
     save(tmp_path / name, 1, 2, 3)
@@ -130,13 +130,13 @@ def test_a_save_that_lacks_something_is_told_and_an_older_one_stays(tmp_path, mo
 
     monkeypatch.setattr(checkpoints._manager, "wait_until_finished", loses)
     checkpoints.save(2, state_at(2), {"next_batch": 2}, loop_at(2))
-    with pytest.raises(UserError, match=f"2/{lost}.* is not there although it was saved"):
+    with pytest.raises(UserError, match=f"2/{lost}.* is missing although it was saved"):
         checkpoints.wait()
     assert 1 in steps_in(tmp_path)
 
 
 def test_only_the_first_process_looks_at_what_it_removes(tmp_path, monkeypatch):
-    """Another one would find folders that vanish while it lists them."""
+    """Another process would find folders that vanish while it lists them."""
     save(tmp_path, 1, 2)
     checkpoints = Checkpoints(tmp_path, 1, writing=True)
     with monkeypatch.context() as patch:
@@ -160,12 +160,10 @@ def flip(data: bytes) -> bytes:
     return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
 
 
-@pytest.mark.filterwarnings(
-    "error::pytest.PytestUnraisableExceptionWarning"
-)  # thousands of lines of them, if orbax had its way
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")  # orbax alone would print thousands
 @pytest.mark.parametrize("damage", [cut, flip])
 def test_a_damaged_file_never_gives_wrong_values(saved, tmp_path, damage):
-    """Each file of the newest checkpoint in its turn: either it bears on nothing, or the checkpoint before is used."""
+    """Each file of the newest checkpoint in turn: either it does not matter, or the checkpoint before is used."""
     files = [
         path.relative_to(saved)
         for path in (saved / "checkpoints" / "2").rglob("*")
@@ -188,7 +186,7 @@ def test_a_damaged_file_never_gives_wrong_values(saved, tmp_path, damage):
         fell_back += step == 1
         shutil.rmtree(workdir)
     assert fell_back > 4
-    gc.collect()  # which is when a coroutine tells that it was thrown away
+    gc.collect()  # abandoned coroutines print their warning then
 
 
 def test_a_missing_part_is_a_damage_too(saved, tmp_path):

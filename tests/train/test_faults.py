@@ -1,4 +1,4 @@
-"""What goes wrong in a long run: files that cannot be read, numbers that are not finite, a config that changed, signals."""
+"""Faults in a long run: files that cannot be read, numbers that are not finite, a config that changed, signals."""
 
 import json
 import math
@@ -111,10 +111,8 @@ def test_bad_examples_are_counted_once_each_and_limited(tmp_path):
         {"step": 7, "error": "b.png: cut off"},
     ]
     assert list(bad.wrap(9, [messages("c.png: gone")]))
-    with pytest.raises(
-        UserError,
-        match=r"3 examples .* more than fault_tolerance.max_unreadable_examples = 2; .*bad_examples.jsonl .*: c.png: gone",
-    ):
+    limit = "more than fault_tolerance.max_unreadable_examples = 2"
+    with pytest.raises(UserError, match=rf"3 examples .* {limit}; .*bad_examples.jsonl .*: c.png: gone"):
         bad.sync()
 
 
@@ -136,10 +134,11 @@ def test_the_limit_is_a_share_where_there_are_few_examples(of, size, allowed):
     expected = rf"^{allowed + 1} of the {size} examples for {of} cannot be read, "
     expected += rf"more than fault_tolerance.max_unreadable_share = 0.05 .*{allowed}.png: broken$"
     if allowed == 10:
-        expected = r"^11 examples of 2000000 cannot be read, more than fault_tolerance.max_unreadable_examples = 10; the last: 10.png"
+        limit = "more than fault_tolerance.max_unreadable_examples = 10"
+        expected = rf"^11 examples of 2000000 cannot be read, {limit}; the last: 10.png"
     with pytest.raises(UserError, match=expected):
         met(allowed + 1).sync()
-    with pytest.raises(UserError, match="cannot be read, more than"):  # also where a run goes on that knew some of them
+    with pytest.raises(UserError, match="cannot be read, more than"):  # also in a resumed run that knew some of them
         met(allowed + 1, {"0.png: broken": 3}).sync()
 
 
@@ -253,29 +252,20 @@ def test_the_history_is_what_the_log_tells(tmp_path):
     assert history.add(14, {"sal/mIoU": 61.0})
     assert history.to_log() == {"eval/sal/mIoU": 61.0, "eval/mean_score": pytest.approx(0.61)}
     odd = EvalHistory(tasks, {"sal": 50.0})
-    best = [
-        odd.add(step, {"sal/mIoU": score})
-        for step, score in enumerate([math.nan, math.nan, 40.0, math.nan, 39.0, 41.0, math.inf])
-    ]
-    assert best == [
-        True,
-        True,
-        True,
-        False,
-        False,
-        True,
-        True,
-    ]  # until one is finite, the newest; then never one that is not
+    scores = [math.nan, math.nan, 40.0, math.nan, 39.0, 41.0, math.inf]
+    best = [odd.add(step, {"sal/mIoU": score}) for step, score in enumerate(scores)]
+    # Until a score is a number, the newest model is the best; then never one whose score is not a number.
+    assert best == [True, True, True, False, False, True, True]
     assert odd.describe_non_finite() == ["sal has the score inf"]
     fresh = EvalHistory(tasks, {"sal": 50.0})
     fresh.restore(tmp_path / "none", until_step=12)
     assert fresh.last_step is None
-    assert fresh.add(0, {"sal/mIoU": 40.0})  # the first is the best whatever it is
+    assert fresh.add(0, {"sal/mIoU": 40.0})  # the first is always the best
     assert fresh.to_log()["eval/delta_m"] == pytest.approx(-20.0)
 
 
 def test_evaluations_of_an_older_version_are_ranked_anew(tmp_path):
-    """It ranked by the gain over the first evaluation, which a small gain in a poor task could make the larger one."""
+    """That version ranked by the gain over the first evaluation, which a small gain in a poor task could dominate."""
     steps = [(0, 1.0, 20.0, 0.0), (4, 2.0, 20.0, 50.0), (8, 1.5, 60.0, 125.0), (12, 3.0, 20.0, 100.0)]
     lines = [
         {"step": step, "eval/semseg/mIoU": a, "eval/sal/mIoU": b, "eval/gain_over_first": gain}
@@ -347,8 +337,8 @@ with Shutdown(grace_seconds=GRACE) as shutdown:
     shutdown.before_exit = lambda: print("finished what was being written", flush=True)
     threading.Thread(target=send, args=(SIGNALS), daemon=True).start()
     mutex = ctypes.create_string_buffer(64)
-    for _ in range(2):
-        ctypes.CDLL(None).pthread_mutex_lock(mutex)  # like XLA: no bytecode runs until this returns, and the second one never does
+    for _ in range(2):  # like XLA: no bytecode runs until this returns, and the second one never does
+        ctypes.CDLL(None).pthread_mutex_lock(mutex)
 """
 
 
@@ -376,4 +366,4 @@ def test_a_step_that_ends_in_time_is_not_cut_short():
             time.sleep(0.01)
         with pytest.raises(Stopped):
             shutdown.stop()
-        time.sleep(0.6)  # saving takes longer than the grace period that the step had
+        time.sleep(0.6)  # saving takes longer than the grace period of the step

@@ -29,5 +29,5 @@ def test_each_interval_counts_in_its_own_unit():
 
 
 def test_evaluations_left():
-    """The first of all is not counted: it has no training time before it."""
+    """The very first is not counted: no training time comes before it."""
     assert [intervals().evaluations_left(step) for step in (0, 5, 6, 12, 14)] == [3, 3, 2, 1, 1]

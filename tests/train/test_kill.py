@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped and starved, and end as if nothing had happened. Each start takes seconds: `make test-slow`."""
+"""Killed, stopped and starved runs end as if nothing had happened. Each start takes seconds: `make test-slow`."""
 
 import contextlib
 import fcntl
@@ -42,7 +42,7 @@ def base(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory):
-    """Compiled programs of its own, all of them, so that only the first start compiles."""
+    """A compilation cache of its own for all programs, so that only the first start compiles."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -51,7 +51,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(base, cache) -> tuple[pathlib.Path, float]:
-    """(workdir, seconds) of a run that nobody disturbed, and that found everything compiled."""
+    """(workdir, seconds) of an undisturbed run that found everything compiled."""
     run(base, "first")
     start = time.monotonic()
     run(base, "whole")
@@ -72,7 +72,7 @@ def test_killed_at_random_moments(base, whole):
             with running(base, name) as process:
                 try:
                     process.wait(rng.uniform(0, seconds))
-                    break  # it came to its end before that
+                    break  # it ended before that
                 except subprocess.TimeoutExpired:
                     kill(process)
                     kills += 1
@@ -96,9 +96,8 @@ def in_evaluation(workdir: pathlib.Path, step: int = 12) -> bool:
     """Whether the evaluation of a step is due and not done."""
     lines = lines_of(workdir)
     logged = bool(lines) and lines[-1].startswith(f'{{"step": {step}, "') and "eval/" not in lines[-1]
-    return logged and any(
-        path.name.startswith(str(step)) for path in (workdir / "checkpoints").iterdir()
-    )  # saving comes before
+    checkpoints = (workdir / "checkpoints").iterdir()
+    return logged and any(path.name.startswith(str(step)) for path in checkpoints)  # saved before the evaluation
 
 
 def test_killed_inside_an_evaluation(base, whole):
@@ -161,7 +160,7 @@ def test_sigterm_inside_the_first_compilation(base, whole):
 
 
 def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
-    """Processes that prepare batches; multiprocessing has helpers of its own besides."""
+    """Processes that prepare batches; multiprocessing also starts helpers of its own."""
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
         try:
@@ -190,7 +189,7 @@ def test_a_killed_worker_is_an_error_and_a_killed_run_leaves_no_worker(base, who
 
 
 def contents_of(folder: pathlib.Path) -> dict[pathlib.Path, tuple[int, bytes]]:
-    """When each file was changed, and what is in it."""
+    """The time of change and the contents of each file."""
     return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
@@ -226,7 +225,7 @@ def test_a_workdir_of_any_name_is_saved_and_goes_on(base, whole, name):
 
 
 def test_a_closed_terminal_is_a_signal_like_others(base, whole):
-    """The system sends SIGHUP, and whatever is printed from then on is an error."""
+    """The system sends SIGHUP, and from then on any output is an error."""
     ours, theirs = pty.openpty()
 
     def take_terminal() -> None:
@@ -274,7 +273,7 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(base, whole):
             fill(disk / "filler")
             assert process.wait(120) == 2
         printed = printed_by(base, "full")
-        assert printed.count("error") == 1  # no library adds a word of its own
+        assert printed.count("error") == 1  # no library prints anything
         assert printed.splitlines()[-1].startswith(f"error: {disk / 'full'}")
         assert "no space left on the disk" in printed.splitlines()[-1]
         (disk / "filler").unlink()

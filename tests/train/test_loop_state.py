@@ -1,4 +1,4 @@
-"""What a run remembers across a stop: it comes back as it was stored, and what no run stores is refused by name."""
+"""What a run remembers across a stop: it is restored as stored; anything that no run stores is refused by name."""
 
 import json
 import math

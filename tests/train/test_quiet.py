@@ -1,4 +1,4 @@
-"""Whole commands with workers, that end well or ill: no library has anything to say, and no shared memory is left behind."""
+"""Whole commands with workers, with and without errors: no library prints anything, and no shared memory remains."""
 
 import os
 import subprocess
@@ -7,8 +7,11 @@ import sys
 import pytest
 import tiny_runs
 
-QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "TF_CPP_MIN_LOG_LEVEL": "3"}  # not even of slow compilation
-SIZE = {"image_size": (160, 160)}  # images of which go through shared memory
+QUICK = {
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}  # no messages of slow compilation either
+SIZE = {"image_size": (160, 160)}  # so large that images go through shared memory
 ENDED = """
 import os, signal
 from mtlora_jax import cli, main
@@ -40,7 +43,7 @@ def base(tmp_path_factory):
 
 
 def silent(command, code):
-    """What the command printed besides its results."""
+    """Return what the command printed besides its results."""
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | QUICK)
     assert done.returncode == code, done.stderr
     return done.stderr
@@ -59,7 +62,7 @@ def test_an_evaluation_that_fails(base, tmp_path):
 
 
 def test_an_evaluation_that_is_ended(base):
-    """While batches wait in the queues of the workers."""
+    """It ends while batches wait in the queues of the workers."""
     script = base / "ended.py"
     script.write_text(ENDED)
     arguments = tiny_runs.command(base, "run", "--mode=evaluate", "--config.eval_batch_size=1")[3:]

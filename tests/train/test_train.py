@@ -28,7 +28,7 @@ def base(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def finished(base) -> tuple[pathlib.Path, str]:
-    """(workdir, what it printed) of a run that nobody disturbed."""
+    """(workdir, output) of an undisturbed run."""
     return base / "whole", run(base, "whole", environment={"JAX_LOG_COMPILES": "1"})
 
 
@@ -42,15 +42,8 @@ def test_a_run_leaves_its_records(finished):
     assert metrics["step"] == STEPS
     assert metrics["sal/mIoU"] == log[-1]["eval/sal/mIoU"]
     assert list((workdir / "tensorboard").iterdir())
-    for told in (
-        "ta_lora",
-        "ts_lora",
-        "position_tables",
-        "trainable, unused",
-        f"Scores after {STEPS} steps",
-        "ETA",
-        "images/s",
-    ):
+    groups = ("ta_lora", "ts_lora", "position_tables", "trainable, unused")
+    for told in (*groups, f"Scores after {STEPS} steps", "ETA", "images/s"):
         assert told in printed
 
 
@@ -99,7 +92,7 @@ def test_killed_and_restarted_it_ends_as_if_nothing_had_happened(base, finished)
         kill(process)
     assert len(lines_of(base / "killed")) < STEPS  # it did not reach the end
     printed = run(base, "killed")
-    assert "step 0 to" not in printed  # it went on from a checkpoint
+    assert "step 0 to" not in printed  # it continued from a checkpoint
     assert_same_end(base / "killed", finished[0])
 
 
@@ -112,14 +105,13 @@ def test_another_config_is_refused_unless_that_is_wanted(base, finished):
     run(base, "longer", "--config.epochs=9", "--override_config")
     before = log_of(base / "longer")
     assert before[-1]["step"] == STEPS + 3
-    call(
-        base, "--config.epochs=9", workdir="longer"
-    )  # that is its config from then on, and a finished run does nothing
+    # That is its config from then on, and a finished run does nothing.
+    call(base, "--config.epochs=9", workdir="longer")
     assert log_of(base / "longer") == before
 
 
-def test_what_changes_nothing_that_is_computed_may_change(base, finished, tmp_path):
-    """And the data may move; a finished run then has nothing to do."""
+def test_values_that_do_not_affect_the_results_may_change(base, finished, tmp_path):
+    """The data may also move; a finished run then has nothing to do."""
     shutil.copytree(base / "data", tmp_path / "moved")
     before = {path.name for path in finished[0].rglob("*")}
     shutil.copytree(finished[0] / "initial", tmp_path / "first_weights")
@@ -153,7 +145,7 @@ def test_fewer_epochs_than_were_trained_are_refused(base, finished):
 
 def test_evaluating_something_else_than_asked_for_is_refused(base, finished):
     with pytest.raises(
-        UserError, match=r"whole holds a run, which is what would be evaluated, and not init_from = \S*best; leave out"
+        UserError, match=r"whole holds a run, which would be evaluated instead of init_from = \S*best; leave out"
     ):
         call(base, "--mode=evaluate", f"--config.init_from={finished[0] / 'best'}", workdir="whole")
 
@@ -293,7 +285,7 @@ def test_another_model_in_the_workdir_is_refused(base, finished):
 
 
 def permuted(base, folder: pathlib.Path) -> str:
-    """The flag of a copy of the data set whose classes have the same names in another order."""
+    """The flag for a copy of the data set with the same classes in another order."""
     root = shutil.copytree(base / "data", folder / "permuted")
     classes = json.loads((root / "classes.json").read_text())
     (root / "classes.json").write_text(
@@ -318,7 +310,7 @@ def test_classes_in_another_order_are_refused(base, finished, tmp_path, mode, st
 
 
 def test_a_start_from_a_model_of_other_classes_and_ranks(base, finished, tmp_path):
-    """Its decoders are kept, but for the classifier; its low-rank factors have no place."""
+    """Its decoders are kept, except the classifier; its low-rank factors do not fit."""
     best = finished[0] / "best"
     flags = [
         permuted(base, tmp_path),
