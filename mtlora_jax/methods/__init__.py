@@ -1,4 +1,4 @@
-"""Fine-tuning methods, by the name that a config gives them: each modifies a model and selects its trainable parameters."""
+"""Fine-tuning methods by name: each modifies a model and selects its trainable parameters."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +21,9 @@ METHODS: dict[str, type[Method]] = {
 
 
 def make_method(options: Mapping[str, Any]) -> Method:
-    """Return the method that `options["name"]` names. Raises UserError for an unknown name or option, or a wrong value."""
+    """Make the method that `options["name"]` names.
+
+    Raises UserError for an unknown name or option, or a wrong value.
+    """
     method, options = resolve(METHODS, "method", options)
     return method(**options)

@@ -1,4 +1,4 @@
-"""The contract of a method, and of the parameters that it adds to a model."""
+"""The interface of a method, and of the parameters that it adds to a model."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ class AdapterParam(nnx.Param):
 
     Attributes:
       group: its group in tables of parameters and in logs.
-      described: what messages call such parameters.
+      described: the words for such parameters in messages.
       per_task: whether it belongs to one task, whose name is the last part of its path.
     """
 
@@ -25,14 +25,14 @@ class AdapterParam(nnx.Param):
 
 
 class Method:
-    """A way to fine-tune a model. Subclasses are frozen dataclasses, whose fields are the method's options.
+    """A way to fine-tune a model. Subclasses are frozen dataclasses whose fields are the method's options.
 
     Attributes:
       OPTIONS: {option: check}, by the checks of `mtlora_jax.schema`; options without one must be plain and bounded.
-      TITLE: what model cards call it.
+      TITLE: its name in model cards.
       PER_TASK_OPTIONS: options that may be {task: value}.
       TRAINING_OPTIONS: options that only matter during training.
-      NO_ADAPTER: why its models cannot be shipped as an adapter; empty where they can.
+      NO_ADAPTER: why its models cannot be shipped as an adapter; empty if they can.
       EXTENSIBLE: whether a task can be added to its models.
       MERGEABLE: whether `merge` works.
     """
@@ -46,22 +46,23 @@ class Method:
     MERGEABLE: ClassVar[bool] = False
 
     def adapt(self, model: MultiTaskModel) -> None:
-        """Change the model in place: new layers that keep the names and weights of those they replace. Adapts nothing by default."""
+        """Replace layers of the model, in place; names and weights stay. Adapts nothing by default."""
 
     def is_trainable(self, path: str, variable: nnx.Variable) -> bool:
         """Return whether the parameter at `path` (names joined by dots) is trained."""
         raise NotImplementedError
 
     def merge(self, model: MultiTaskModel) -> None:
-        """Change a model, in place, into one that computes the same in evaluation with fewer operations and cannot be trained.
+        """Change a model, in place, into one for evaluation alone, with the same results in fewer operations.
 
-        Works on an abstract model too, and then only changes its structure. Raises UserError where the method cannot be merged exactly.
+        Works on an abstract model too, and then only changes its structure. Raises UserError if the method cannot be
+        merged exactly.
         """
         raise UserError(f"models of the method {self.TITLE or type(self).__name__} cannot be merged exactly")
 
     @classmethod
     def inference_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return those options that say what a trained model computes."""
+        """Return the options that affect what a trained model computes."""
         return {key: value for key, value in options.items() if key not in cls.TRAINING_OPTIONS}
 
     @classmethod

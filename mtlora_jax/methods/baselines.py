@@ -36,13 +36,14 @@ class SingleTask(Full):
         """Leave the model as it is. Raises UserError if it has several tasks."""
         if len(model.tasks) != 1:
             raise UserError(
-                f"method single_task trains one task at a time; the config has {len(model.tasks)}: {', '.join(model.tasks)}"
+                f"method single_task trains one task at a time; the config has {len(model.tasks)}: "
+                f"{', '.join(model.tasks)}"
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class DecodersOnly(Method):
-    """Decoders on a frozen encoder, norms and position tables included ("MTL - Tuning Decoders Only" of Table 1)."""
+    """Decoders on an encoder frozen with its norms and position tables ("MTL - Tuning Decoders Only" of Table 1)."""
 
     TITLE: ClassVar = "Decoders"
     MERGEABLE: ClassVar = True

@@ -1,6 +1,6 @@
-"""BitFit per task (Zaken et al., 2022): every bias and position table of the encoder is trained, apart for each task.
+"""BitFit (Zaken et al., 2022) per task: each task trains its own biases and position tables of the encoder.
 
-The encoder is a different function for each task from its first bias on, so features of tasks run through all of it.
+The tasks' encoders differ from the first bias on, so features of tasks run through all of it.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from mtlora_jax.models.task_features import TaskFeatures
 
 
 class TaskBias(AdapterParam):
-    """What a task adds to a frozen bias or position table; zero at first, so training starts from the pre-trained value."""
+    """The difference of a task to a frozen bias or position table; zero at first, as in the pre-trained model."""
 
     group: ClassVar = "task_biases"
     described: ClassVar = "biases of tasks"
@@ -30,7 +30,8 @@ class TaskBiasLayer(Layer):
     """A layer with a bias of its own for each task.
 
     Attributes:
-      task_bias: {task: (O,)}, added to what the frozen layer computes. tasks: their order.
+      task_bias: {task: (O,)}, added to the output of the frozen layer.
+      tasks: their order.
     """
 
     task_bias: nnx.Dict
@@ -56,7 +57,8 @@ class TaskBiasAttention(WindowAttention):
     """Window attention with a position table per task.
 
     Attributes:
-      task_bias: {task: ((2w - 1)^2, heads)}, added to the frozen table. tasks: their order.
+      task_bias: {task: ((2w - 1)^2, heads)}, added to the frozen table.
+      tasks: their order.
     """
 
     task_bias: nnx.Dict
@@ -66,7 +68,7 @@ class TaskBiasAttention(WindowAttention):
         return super().position_table() + stacked(self.task_bias, self.tasks)
 
 
-# {layer: (its name for a bias, the layer that takes its place)}
+# {layer: (the name of its bias, the layer that replaces it)}
 ADAPTED: dict[type[nnx.Module], tuple[str, type[nnx.Module]]] = {
     Linear: ("bias", TaskBiasLinear),
     Conv: ("bias", TaskBiasConv),
@@ -79,22 +81,28 @@ ADAPTED: dict[type[nnx.Module], tuple[str, type[nnx.Module]]] = {
 class BitFit(Method):
     """Trains decoders, and per task every bias and position table of the encoder.
 
-    A bias of a task is stored as what it adds to the frozen one. Counts, and steps of an optimizer without weight decay, are those of
-    a copy per task; weight decay draws position tables towards the pre-trained ones instead of towards zero.
+    A bias of a task is stored as its difference to the frozen one. Counts, and steps of an optimizer without weight
+    decay, are those of a copy per task; weight decay draws position tables towards the pre-trained ones instead of
+    towards zero.
     """
 
     TITLE: ClassVar = "BitFit"
 
     def adapt(self, model: MultiTaskModel) -> None:
-        """Put layers with biases of tasks in the place of all that have one. Raises UserError for a model without tasks."""
+        """Replace all layers that have a bias by layers with biases of tasks.
+
+        Raises UserError for a model without tasks.
+        """
         if not model.tasks:
-            raise UserError("method bitfit: the model has no tasks, each of which would have biases of its own")
+            raise UserError(
+                "method bitfit: the model has no tasks; it needs at least one, which gets biases of its own"
+            )
         module: Any
         for _, module in list(nnx.iter_modules(model.backbone)):
             bias, kind = ADAPTED.get(type(module), ("", None))
             if kind is not None and getattr(module, bias) is not None:
                 shape = getattr(module, bias).shape
-                module.__class__ = kind  # the layer keeps all that it has, so it changes its class in place
+                module.__class__ = kind  # the layer keeps all of its attributes, so only its class changes
                 module.task_bias = nnx.Dict({task: abstract_param(shape, ZEROS, TaskBias) for task in model.tasks})
                 module.tasks = model.tasks
 
@@ -103,5 +111,8 @@ class BitFit(Method):
 
 
 def stacked(biases: nnx.Dict, tasks: Sequence[str]) -> TaskFeatures:
-    """Return the biases as features of tasks, (T, ...). A Dict of nnx does not keep the order of its keys, so `tasks` gives it."""
+    """Return the biases as features of tasks, (T, ...).
+
+    A Dict of nnx does not keep the order of its keys, so `tasks` gives it.
+    """
     return TaskFeatures(None, jnp.stack([biases[task][...] for task in tasks]))

@@ -1,4 +1,4 @@
-"""A model that another method made and `mtlora_jax.merge` folded: for prediction alone."""
+"""A model of another method after `mtlora_jax.merge`, for prediction alone."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from mtlora_jax.models.multitask import MultiTaskModel
 
 @dataclasses.dataclass(frozen=True)
 class Merged(Method):
-    """Adapts as the method before did, then folds what folds.
+    """Adapts as the original method, then merges.
 
     Attributes:
-      of: name and options of that method.
+      of: name and options of the original method.
     """
 
     TITLE: ClassVar = "Merged"
@@ -29,11 +29,11 @@ class Merged(Method):
         if not isinstance(self.of, Mapping):
             raise UserError(f"method.of = {self.of!r} must be the name and options of the method that was merged")
         if self.of.get("name") == "merged":
-            raise UserError("method.of: what is merged already cannot be merged again")
+            raise UserError("method.of: a merged model cannot be merged again")
 
     def adapt(self, model: MultiTaskModel) -> None:
         """Build the merged structure; a model with values gets the merged values."""
-        from mtlora_jax.methods import make_method  # here, because it knows this class
+        from mtlora_jax.methods import make_method  # here, because that module imports this one
 
         method = make_method(self.of)
         method.adapt(model)
@@ -43,4 +43,4 @@ class Merged(Method):
         return False
 
     def merge(self, model: MultiTaskModel) -> None:
-        raise UserError("the model is merged already; merge the one that it was made from")
+        raise UserError("the model is merged already; merge the one it was made from")

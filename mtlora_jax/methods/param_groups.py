@@ -1,4 +1,4 @@
-"""Groups of parameters: what methods freeze or train, and the rows of tables of parameters."""
+"""Groups of parameters: units that methods freeze or train, and rows of tables of parameters."""
 
 import re
 
@@ -8,29 +8,32 @@ from mtlora_jax.methods.base import AdapterParam
 from mtlora_jax.models import parameters
 from mtlora_jax.models.multitask import MultiTaskModel
 
-# Of every model, in the order of tables; groups of adapters come before them.
+# Groups of every model, in the order of tables; groups of adapters come before them.
 GROUPS = ("decoders", "patch_embed", "norms", "position_tables", "merging")
-REST = "linears"  # the weights of attention and MLPs: what no other group claims
+REST = "linears"  # parameters in no other group: the weights of attention and MLPs
 
 
 def label_groups(model: MultiTaskModel) -> None:
-    """Note the groups of every variable of a model in its metadata, for `groups_of`."""
+    """Store the groups of every variable of a model in its metadata, for `groups_of`."""
     for path, variable in parameters.flat_variables(model).items():
         variable.set_metadata(groups=tuple(_groups(model, path, variable)))
 
 
 def groups_of(variable: nnx.Variable) -> tuple[str, ...]:
-    """All groups of a parameter, most telling first: the norm of the patch embedding is in `patch_embed` and in `norms`."""
+    """Return all groups of a parameter, the most specific first.
+
+    The norm of the patch embedding is in `patch_embed` and in `norms`.
+    """
     return variable.get_metadata("groups")
 
 
 def sorted_groups(names: set[str]) -> list[str]:
-    """Groups in the order of tables: those of adapters, those of every model, the rest."""
+    """Sort groups in the order of tables: those of adapters, those of every model, the rest."""
     return [*sorted(names - {*GROUPS, REST}), *(name for name in (*GROUPS, REST) if name in names)]
 
 
 def task_of(path: str, variable: nnx.Variable) -> str:
-    """The task that a variable belongs to; empty where tasks share it."""
+    """Return the task that a variable belongs to; empty if tasks share it."""
     if path.startswith("decoders."):
         return path.split(".")[1]
     return path.rpartition(".")[2] if isinstance(variable, AdapterParam) and variable.per_task else ""

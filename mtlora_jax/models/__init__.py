@@ -1,1 +1,1 @@
-"""The network: streams, layers, backbones, decoders. Nothing here knows the config, the tasks' losses or PyTorch."""
+"""The network: features, layers, backbones, decoders. Nothing here depends on the config, the losses or PyTorch."""

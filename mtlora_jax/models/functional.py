@@ -1,6 +1,7 @@
-"""Functions whose backward pass is written out, because what automatic differentiation keeps for it costs more than to compute it again.
+"""Functions with a hand-written backward pass.
 
-Each computes in float32 inside and returns the dtype of its input.
+Automatic differentiation would keep intermediate values whose memory costs more than computing them again. Each
+function computes in float32 inside and returns the dtype of its input.
 """
 
 import jax
@@ -14,7 +15,7 @@ def to_float32(x: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """x Phi(x), Phi the distribution function of the normal distribution, without approximation as in PyTorch. Keeps x alone."""
+    """x Phi(x), with the exact distribution function Phi of the normal distribution, as in PyTorch. Keeps only x."""
     values = to_float32(x)
     return (values * _normal_cdf(values)).astype(x.dtype)
 
@@ -41,7 +42,10 @@ def _normal_cdf(x: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
-    """x (..., C) with mean 0 and variance 1 over its last axis, times scale (C,), plus bias (C,). Keeps x and two numbers a row."""
+    """Normalise x (..., C) to mean 0 and variance 1 over its last axis, times scale (C,), plus bias (C,).
+
+    Keeps x and two numbers per row.
+    """
     return _layer_norm_forward(x, scale, bias, epsilon)[0]
 
 
@@ -69,9 +73,10 @@ layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 def batch_norm(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """x (..., C) normalised over all axes but the last, times scale (C,), plus bias (C,); and the mean and the variance (C,).
+    """Normalise x (..., C) over all axes but the last, times scale (C,), plus bias (C,).
 
-    Keeps x, mean and variance. The last two are for running statistics: gradients do not flow back through them as results.
+    Returns the result, the mean and the variance (C,). Keeps x, mean and variance. The returned mean and variance are
+    for running statistics: no gradients flow back through them.
     """
     return _batch_norm_forward(x, scale, bias, epsilon)[0]
 

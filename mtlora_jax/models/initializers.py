@@ -1,4 +1,4 @@
-"""Initial values of parameters: values that compare and hash, so that equal models are equal programs to `jax.jit`."""
+"""Initial values of parameters. They compare and hash, so that equal models are equal programs to `jax.jit`."""
 
 import dataclasses
 import math
@@ -49,5 +49,5 @@ class TruncatedNormal:
 
 
 def fan_in_uniform(fan_in: int) -> Uniform:
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what PyTorch gives linears and convolutions, and the LoRA factor A."""
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's for linear layers and convolutions; also of the LoRA factor A."""
     return Uniform(1.0 / math.sqrt(fan_in))

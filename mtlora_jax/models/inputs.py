@@ -1,4 +1,4 @@
-"""What becomes of images before a backbone sees them."""
+"""Normalisation of images for backbones."""
 
 import jax
 import jax.numpy as jnp

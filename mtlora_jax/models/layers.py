@@ -1,8 +1,8 @@
-"""Layers every backbone and decoder is made of, with the numerics of PyTorch.
+"""Layers of backbones and decoders, with the numerics of PyTorch.
 
-Constructors declare parameters: shape, and how to initialise it. `mtlora_jax.models.parameters` fills them in, from files or from a seed.
-Every layer computes in the dtype of its input and returns it, whatever dtype its parameters are stored in. Where that is bfloat16,
-norms, activation functions and the adding of biases are float32 inside all the same.
+Constructors declare parameters: their shape and initialiser. `mtlora_jax.models.parameters` fills them in, from files
+or from a seed. Every layer computes in the dtype of its input and returns it, whatever dtype its parameters are stored
+in. With bfloat16, norms, activation functions and the addition of biases are still computed in float32.
 """
 
 import math
@@ -32,8 +32,8 @@ def abstract_param(shape: Sequence[int], init: Initializer, kind: type[nnx.Varia
 def map_weights(fn: Callable[..., Any], *variables: nnx.Variable) -> nnx.Variable:
     """Return the variable fn(*values), of the type of the first one.
 
-    Values are computed on the host in float64 and stored in float32. Where one of `variables` is abstract, so is the result. The same
-    function therefore gives both the shapes of a merged model and its values.
+    Values are computed on the host in float64 and stored in float32. If one of `variables` is abstract, so is the
+    result: the same function gives the shapes of a merged model and its values.
     """
     values = [variable.get_value() for variable in variables]
     if any(isinstance(value, jax.ShapeDtypeStruct) for value in values):
@@ -44,10 +44,10 @@ def map_weights(fn: Callable[..., Any], *variables: nnx.Variable) -> nnx.Variabl
 
 
 def _mask_and_scale(x: jax.Array, rate: float, shape: Sequence[int], rngs: nnx.Rngs | None) -> jax.Array:
-    """Zero entries of a mask of `shape`, which broadcasts to x, with probability `rate` and scales the rest; no-op without `rngs`.
+    """Zero entries with probability `rate` and scale the others; no-op without `rngs`.
 
-    Each word of random bits serves two entries, sixteen bits each: on a CPU, drawing bits costs as much as a small matrix product.
-    The rate is rounded to 2^-16.
+    The mask has `shape`, which broadcasts to x. Each word of random bits serves two entries, sixteen bits each: on a
+    CPU, drawing bits costs as much as a small matrix product. The rate is rounded to 2^-16.
     """
     threshold = round(rate * 2**16)
     if rngs is None or threshold == 0:
@@ -59,30 +59,30 @@ def _mask_and_scale(x: jax.Array, rate: float, shape: Sequence[int], rngs: nnx.R
 
 
 def dropout(x: jax.Array, rate: float, rngs: nnx.Rngs | None) -> jax.Array:
-    """Every element on its own."""
+    """Drop single elements of x, independently of each other."""
     return _mask_and_scale(x, rate, x.shape, rngs)
 
 
 def drop_path(x: jax.Array, rate: float, rngs: nnx.Rngs | None) -> jax.Array:
-    """Stochastic depth on x (..., B, H, W, C): one draw per image and stream."""
+    """Apply stochastic depth to x (..., B, H, W, C): one draw per image and stream."""
     return x * _mask_and_scale(jnp.ones((1,) * x.ndim, x.dtype), rate, (*x.shape[:-3], 1, 1, 1), rngs)
 
 
 def dropout2d(x: jax.Array, rate: float, rngs: nnx.Rngs | None) -> jax.Array:
-    """Drop whole channels of an image of x (B, H, W, C)."""
+    """Drop whole channels of single images in x (B, H, W, C)."""
     return _mask_and_scale(x, rate, (x.shape[0], 1, 1, x.shape[-1]), rngs)
 
 
 def resize_bilinear(x: jax.Array, height: int, width: int) -> jax.Array:
-    """Bilinear resize of x (B, h, w, C) with half-pixel centres (`align_corners=False`), without antialiasing."""
+    """Resize x (B, h, w, C) bilinearly with half-pixel centres (`align_corners=False`), without antialiasing."""
     if x.shape[1:3] == (height, width):
         return x
     return jax.image.resize(x, (x.shape[0], height, width, x.shape[3]), "bilinear", antialias=False)
 
 
 def pad_to_multiple(x: jax.Array, height: int, width: int) -> jax.Array:
-    """Zero-pads x (..., H, W, C) at the bottom and right to multiples of `height` and `width`."""
-    # Not -x % height: padded sides have to be multiples to see, also of sides that `jax.export` leaves open.
+    """Zero-pad x (..., H, W, C) at the bottom and right to multiples of `height` and `width`."""
+    # Not -x % height: JAX must recognise the padded sides as multiples even if `jax.export` leaves the size open.
     bottom, right = -(-x.shape[-3] // height) * height - x.shape[-3], -(-x.shape[-2] // width) * width - x.shape[-2]
     if bottom == 0 and right == 0:
         return x
@@ -90,12 +90,15 @@ def pad_to_multiple(x: jax.Array, height: int, width: int) -> jax.Array:
 
 
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
-    """x + bias in the dtype of x, added in float32: the gradient of the bias is a sum over all rows, too long for bfloat16."""
+    """Return x + bias in the dtype of x, added in float32.
+
+    The gradient of the bias is a sum over all rows, too long for bfloat16.
+    """
     return (to_float32(x) + bias).astype(x.dtype)
 
 
 def flatten_leading(x: jax.Array) -> jax.Array:
-    """x (..., I) -> (N, I). Gradients of plain matrix products are faster than those of products with many leading axes."""
+    """x (..., I) -> (N, I). Gradients of plain matrix products are faster than with many leading axes."""
     return x.reshape(-1, x.shape[-1])
 
 
@@ -107,7 +110,7 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
 class Layer(nnx.Module):
     """A layer of an encoder: a call acts on one array, `forward` on `TaskFeatures`.
 
-    This is what methods adapt. They put a subclass in its place, which keeps the names of its parameters.
+    Methods adapt such layers: they replace one by a subclass that keeps the names of its parameters.
     """
 
     def forward(self, x: TaskFeatures, rngs: nnx.Rngs | None = None) -> TaskFeatures:
@@ -116,7 +119,7 @@ class Layer(nnx.Module):
 
 
 class Linear(Layer):
-    """y = x W + b on x (..., I); kernel (I, O), bias (O,) or None. A 1x1 convolution in NHWC is the same thing."""
+    """y = x W + b on x (..., I); kernel (I, O), bias (O,) or None. This is also a 1x1 convolution in NHWC."""
 
     def __init__(
         self,
@@ -132,7 +135,7 @@ class Linear(Layer):
 
     @classmethod
     def from_weights(cls, kernel: nnx.Variable, bias: nnx.Variable | None) -> "Linear":
-        """Return a plain linear layer of variables that exist already."""
+        """Make a plain linear layer of existing variables."""
         layer = Linear(1, 1, use_bias=bias is not None)
         layer.kernel = kernel
         if bias is not None:
@@ -214,9 +217,10 @@ class LayerNorm(Layer):
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalisation over all axes but the last, with PyTorch's running statistics (momentum 0.1, unbiased variance).
+    """Batch normalisation over all axes but the last, with PyTorch's running statistics.
 
-    Under `jax.jit` with a sharded batch the statistics are those of the global batch.
+    These have momentum 0.1 and unbiased variance. Under `jax.jit` with a sharded batch, the statistics are those of the
+    global batch.
     """
 
     def __init__(self, features: int, *, momentum: float = 0.1, epsilon: float = 1e-5):
@@ -228,7 +232,7 @@ class BatchNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """x (..., C) -> (..., C). In training normalises by the batch and moves the running statistics."""
+        """x (..., C) -> (..., C). Training normalises by the batch and updates the running statistics."""
         if not train:
             gain = self.scale[...] / jnp.sqrt(self.var[...] + self.epsilon)
             return ((to_float32(x) - self.mean[...]) * gain + self.bias[...]).astype(x.dtype)
@@ -243,7 +247,10 @@ class BatchNorm(nnx.Module):
         return y
 
     def fold_into(self, layer: Linear | Conv) -> "BatchNorm":
-        """Fold this norm into the preceding layer, in place, as it acts in evaluation; return an identity to replace it."""
+        """Fold this norm, as it acts in evaluation, into the preceding layer, in place.
+
+        Returns an identity to replace it.
+        """
 
         def gain(scale: Any, var: Any) -> Any:
             return scale / (var + self.epsilon) ** 0.5
@@ -256,12 +263,12 @@ class BatchNorm(nnx.Module):
             lambda bias, scale, var, mean, *before: bias + (sum(before) - mean) * gain(scale, var),
             *(self.bias, self.scale, self.var, self.mean, *before),
         )
-        layer.bias = nnx.data(bias)  # which may have been None
+        layer.bias = nnx.data(bias)  # it may have been None
         return IdentityNorm()
 
 
 class IdentityNorm(BatchNorm):
-    """What is left of a norm that was map_weights into the layer before it."""
+    """The rest of a norm that was folded into the layer before it."""
 
     def __init__(self):
         pass

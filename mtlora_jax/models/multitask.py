@@ -1,4 +1,4 @@
-"""One encoder, one decoder per task, one forward pass for all."""
+"""A model of one encoder and one decoder per task, with one forward pass for all."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,9 +15,9 @@ from mtlora_jax.models.task_features import TaskFeatures
 
 
 class MultiTaskModel(nnx.Module):
-    """A backbone whose features every task's decoder reads. The order of `decoders` is the task order.
+    """A backbone, and a decoder per task that reads its features. The order of `decoders` is the task order.
 
-    How it is executed, in which precision and with how much memory, is set by `mtlora_jax.model_factory.configure`.
+    `mtlora_jax.model_factory.configure` sets how it is executed: precision, memory, fast forms.
     """
 
     def __init__(self, backbone: Backbone, decoders: Mapping[str, Decoder]):
@@ -35,10 +35,11 @@ class MultiTaskModel(nnx.Module):
 
         Args:
           images: (B, H, W, 3) float32, normalised by the ImageNet mean and standard deviation.
-          train: batch statistics in BatchNorm, and its running statistics move.
+          train: whether BatchNorm uses batch statistics and updates its running statistics.
           rngs: stream "dropout" for dropout and stochastic depth; None switches both off.
-          parts: the backbone takes the batch in so many micro-batches, one after the other, and keeps only their features for the
-            backward pass. Decoders, whose BatchNorm looks at all images, take the whole batch, so the result stays the same.
+          parts: number of micro-batches that the backbone processes one after the other, keeping only their features
+            for the backward pass. Decoders take the whole batch, since BatchNorm depends on all images; so the result
+            stays the same.
 
         Returns:
           {task: (B, H, W, C)} float32.
@@ -50,7 +51,7 @@ class MultiTaskModel(nnx.Module):
     def coarse_logits(
         self, images: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None, parts: int = 1
     ) -> dict[str, jax.Array]:
-        """Compute what a call resizes: {task: (B, h, w, C)} float32 on the grid of the finest features."""
+        """Compute the logits before resizing, {task: (B, h, w, C)} float32 on the grid of the finest features."""
 
         def encode(backbone: Any, images: jax.Array, rngs: nnx.Rngs | None) -> list[TaskFeatures]:
             return backbone(images, rngs)
@@ -73,7 +74,7 @@ class MultiTaskModel(nnx.Module):
         }
 
     def set_fused(self, fused: bool) -> None:
-        """Set, in place, whether fast forms run where a module has one. See `model_factory.configure`."""
+        """Set, in place, whether modules run in their fast form, if they have one. See `model_factory.configure`."""
         module: Any
         for _, module in nnx.iter_modules(self):
             if hasattr(module, "fused"):

@@ -1,6 +1,6 @@
-"""Less memory for more time: parts of a model that are computed once more in the backward pass, and batches that pass in parts.
+"""Less memory for more time: recomputation in the backward pass, and batches processed in parts.
 
-Both give the values and gradients of the plain call, with the same draws of dropout as long as the batch passes in one part.
+Both give the values and gradients of the plain call, with the same draws of dropout as long as the batch is one part.
 """
 
 from collections.abc import Callable
@@ -14,14 +14,14 @@ Forward = Callable[[Any, Any, nnx.Rngs | None], Any]  # (module, inputs, rngs) -
 
 
 def no_remat(forward: Forward, module: nnx.Module, x: Any, rngs: nnx.Rngs | None) -> Any:
-    """The call as it stands: what the backward pass needs is kept."""
+    """Make a plain call, which keeps everything that the backward pass needs."""
     return forward(module, x, rngs)
 
 
 def remat(forward: Forward, module: nnx.Module, x: Any, rngs: nnx.Rngs | None) -> Any:
     """Keep only parameters and inputs for the backward pass, which computes the rest again (`jax.checkpoint`).
 
-    Batch statistics and counters of random numbers move as they do in a plain call.
+    Batch statistics and counters of random numbers change as in a plain call.
     """
     graph, weights, changing = nnx.split((module, rngs), nnx.Param, ...)
     outputs, changed = jax.checkpoint(_pure(forward, graph))(weights, changing, x)
@@ -30,12 +30,12 @@ def remat(forward: Forward, module: nnx.Module, x: Any, rngs: nnx.Rngs | None) -
 
 
 def in_microbatches(forward: Forward, module: nnx.Module, images: jax.Array, rngs: nnx.Rngs | None, parts: int) -> Any:
-    """Pass a batch through `module` in equal parts, one after the other, each `remat`: memory is that of one part.
+    """Process a batch in equal parts, one after the other, each with `remat`: memory is that of one part.
 
     Part i takes every `parts`-th image from i on, so that each part lies on the devices as the whole batch does.
 
     Args:
-      forward: gives a pytree of feature maps (..., B, H, W, C). Images must not depend on each other in it.
+      forward: returns a pytree of feature maps (..., B, H, W, C). They must not mix images.
       images: (B, H, W, 3), where `parts` divides B.
     """
     graph, weights, changing = nnx.split((module, rngs), nnx.Param, ...)
@@ -52,9 +52,9 @@ def in_microbatches(forward: Forward, module: nnx.Module, images: jax.Array, rng
 
 
 def _joined(parts: jax.Array) -> jax.Array:
-    """(P, ..., B / P, H, W, C) -> (..., B, H, W, C), the images in their order before they were cut.
+    """(P, ..., B / P, H, W, C) -> (..., B, H, W, C), with the images in their original order.
 
-    A matrix (P, C, D) is no map of images, such as `TaskFeatures.projection`: it is the same for every part.
+    A matrix (P, C, D), such as `TaskFeatures.projection`, does not depend on images and is the same for every part.
     """
     if parts.ndim < 5:
         return parts[0]
@@ -63,7 +63,7 @@ def _joined(parts: jax.Array) -> jax.Array:
 
 
 def _pure(forward: Forward, graph: nnx.GraphDef) -> Callable[[nnx.State, nnx.State, Any], tuple[Any, nnx.State]]:
-    """`forward` without side effects: what it changes in the module and the random numbers is its second result."""
+    """Return `forward` without side effects: changes of the module and the random numbers are its second result."""
 
     def run(weights: nnx.State, changing: nnx.State, x: Any) -> tuple[Any, nnx.State]:
         module, rngs = nnx.merge(graph, weights, changing)

@@ -1,4 +1,4 @@
-"""What travels through an encoder: features that all tasks share, and features of each task."""
+"""The values that pass through an encoder: features that all tasks share, and features of each task."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,12 +12,13 @@ from flax import nnx
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TaskFeatures:
-    """Features of one layer. T tasks stay an axis of their own, so that a batch sharded over devices stays where it is.
+    """Features of one layer. The T tasks are an axis of their own, so that a sharded batch stays where it is.
 
     Attributes:
-      shared: (..., C), or None where every task has features of its own and nothing reads shared ones.
+      shared: (..., C), or None if every task has features of its own and nothing reads shared ones.
       tasks: (T, ..., C) in the model's task order, or None while every task still reads `shared`.
-      projection: (C, D), or None. A matrix that readers of `tasks` still have to apply; see `methods.mtlora.layers.DeferredLinear`.
+      projection: (C, D), or None. A matrix that readers of `tasks` still have to apply; see
+        `methods.mtlora.layers.DeferredLinear`.
     """
 
     shared: jax.Array | None
@@ -25,7 +26,7 @@ class TaskFeatures:
     projection: jax.Array | None = None
 
     def map(self, fn: Callable[[jax.Array], jax.Array]) -> "TaskFeatures":
-        """Apply `fn`, written for one (..., C) array, to the shared features and to those of each task."""
+        """Apply `fn`, which takes one (..., C) array, to the shared features and to those of each task."""
         return TaskFeatures(
             None if self.shared is None else fn(self.shared), None if self.tasks is None else jax.vmap(fn)(self.tasks)
         )
@@ -43,7 +44,10 @@ class TaskFeatures:
         return TaskFeatures(shared, None if self.tasks is None else fn(self.tasks, rngs))
 
     def combine(self, fn: Callable[[jax.Array, jax.Array], jax.Array], other: "TaskFeatures") -> "TaskFeatures":
-        """Apply `fn` to both, task by task; where one side has no task features, its shared ones stand in for every task."""
+        """Apply `fn` to two features, task by task.
+
+        If one side has no task features, its shared ones take their place for every task.
+        """
         shared = None if self.shared is None or other.shared is None else fn(self.shared, other.shared)
         if self.tasks is None and other.tasks is None:
             return TaskFeatures(shared)

@@ -1,4 +1,4 @@
-"""BitFit per task: counts, what it computes, that tasks do not meet, and the same numbers on any number of devices."""
+"""BitFit per task: counts, results, independence of tasks, and the same numbers on any number of devices."""
 
 import functools
 
@@ -22,13 +22,8 @@ from mtlora_jax.models import parameters
 from mtlora_jax.train.optimizer import make_optimizer
 from mtlora_jax.train.step import create_state, train_step
 
-RECIPE = {
-    "weight_decay": 0.0,
-    "clip_norm": 1e9,
-    "b1": 0.9,
-    "b2": 0.999,
-    "eps": 1.0,
-}  # so large that a step is nearly proportional to the gradient: rounding is not blown up
+RECIPE = {"weight_decay": 0.0, "clip_norm": 1e9, "b1": 0.9, "b2": 0.999}
+RECIPE["eps"] = 1.0  # so large that a step is nearly proportional to the gradient, which does not amplify rounding
 STEPS = 3
 
 
@@ -73,7 +68,7 @@ def test_starts_as_the_frozen_encoder(parts):
 
 @pytest.mark.parametrize("task", micro.TASKS)
 def test_a_task_is_the_plain_encoder_with_its_own_biases(task):
-    """The features of a task are those of a model without task biases, into whose biases they were added."""
+    """The features of a task are those of a model without task biases whose biases include those of the task."""
     graph, trainable, frozen, stats = trained_parts(micro.architecture("bitfit"))
     rng = np.random.default_rng(1)
     noise = {
@@ -113,7 +108,7 @@ def test_no_gradient_crosses_tasks(parts):
 
 
 def trained(tasks, devices=1):
-    """What is trained after some steps with these tasks, weight 1 each, without clipping and dropout."""
+    """Trained values after some steps with these tasks, weight 1 each, without clipping and dropout."""
     architecture = micro.architecture("bitfit", tasks=tasks)
     architecture["backbone"]["drop_path_rate"] = 0.0
     graph, trainable, frozen, stats = trained_parts(architecture)
@@ -135,7 +130,7 @@ def trained(tasks, devices=1):
 
 
 def test_joint_training_is_as_many_trainings_alone():
-    """No trained tensor is shared, so with weight 1 and without clipping all tasks together are each task alone."""
+    """Tasks share no trained tensor, so with weight 1 and without clipping each trains as it would alone."""
     together, _ = trained(tuple(micro.TASKS))
     for task in micro.TASKS:
         alone, _ = trained((task,))
@@ -151,7 +146,7 @@ def test_is_not_merged():
 
 
 def write_losses():
-    """Run by the test below where there are eight devices."""
+    """The test below runs it on eight devices."""
     for devices in (1, 2, 8):
         print(*trained(tuple(micro.TASKS), devices)[1])
 

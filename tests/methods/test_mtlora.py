@@ -1,4 +1,4 @@
-"""MTLoRA: what its layers compute, what each task depends on, and what trains."""
+"""MTLoRA: the results of its layers, the inputs that each task depends on, and the trained parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def trained():
-    """Weights of the default method of which none is zero."""
+    """Weights of the default method, none of them zero."""
     return micro.random_arrays(micro.architecture())
 
 
@@ -54,7 +54,7 @@ def trained_logits(trained, images):
 
 @pytest.fixture(scope="module")
 def frozen_logits(trained, images):
-    """Of a model without low-rank branches and otherwise the same weights."""
+    """Logits of a model without low-rank branches, with otherwise the same weights."""
     return micro.logits_of(micro.holding(micro.architecture("full"), trained), images)
 
 
@@ -201,9 +201,8 @@ def test_dropout_keeps_the_expectation():
     y = np.asarray(dropout(jnp.full((1000, 1000), 2.0), 0.3, nnx.Rngs(dropout=0)))
     kept = y[y != 0]
     np.testing.assert_allclose(kept, 2 / 0.7, rtol=2e-5)  # the rate is rounded to 2^-16
-    assert (
-        abs(np.corrcoef(y[:, ::2].ravel(), y[:, 1::2].ravel())[0, 1]) < 5 / (y.size / 2) ** 0.5
-    )  # neighbours are independent
+    correlation = np.corrcoef(y[:, ::2].ravel(), y[:, 1::2].ravel())[0, 1]
+    assert abs(correlation) < 5 / (y.size / 2) ** 0.5  # neighbours are independent
     np.testing.assert_allclose(y.mean(), 2.0, atol=5 * 2 * (0.3 / 0.7 / y.size) ** 0.5)  # five standard deviations
 
 

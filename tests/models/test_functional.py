@@ -1,4 +1,4 @@
-"""Functions with a backward pass of their own: values and gradients against the plain formula, differentiated by JAX."""
+"""Functions with a hand-written backward pass: values and gradients against the formula differentiated by JAX."""
 
 import functools
 import math
@@ -58,7 +58,7 @@ CASES = {
 
 @pytest.fixture(params=[1, 2, 6])
 def bands(request, monkeypatch):
-    """A size of bands that cuts the six rows of the images into so many."""
+    """A band size that cuts the six rows of the images into so many bands."""
     elements = 3 * 2 * 6 * 5 * 16
     monkeypatch.setitem(fused_mlp.BAND, jax.default_backend(), math.ceil(elements / request.param))
     assert fused_mlp._bands(jnp.zeros((2, 6, 5, 16)), 3) == request.param

@@ -1,4 +1,4 @@
-"""What is taken together in the fast form of a model, against the layers on their own (`config.fused`)."""
+"""The fast form of a model, which combines products, against its layers one by one (`config.fused`)."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def gradients(arrays, architecture, images, fused):
     "options", [{}, {"ts_base": "task"}, {"merging": "lora"}, {"locations": ("fc1", "fc2")}], ids=str
 )
 def test_logits_and_gradients_of_two_stages(options):
-    """The first stage has a patch merging, whose reduction task streams leave to the decoders unless it has a branch of its own."""
+    """The decoders apply the reduction of the first stage to task streams, unless it has a branch of its own."""
     architecture = micro.architecture(**options)
     arrays = micro.random_arrays(architecture)
     images = jnp.asarray(RNG.standard_normal((2, 32, 32, 3)), jnp.float32)

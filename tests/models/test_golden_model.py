@@ -1,4 +1,4 @@
-"""The whole model against numbers of the reference implementation, on three small configurations with random weights."""
+"""The whole model against numbers of the reference implementation, in three small cases with random weights."""
 
 import functools
 import json
@@ -21,7 +21,7 @@ from mtlora_jax.models import parameters
 from mtlora_jax.tasks import make_tasks
 from mtlora_jax.train.step import compute_losses
 
-# The golden weights are PyTorch checkpoints. Where PyTorch is not, another Python has converted them (`make test-extras`).
+# The golden weights are PyTorch checkpoints. Without PyTorch, another Python has converted them (`make test-extras`).
 CONVERTED = os.environ.get("GOLDEN_MODELS")
 if not CONVERTED:
     pytest.importorskip("torch")
@@ -29,9 +29,9 @@ if not CONVERTED:
 CASES = ("mtlora", "mtlora_plus", "swin_multitask")
 
 
-# One activation of the golden run lies 1.3e-6 below the kink of the ReLU, nearer than float32 resolves: on which side it falls hangs on
-# the order of additions, and on the wrong side it alone moves gradients by 1.4e-3 (in float64 all agree to 3e-7). The BatchNorm bias of
-# its channel keeps it on the golden side.
+# One activation of the golden run lies 1.3e-6 below the kink of the ReLU, nearer than float32 resolves: its side
+# depends on the order of additions. On the wrong side it alone changes gradients by 1.4e-3 (in float64 all agree to
+# 3e-7). The BatchNorm bias of its channel keeps it on the golden side.
 KINKS = {"mtlora": ("decoders.semseg.head.norm.bias", 23, -5e-6)}
 
 

@@ -1,4 +1,4 @@
-"""A batch that passes in parts gives the update of the whole batch."""
+"""A batch processed in parts gives the update of the whole batch."""
 
 import functools
 
@@ -26,14 +26,14 @@ from mtlora_jax.train.step import create_state, train_step
 
 @pytest.fixture(scope="module")
 def steps():
-    """{parts: (state after a step, metrics, bytes of temporaries)}; the optimizer subtracts the gradient, which so can be read off."""
+    """{parts: (state after a step, metrics, bytes of temporaries)}; the optimizer subtracts just the gradient."""
     architecture = micro.architecture(stages=1, tasks=("semseg", "sal", "normals"), dropout=0.0)
     architecture["backbone"]["drop_path_rate"] = 0.0
     tasks = micro.tasks_of(architecture)
     model = micro.holding(architecture, micro.random_arrays(architecture))
     graph, trainable, frozen, stats = parameters.partition(model, model_factory.method_of(architecture).is_trainable)
     batch = {name: value for name, value in micro.random_batch(4).items() if name != "mask"}
-    # Images differ in how many pixels count and in how many of them are salient: means of means would differ from the mean.
+    # Images differ in the number of valid and of salient pixels: means of means would differ from the mean.
     batch["semseg"][0], batch["normals"][1] = IGNORE, IGNORE
     batch["sal"][2, :20], batch["sal"][3] = IGNORE, 1
     optimizer = optax.sgd(1.0)
@@ -81,7 +81,7 @@ def test_it_takes_less_memory(steps):
 
 
 class Doubling(nnx.Module):
-    """Twice the image for the shared stream, and as many times for two tasks as their numbers say; dropped where there are draws."""
+    """The image times 2 for the shared stream, and times a number of its own for each of two tasks; with dropout."""
 
     def __init__(self):
         self.factor = nnx.Param(jnp.asarray(2.0))
@@ -107,9 +107,8 @@ def test_each_part_has_draws_of_its_own():
     ones = np.ones((4, 8, 8, 3), np.float32)
     kept = np.asarray(in_microbatches(Doubling.__call__, Doubling(), ones, rngs, 4)[0].shared) > 0
     assert len({image.tobytes() for image in kept}) == 4
-    again = (
-        np.asarray(in_microbatches(Doubling.__call__, Doubling(), ones, rngs, 4)[0].shared) > 0
-    )  # the counter went on
+    # The counter of random numbers has moved, so a second call draws others.
+    again = np.asarray(in_microbatches(Doubling.__call__, Doubling(), ones, rngs, 4)[0].shared) > 0
     assert not {image.tobytes() for image in kept} & {image.tobytes() for image in again}
 
 
@@ -146,7 +145,7 @@ def test_parts_must_divide_the_batch_of_each_device(parts, batch_size, devices):
 
 
 def test_the_learning_rate_follows_the_batch_size_once():
-    """Of all images of an update, however many parts and devices they pass in; each update is one step of the schedule."""
+    """The batch is all images of an update, for any number of parts and devices; a schedule step is an update."""
     recipe = default().optimizer.to_dict() | {"warmup_epochs": 0}
     for batch_size in (32, 64, 512):
         assert float(make_schedule(recipe, batch_size, 10, 100)(0)) == pytest.approx(5e-4 * batch_size / 512, rel=1e-6)

@@ -1,4 +1,4 @@
-"""bfloat16 and recomputation: what is computed in which precision, and how far the results are from float32."""
+"""bfloat16 and recomputation: the precision of each operation, and the distance of the results from float32."""
 
 import functools
 import math
@@ -28,7 +28,7 @@ UNIT = 2.0**-8  # the largest relative error of rounding to 8 significant bits
 
 
 class Setting:
-    """The micro model, executed in one way; dropout and stochastic depth are on where there is a `key`."""
+    """The micro model, executed in one way; dropout and stochastic depth are on if there is a `key`."""
 
     def __init__(self, frozen: str = "float32", key: jax.Array | None = None, **options):
         model = model_factory.build(ARCHITECTURE)
@@ -48,7 +48,7 @@ class Setting:
         return compute_losses(logits, self.batch, TASKS, WEIGHTS)[0], (logits, parameters.batch_statistics(model))
 
     def program(self):
-        """What the gradient of the loss is computed by, nothing compiled."""
+        """The program that computes the gradient of the loss, not compiled."""
         return jax.make_jaxpr(jax.grad(self.loss, has_aux=True))(self.trainable).jaxpr
 
     def results(self):
@@ -70,7 +70,7 @@ def distance(values: dict, others: dict) -> float:
 
 
 def equations(program):
-    """All operations of a program and of those inside it; interpolation, which is a matrix product to JAX, is left out."""
+    """All operations of a program and of those inside it, except interpolation, which JAX makes a matrix product."""
     for equation in program.eqns:
         if equation.params.get("name") != "_resize":
             yield equation
@@ -79,15 +79,16 @@ def equations(program):
 
 
 def summands(equation) -> int:
-    """How many numbers a sum adds up for each of its results."""
+    """How many numbers a sum adds for each of its results."""
     return math.prod(equation.invars[0].aval.shape[axis] for axis in equation.params["axes"])
 
 
 def test_bfloat16_is_as_close_to_float32_as_eight_bits_are(exact):
     """Rounding errors of independent sign add up as a random walk does: n of them to about sqrt(n) of one.
 
-    A logit passes about 50 of them (22 in each of two blocks, the rest in patch embedding and decoder), a gradient as many again and
-    those of the values it is multiplied by, some 150. The mean error of one is 1 / sqrt(3) of the largest.
+    A logit passes about 50 of them (22 in each of two blocks, the rest in patch embedding and decoder), a gradient as
+    many again and those of the values it is multiplied by, some 150. The mean error of one is 1 / sqrt(3) of the
+    largest.
     """
     (loss, (logits, stats)), gradients = exact
     (other_loss, (other_logits, other_stats)), other_gradients = Setting(compute="bfloat16").results()
@@ -114,7 +115,8 @@ def test_products_are_bfloat16_and_what_is_delicate_is_float32():
         }
         found.setdefault(equation.primitive.name, set()).update(dtypes)
     assert found["dot_general"] == found["conv_general_dilated"] == {"bfloat16"}
-    # Softmax and losses (exp, log1p), norms (sqrt), GELU (erf), and every long sum, gradients of biases and scales included.
+    # Softmax and losses (exp, log1p), norms (sqrt), GELU (erf), and every long sum, also gradients of biases and
+    # scales.
     for name in ("exp", "log1p", "sqrt", "erf", "reduce_sum", "reduce_max"):
         assert found[name] == {"float32"}, name
 
@@ -127,7 +129,7 @@ def test_float32_holds_nothing_narrower():
 
 @pytest.mark.parametrize("options", [{"remat": "block"}, {"remat": "stage"}, {"fused": False}], ids=str)
 def test_how_it_is_executed_changes_nothing(options, with_dropout):
-    """Same draws of dropout and stochastic depth, so that all differ by rounding alone."""
+    """All have the same draws of dropout and stochastic depth, and so differ only by rounding."""
     (loss, (logits, stats)), gradients = with_dropout
     (other_loss, (other_logits, other_stats)), other_gradients = Setting(key=jax.random.key(1), **options).results()
     np.testing.assert_allclose(other_loss, loss, rtol=1e-6)
@@ -139,15 +141,14 @@ def test_how_it_is_executed_changes_nothing(options, with_dropout):
 @pytest.fixture(scope="module")
 def with_dropout(exact):
     results = Setting(key=jax.random.key(1)).results()
-    assert (
-        abs(results[0][0] - exact[0][0]) > 1e-3 * exact[0][0]
-    )  # the draws matter, so that equal results have equal draws
+    difference = abs(results[0][0] - exact[0][0])
+    assert difference > 1e-3 * exact[0][0]  # the draws matter, so equal results imply equal draws
     return results
 
 
 @pytest.mark.parametrize(("remat", "expected"), [("none", 2), ("block", 2 + 2 + 2), ("stage", 1 + 2 + 2)])
 def test_what_is_recomputed(remat, expected):
-    """The losses of two tasks in any case; two blocks in one stage, and two decoders."""
+    """The losses of two tasks are always recomputed; besides, two blocks in one stage, and two decoders."""
     setting = Setting(remat=remat)
     program = jax.make_jaxpr(lambda trainable: setting.loss(trainable)[0])(setting.trainable).jaxpr
     assert sum("prevent_cse" in equation.params for equation in equations(program)) == expected

@@ -19,9 +19,15 @@ from mtlora_jax.models.backbones.swin_windows import (
 )
 
 BACKBONE = {
-    "name": "swin", "embed_dim": 12, "depths": [2, 2], "num_heads": [2, 3], "window_size": 7, "patch_size": 4, "mlp_ratio": 2.0,
+    "name": "swin",
+    "embed_dim": 12,
+    "depths": [2, 2],
+    "num_heads": [2, 3],
+    "window_size": 7,
+    "patch_size": 4,
+    "mlp_ratio": 2.0,
     "drop_path_rate": 0.1,
-}  # fmt: skip
+}
 BARE = {"backbone": BACKBONE, "tasks": {}, "decoder": None, "method": {"name": "full"}, "image_size": [56, 56]}
 
 
@@ -51,11 +57,12 @@ def hugging_face():
 
 
 def their_swin(transformers, image_size):
-    """Made for one size: their layers switch the shift off for good where a grid is not larger than the window."""
-    config = transformers.SwinConfig(
-        image_size=image_size, patch_size=4, embed_dim=12, depths=[2, 2], num_heads=[2, 3], window_size=7, mlp_ratio=2.0,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, drop_path_rate=0.0,
-    )  # fmt: skip
+    """Made for one size: their layers switch the shift off for good if a grid is not larger than the window."""
+    rates = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"), 0.0)
+    sizes = {
+        key: BACKBONE[key] for key in ("embed_dim", "depths", "num_heads", "window_size", "patch_size", "mlp_ratio")
+    }
+    config = transformers.SwinConfig(image_size=image_size, **sizes, **rates)
     return transformers.SwinModel(config).eval()
 
 
@@ -152,8 +159,8 @@ def test_relative_position_index():
     np.testing.assert_array_equal(np.diag(index), 84)  # no offset: the middle of the 13 x 13 table
     np.testing.assert_array_equal(index + index.T, 168)  # opposite offsets lie opposite
     assert set(index.ravel()) == set(range(169))
-    assert index[0, 48] == 0  # first token looking at the last: offset (-6, -6)
-    assert index[1, 0] == 84 + 1  # one column to the right of what it looks at
+    assert index[0, 48] == 0  # the first token attends to the last: offset (-6, -6)
+    assert index[1, 0] == 84 + 1  # one column to the right of the other token
     assert index[7, 0] == 84 + 13  # one row below
 
 

@@ -1,1 +1,1 @@
-"""MTLoRA and MTLoRA+: layers with low-rank branches, the fused MLP, and the method that puts them in place."""
+"""MTLoRA and MTLoRA+: layers with low-rank branches, the fused MLP, and the method that installs them."""

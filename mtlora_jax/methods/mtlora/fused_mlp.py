@@ -1,6 +1,7 @@
 """The MLP of a block with task-specific branches, without the hidden activations of its tasks.
 
-A fast path: `models.layers.MLP` with the same layers computes the same, and `fused=False` runs that. See docs/performance.md.
+It computes the same as `models.layers.MLP` with the same layers, which `fused=False` runs, but faster. See
+docs/performance.md.
 """
 
 import jax
@@ -12,7 +13,7 @@ from mtlora_jax.models.functional import gelu, gelu_slope, to_float32
 from mtlora_jax.models.layers import MLP
 from mtlora_jax.models.task_features import TaskFeatures
 
-# Elements of hidden maps that `fused_gelu_lora` makes at a time: what stays in the cache of a CPU, and what fills a GPU or TPU.
+# Elements of hidden maps that `fused_gelu_lora` makes at a time: they stay in the cache of a CPU, or fill a GPU or TPU.
 BAND = {"cpu": 2**20, "gpu": 2**26}
 
 
@@ -43,14 +44,18 @@ class FusedMLP(MLP):
 
 @jax.custom_vjp
 def fused_gelu_lora(base: jax.Array, low: jax.Array, b: jax.Array, a: jax.Array) -> jax.Array:
-    """gelu(base + low_t B_t) A_t of every task: what the task-specific branch of fc2 makes of the hidden maps that fc1 gives it.
+    """Compute gelu(base + low_t B_t) A_t of every task, the low-rank input of fc2's task-specific branch.
 
-    Those maps are T times the largest activation of a block and exist only to be multiplied by a thin matrix, so they are made and used
-    up in bands of the image, and once more in the backward pass. There the tasks lie side by side and the factors in block-diagonal
-    matrices: one product of width T R takes less than half the time of T products of width R, though most of it multiplies zeros.
+    The hidden maps gelu(...) are T times the largest activation of a block and are only needed for a product with a
+    thin matrix. They are computed and used in bands of the image, and once more in the backward pass. There the tasks
+    lie side by side and the factors in block-diagonal matrices: one product of width T R takes less than half the time
+    of T products of width R, though most of it multiplies zeros.
 
     Args:
-      base: (B, H, W, I), common to all tasks. low: (T, B, H, W, R). b: (T, R, I). a: (T, I, S).
+      base: (B, H, W, I), common to all tasks.
+      low: (T, B, H, W, R).
+      b: (T, R, I).
+      a: (T, I, S).
 
     Returns:
       (T, B, H, W, S).
@@ -129,7 +134,7 @@ def _apart(x: jax.Array, tasks: int) -> jax.Array:
 
 
 def _bands(base: jax.Array, tasks: int) -> int:
-    """Into how many bands of rows the images are cut: bands, so that a batch that is spread over devices stays where it is."""
+    """Return the number of bands of rows that images are cut into, which leaves a sharded batch where it is."""
     height = base.shape[1]
     if not all(isinstance(side, int) for side in base.shape):  # `jax.export` may leave sizes open
         return 1

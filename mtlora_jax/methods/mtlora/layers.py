@@ -38,17 +38,21 @@ class TaskLoRAParam(AdapterParam):
 
 
 def stack_padded(factors: Sequence[jax.Array], axis: int) -> jax.Array:
-    """Stack factors of several ranks, (T, ...), zero-padded along `axis` to the largest: padding adds exact zeros to a product."""
+    """Stack factors of several ranks, (T, ...), zero-padded along `axis` to the largest.
+
+    Padding adds exact zeros to a product.
+    """
     widest = max(factor.shape[axis] for factor in factors)
     pads = [[(0, widest - factor.shape[axis] if i == axis else 0) for i in range(2)] for factor in factors]
     return jnp.stack([jnp.pad(factor, pad) for factor, pad in zip(factors, pads, strict=True)])
 
 
 def task_matmul(x: TaskFeatures, factors: jax.Array) -> jax.Array:
-    """Compute x_t F_t of all tasks in one batched product; x_t is x.shared until there are features of tasks.
+    """Compute x_t F_t of all tasks in one batched product; x_t is x.shared if there are no features of tasks yet.
 
     Args:
-      x: features of (..., I). factors: (T, I, O).
+      x: features of (..., I).
+      factors: (T, I, O).
 
     Returns:
       (T, ..., O).
@@ -59,7 +63,7 @@ def task_matmul(x: TaskFeatures, factors: jax.Array) -> jax.Array:
 
 
 class LoRALinear(Linear):
-    """TA-LoRA: y = x W + b + s (x A) B, with A (I, r) and B (r, O); s is used as it is, never divided by the rank."""
+    """TA-LoRA: y = x W + b + s (x A) B, with A (I, r) and B (r, O); s is never divided by the rank."""
 
     def __init__(self, base: Linear, *, rank: int, scale: float, dropout: float):
         self.kernel, self.bias = base.kernel, base.bias
@@ -89,7 +93,7 @@ class LoRALinear(Linear):
 class SharedInputLinear(Linear):
     """A layer without branches between layers that have them: Eq. 2 with an empty low-rank term.
 
-    The frozen weight acts on the shared input, so every task goes on from the shared output.
+    The frozen weight acts on the shared input, so every task continues from the shared output.
     """
 
     def __init__(self, base: Linear):
@@ -100,9 +104,10 @@ class SharedInputLinear(Linear):
 
 
 class DeferredLinear(Linear):
-    """A bias-free layer whose product with task features is left to those who read them.
+    """A bias-free layer that leaves its product with task features to their readers.
 
-    They multiply with the product of both matrices, which is far smaller: 4C channels to 18, 36 or 72 instead of to 2C first.
+    They multiply by the product of both matrices, which is far smaller: 4C channels go to 18, 36 or 72 instead of to 2C
+    first.
 
     Attributes:
       absorbed: whether readers have taken the kernel into their own.
@@ -123,20 +128,23 @@ class DeferredLinear(Linear):
 
 
 class TaskBranchLinear(Linear):
-    """A layer whose features of task t are W x + b plus a low-rank term of x_t; W acts on the shared input."""
+    """A layer whose features of task t are W x + b plus a low-rank term of x_t; W acts on the shared input x."""
 
     def stacked_factors(self) -> tuple[jax.Array, jax.Array]:
-        """Return A (T, I, R) and B (T, R, O) of all tasks, scales included, with ranks zero-padded to the largest, R."""
+        """Return A (T, I, R) and B (T, R, O) of all tasks, with scales, zero-padded to the largest rank R."""
         raise NotImplementedError
 
     def pre_b(
         self, x: TaskFeatures, rngs: nnx.Rngs | None, low: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Return the shared output (..., O), the frozen output (..., O) and x_t A_t (T, ..., R); pass `low` if that is known."""
+        """Return the shared output (..., O), the frozen output (..., O) and x_t A_t (T, ..., R).
+
+        Pass `low` if the last is known.
+        """
         raise NotImplementedError
 
     def apply_b(self, shared: jax.Array, base: jax.Array, low: jax.Array) -> TaskFeatures:
-        """Return the features, from what `pre_b` returns."""
+        """Compute the features from the results of `pre_b`."""
         return TaskFeatures(shared, base + task_matmul(TaskFeatures(None, low), self.stacked_factors()[1]))
 
     def forward(self, x: TaskFeatures, rngs: nnx.Rngs | None = None) -> TaskFeatures:
@@ -149,16 +157,24 @@ class TaskLoRALinear(LoRALinear, TaskBranchLinear):
         shared:  y   = x W + b + s (x A) B
         task t:  y_t = x W + b + s_t (x_t A_t) B_t      where x_t = x until there are features of tasks
 
-    The TA term is not added to features of tasks. With `ts_base="task"` the frozen weight of task t acts on x_t instead.
+    The TA term is not added to features of tasks. With `ts_base="task"` the frozen weight of task t acts on x_t
+    instead.
 
-    Factors are stored by task name, so that tasks can be added, dropped and shipped singly. They are stacked, ranks zero-padded,
-    when the program is traced, so that all tasks run as one batched product.
+    Factors are stored by task name, so that tasks can be added, dropped and shipped singly. Tracing stacks them, with
+    zero-padded ranks, so that all tasks run as one batched product.
     """
 
     def __init__(
-        self, base: Linear, *, rank: int, scale: float, dropout: float, task_rank: Mapping[str, int], task_scale: Mapping[str, float],
+        self,
+        base: Linear,
+        *,
+        rank: int,
+        scale: float,
+        dropout: float,
+        task_rank: Mapping[str, int],
+        task_scale: Mapping[str, float],
         ts_base: str,
-    ):  # fmt: skip
+    ):
         super().__init__(base, rank=rank, scale=scale, dropout=dropout)
         in_features, out_features = base.kernel.shape
         init = fan_in_uniform(in_features)
@@ -184,7 +200,10 @@ class TaskLoRALinear(LoRALinear, TaskBranchLinear):
     def pre_b(
         self, x: TaskFeatures, rngs: nnx.Rngs | None, low: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Dropout acts on the shared input only. With `ts_base="task"` the frozen output is (T, ..., O) once there are task features."""
+        """As in the base class; dropout acts on the shared input only.
+
+        With `ts_base="task"` the frozen output is (T, ..., O) once there are task features.
+        """
         base = Linear.__call__(self, shared(x))
         dropped = dropout(shared(x), self.dropout, rngs)
         output = base + self.low_rank(dropped)
@@ -195,12 +214,12 @@ class TaskLoRALinear(LoRALinear, TaskBranchLinear):
 
 
 class MergedTaskLoRALinear(TaskBranchLinear):
-    """A merged `TaskLoRALinear` whose features of tasks all start from W x + b of the shared input, computed once.
+    """A merged `TaskLoRALinear` whose features of tasks all start from W x + b, computed once from the shared input.
 
-    The shared pair cannot fold into W, which the tasks need as it is. Scales are folded into the factors B.
+    The shared pair cannot fold into W, since the tasks need W unchanged. Scales are folded into the factors B.
 
     Attributes:
-      shared_a, shared_b: None where nothing reads the shared output, which is W x + b then.
+      shared_a, shared_b: None if nothing reads the shared output, which is then W x + b.
     """
 
     def __init__(self, layer: TaskLoRALinear, needs_shared: bool):
@@ -215,10 +234,8 @@ class MergedTaskLoRALinear(TaskBranchLinear):
         )
 
     def stacked_factors(self) -> tuple[jax.Array, jax.Array]:
-        a, b = self.task_a, self.task_b
-        return stack_padded([a[task][...] for task in self.tasks], 1), stack_padded(
-            [b[task][...] for task in self.tasks], 0
-        )
+        a, b = ([factors[task][...] for task in self.tasks] for factors in (self.task_a, self.task_b))
+        return stack_padded(a, 1), stack_padded(b, 0)
 
     def pre_b(
         self, x: TaskFeatures, rngs: nnx.Rngs | None, low: jax.Array | None = None
@@ -231,10 +248,12 @@ class MergedTaskLoRALinear(TaskBranchLinear):
 
 
 class PerTaskLinear(Linear):
-    """A merged `TaskLoRALinear` with `ts_base="task"` that reads features of tasks: nothing is shared, so every pair folds.
+    """A merged `TaskLoRALinear` with `ts_base="task"` that reads features of tasks.
 
-    shared:  y   = x (W + s A B) + b           only where something reads it
-    task t:  y_t = x_t (W + s_t A_t B_t) + b
+    Nothing is shared, so every pair folds:
+
+        shared:  y   = x (W + s A B) + b           only if something reads it
+        task t:  y_t = x_t (W + s_t A_t B_t) + b
     """
 
     def __init__(self, layer: TaskLoRALinear, needs_shared: bool):

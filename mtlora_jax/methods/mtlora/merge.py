@@ -1,4 +1,4 @@
-"""Merging of MTLoRA: low-rank branches into kernels, wherever that is exact. docs/merging.md says what folds into what."""
+"""Merging of MTLoRA: folds low-rank branches into kernels wherever that is exact; see docs/merging.md."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +18,10 @@ Place = tuple[Any, str]  # a module, and the attribute that holds a linear layer
 
 
 def merge(model: MultiTaskModel) -> None:
-    """Merge every block, lets decoders absorb deferred reductions, and folds their norms; in place, on an abstract model too."""
+    """Merge every block, have decoders absorb deferred reductions, and fold their norms.
+
+    Works in place, on an abstract model too.
+    """
     stages = list(model.backbone.stages)
     for number, stage in enumerate(stages):
         has_tasks = False
@@ -31,7 +34,7 @@ def merge(model: MultiTaskModel) -> None:
 
 
 def merge_block(places: Mapping[str, Sequence[Place]], feeds_next: bool) -> bool:
-    """Put merged layers in the place of a block's linear layers.
+    """Replace the linear layers of a block by merged ones.
 
     Merges from last to first, because a layer may drop an output only if no later layer reads it.
 
@@ -70,7 +73,7 @@ def gives_tasks(place: Place, tasks_come_in: bool) -> bool:
 
 
 def reads_shared(place: Place, needs_shared: bool, tasks_come_in: bool) -> bool:
-    """Return whether what is needed of a merged layer depends on shared features.
+    """Return whether the needed outputs of a merged layer depend on shared features.
 
     Args:
       needs_shared: whether a later layer reads the shared output.
@@ -82,10 +85,11 @@ def reads_shared(place: Place, needs_shared: bool, tasks_come_in: bool) -> bool:
 
 
 def replace(place: Place, needs_shared: bool, needs_tasks: bool, tasks_come_in: bool) -> None:
-    """Put the smallest exact form of a layer in its place.
+    """Replace a layer by its smallest exact form.
 
     Args:
-      needs_shared, needs_tasks: whether a later layer reads that output. Weights used only by an unread output are dropped.
+      needs_shared, needs_tasks: whether a later layer reads that output. Weights used only by an unread output are
+        dropped.
       tasks_come_in: whether the layer reads features of tasks.
     """
     layer = layer_of(place)
@@ -97,7 +101,7 @@ def replace(place: Place, needs_shared: bool, needs_tasks: bool, tasks_come_in: 
 
 
 def merge_reduction(model: MultiTaskModel, number: int, reduction: Linear, has_tasks: bool) -> Linear:
-    """Return the merged reduction after a stage. Where features of tasks pass it, decoders read their input instead."""
+    """Return the merged reduction after a stage. Decoders read its input instead if features of tasks pass it."""
     merged = reduction.merged() if isinstance(reduction, LoRALinear) else Linear.from_weights(reduction.kernel, None)
     if not has_tasks:
         return merged

@@ -1,4 +1,7 @@
-"""MTLoRA and MTLoRA+ (section 3): low-rank branches in every block, task-specific ones in the last block of each stage."""
+"""MTLoRA and MTLoRA+ (section 3): low-rank branches in every block.
+
+The last block of each stage also has task-specific branches.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -44,7 +47,7 @@ def per_task(value: Any, tasks: Sequence[str], stages: int, name: str) -> list[d
 
 
 def of_each_stage(check: Check) -> Check:
-    """A value for all stages, or a list of one for each."""
+    """A value for all stages, or a list of one value per stage."""
     return either(check, list_of(check, 1, 8), expected=f"{check.expected}, or a list of one per stage")
 
 
@@ -60,14 +63,15 @@ class MTLoRA(Method):
 
     Attributes:
       rank, scale: of the task-agnostic branches; a number or one per stage.
-      task_rank, task_scale: of the task-specific branches; a number, one per stage, or {task: either}. Rank 0 for all tasks
-        leaves the task-specific branches out (Figure 4 of the paper): every decoder then reads the shared features.
+      task_rank, task_scale: of the task-specific branches; a number, one per stage, or {task: either}. Rank 0 for all
+        tasks omits the task-specific branches (Figure 4 of the paper): every decoder then reads the shared features.
       dropout: on the shared input of the low-rank branches; a number or one per stage.
-      locations: which linear layers of a block are adapted, of qkv, proj, fc1, fc2.
-      ts_base: what the frozen weight of a task stream acts on, "shared" input (reference) or "task" input (Eq. 2 read literally).
-      merging: patch merging is trained (MTLoRA), frozen, or frozen with a task-agnostic branch ("lora": MTLoRA+).
-      freeze: groups that are not trained, of ta_lora, patch_embed, norms, position_tables. With all four, and merging frozen, what
-        tasks share stays as it was: a further task is trained beside those that a model has.
+      locations: linear layers of a block that are adapted, of qkv, proj, fc1, fc2.
+      ts_base: input of the frozen weight in a task stream, "shared" (reference) or "task" (Eq. 2 read literally).
+      merging: "train" trains patch merging (MTLoRA), "freeze" freezes it, "lora" freezes it with a task-agnostic branch
+        (MTLoRA+).
+      freeze: groups that are not trained, of ta_lora, patch_embed, norms, position_tables. With all four, and merging
+        frozen, everything that tasks share is unchanged: a further task is trained beside those that a model has.
     """
 
     TITLE: ClassVar = "MTLoRA"
@@ -108,7 +112,7 @@ class MTLoRA(Method):
                 raise UserError(f"method.{name} = {wrong[0]!r} is not one of {', '.join(allowed)}")
 
     def adapt(self, model: MultiTaskModel) -> None:
-        """Put low-rank layers in the place of the backbone's linear layers.
+        """Replace the backbone's linear layers by low-rank layers.
 
         Raises UserError for ranks that do not fit, and for a backbone whose blocks lack one of `LOCATIONS`.
         """
@@ -136,11 +140,8 @@ class MTLoRA(Method):
         model.backbone.carry_tasks = False  # section 3.2: the next stage starts from the shared features
         for i, stage in enumerate(stages):
             shared: dict[str, Any] = {"rank": ranks[i], "scale": scales[i], "dropout": dropouts[i]}
-            branches: dict[str, Any] = {
-                "task_rank": task_ranks[i],
-                "task_scale": task_scales[i],
-                "ts_base": self.ts_base,
-            }
+            branches: dict[str, Any] = {"task_rank": task_ranks[i], "task_scale": task_scales[i]}
+            branches["ts_base"] = self.ts_base
             for block in stage.blocks:
                 with_tasks = has_task_branches and block is stage.blocks[-1]
                 self.adapt_block(model.backbone.block_layers(block), shared, branches if with_tasks else None)
@@ -156,22 +157,22 @@ class MTLoRA(Method):
     def adapt_block(
         self, places: Mapping[str, Sequence[Any]], shared: Mapping[str, Any], branches: Mapping[str, Any] | None
     ) -> None:
-        """Adapt the linear layers of one block; `branches` are the options of its task-specific branches, if it has any."""
+        """Adapt the linear layers of one block.
+
+        `branches` are the options of its task-specific branches; None if it has none.
+        """
         for location, found in places.items():
             for owner, name in found:
                 base = getattr(owner, name)
                 own = branches if location != "qkv" else None  # attention itself is shared
                 if location in self.locations:
-                    setattr(
-                        owner,
-                        name,
-                        LoRALinear(base, **shared) if own is None else TaskLoRALinear(base, **shared, **own),
-                    )
+                    lora = LoRALinear(base, **shared) if own is None else TaskLoRALinear(base, **shared, **own)
+                    setattr(owner, name, lora)
                 elif own is not None and self.ts_base == "shared":
                     setattr(owner, name, SharedInputLinear(base))
 
     def is_trainable(self, path: str, variable: nnx.Variable) -> bool:
-        """Low-rank factors, decoders and, unless frozen, patch embedding, norms, position tables and merging."""
+        """Train low-rank factors, decoders and, unless frozen, patch embedding, norms, position tables and merging."""
         trained = {"ts_lora", "decoders", *FREEZABLE} - set(self.freeze)
         if self.merging == "train":
             trained.add("merging")
@@ -182,6 +183,6 @@ class MTLoRA(Method):
 
     @classmethod
     def inference_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Merging computes the same trained and frozen."""
+        """As in the base class; trained and frozen merging compute the same."""
         kept = super().inference_options(options)
         return kept | ({"merging": "train"} if kept.get("merging") == "freeze" else {})

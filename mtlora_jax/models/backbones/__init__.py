@@ -1,4 +1,4 @@
-"""Encoders, by the name that a config gives them."""
+"""Encoders, by their names in configs."""
 
 from mtlora_jax.models.backbones.base import Backbone
 from mtlora_jax.models.backbones.swin import Swin

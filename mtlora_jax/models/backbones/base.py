@@ -12,11 +12,11 @@ from mtlora_jax.models.task_features import TaskFeatures
 
 
 class Stage(nnx.Module):
-    """Blocks in a row, with whatever a subclass puts before or after them.
+    """Blocks in a row; a subclass may add layers before or after them.
 
     Attributes:
       blocks: called as (`TaskFeatures`, rngs) -> `TaskFeatures`.
-      downsample: joins neighbours after the blocks, with the linear layer `downsample.reduction`; None where nothing does.
+      downsample: joins neighbours after the blocks, with the linear layer `downsample.reduction`; None if nothing does.
       remat_blocks: set by `model_factory.configure`.
     """
 
@@ -25,7 +25,7 @@ class Stage(nnx.Module):
     remat_blocks: bool = False
 
     def run_blocks(self, x: TaskFeatures, rngs: nnx.Rngs | None = None) -> TaskFeatures:
-        """Calls the blocks one after the other, each computed twice where `remat_blocks` says so."""
+        """Call the blocks one after the other, each with `remat` if `remat_blocks` is set."""
         run = remat if self.remat_blocks else no_remat
         for block in self.blocks:
             x = run(type(block).__call__, block, x, rngs)
@@ -35,18 +35,20 @@ class Stage(nnx.Module):
 class Backbone(nnx.Module):
     """An encoder from images to one `TaskFeatures` per stage, fine to coarse.
 
-    Its constructor takes plain numbers, the options of a config. Its layers are subclasses of `models.layers.Layer`, called by `forward`,
-    so that methods can put others in their place.
+    Its constructor takes plain numbers, the options of a config. Its layers are subclasses of `models.layers.Layer`,
+    called by `forward`, so that methods can replace them.
 
     Attributes:
       OPTIONS: {option: check} of the constructor, by the checks of `mtlora_jax.schema`.
-      VARIANTS: {variant: options}, the sizes that have a name.
-      LINEAR_LAYERS: {location: dotted paths inside a block} of the linear layers that methods adapt: qkv (queries, keys and values),
-        proj (the output of attention), fc1 and fc2 (of `models.layers.MLP`, which is the block's `mlp`).
-      PARAM_GROUPS: {group: pattern that a parameter's path below the backbone matches as a whole}, of groups of `methods.param_groups`.
+      VARIANTS: {variant: options} of the named sizes.
+      LINEAR_LAYERS: {location: dotted paths inside a block} of the linear layers that methods adapt: qkv (queries, keys
+        and values), proj (the output of attention), fc1 and fc2 (of `models.layers.MLP`, which is the block's `mlp`).
+      PARAM_GROUPS: {group of `methods.param_groups`: pattern}. The pattern matches the whole path of a parameter below
+        the backbone.
       layers: its stages, fine to coarse, each a `Stage`; tables of parameters have a row for each.
-      out_channels: channels of each stage's features. strides: their strides in pixels.
-      carry_tasks: whether features of tasks go on into the next stage; otherwise shared ones alone do.
+      out_channels: channels of each stage's features.
+      strides: strides of each stage's features in pixels.
+      carry_tasks: whether the next stage gets features of tasks, instead of shared ones alone.
       remat_stages: set by `model_factory.configure`.
     """
 
@@ -63,11 +65,11 @@ class Backbone(nnx.Module):
 
     @property
     def stages(self) -> Sequence[Any]:
-        """Returns the stages, fine to coarse: `layers`, unless a subclass keeps them elsewhere."""
+        """The stages, fine to coarse: `layers`, unless a subclass keeps them elsewhere."""
         return self.layers
 
     def run_stages(self, x: TaskFeatures, rngs: nnx.Rngs | None = None) -> list[TaskFeatures]:
-        """Calls the stages one after the other; returns the features of each.
+        """Call the stages one after the other; return the features of each.
 
         Obeys `carry_tasks` and `remat_stages`.
         """
@@ -86,7 +88,10 @@ class Backbone(nnx.Module):
 
     @property
     def smallest_open_side(self) -> int:
-        """Pixels of the smallest image side whose program is that of all larger ones; `jax.export` asks with open sizes."""
+        """The smallest image side, in pixels, whose program also serves all larger sides.
+
+        `jax.export` needs it for open sizes.
+        """
         raise NotImplementedError
 
     def __call__(self, images: jax.Array, rngs: nnx.Rngs | None = None) -> list[TaskFeatures]:
@@ -95,7 +100,7 @@ class Backbone(nnx.Module):
 
     @classmethod
     def title(cls, options: Mapping[str, Any]) -> str:
-        """A name for people, with the variant that these options are: "Swin tiny"."""
+        """Return a name for people, with the variant of these options: "Swin tiny"."""
         for name, variant in cls.VARIANTS.items():
             if all(_listed(options.get(key)) == _listed(value) for key, value in variant.items()):
                 return f"{cls.__name__} {name}"
@@ -103,10 +108,11 @@ class Backbone(nnx.Module):
 
     @classmethod
     def hub_name(cls, file: str, format: str) -> str:
-        """The name on the Hugging Face Hub of the model that a converted checkpoint is; empty where it is not known.
+        """Return the name on the Hugging Face Hub of a converted checkpoint's model; empty if unknown.
 
         Args:
-          file: its name. format: as which it was converted, a key of `mtlora_jax.convert.FORMATS`.
+          file: name of the checkpoint file.
+          format: the format it was converted from, a key of `mtlora_jax.convert.FORMATS`.
         """
         return ""
 

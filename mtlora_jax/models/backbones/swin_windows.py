@@ -1,4 +1,7 @@
-"""Geometry of shifted windows: known when the program is traced, unless `jax.export` leaves the size of the images open."""
+"""Geometry of shifted windows, computed while the program is traced.
+
+If `jax.export` leaves the size of the images open, it is computed at run time.
+"""
 
 import functools
 from typing import Any, TypeVar
@@ -9,11 +12,14 @@ import numpy as np
 
 Array = TypeVar("Array", jax.Array, np.ndarray)
 
-MASK_VALUE = -100.0  # what Swin adds to the logits of token pairs that are not neighbours before the cyclic shift
+MASK_VALUE = -100.0  # Swin adds it to the logits of token pairs that are not neighbours before the cyclic shift
 
 
 def effective_window(grid: tuple[int, int], window_size: int, shifted: bool) -> tuple[tuple[int, int], int]:
-    """Window (h, w) and shift for a grid (H, W): no larger than the grid, and unshifted where a side fits one window."""
+    """Return window (h, w) and shift for a grid (H, W).
+
+    The window is no larger than the grid; there is no shift if a side of the grid fits into one window.
+    """
     window = (min(window_size, grid[0]), min(window_size, grid[1]))
     return window, window_size // 2 if shifted and all(side > window_size for side in grid) else 0
 
@@ -46,7 +52,7 @@ def relative_position_index(window: tuple[int, int], window_size: int) -> np.nda
 
 
 def attention_mask(grid: tuple[int, int], window: tuple[int, int], shift: int) -> np.ndarray | jax.Array:
-    """Additive mask (M, N, N) float32 that separates tokens which the cyclic shift brought into one window."""
+    """Make the additive mask (M, N, N) float32 that separates tokens which the cyclic shift brought into one window."""
     known = all(isinstance(side, int) for side in grid)
     return _known_mask(grid, window, shift) if known else _mask(jnp, grid, window, shift)
 

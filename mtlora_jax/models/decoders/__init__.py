@@ -1,4 +1,4 @@
-"""Decoders: 1x1 projections of the four feature maps, a head per kind. All give logits on the finest feature grid."""
+"""Decoders: 1x1 projections of the four feature maps, then a head; logits are on the finest feature grid."""
 
 from collections.abc import Sequence
 
@@ -18,9 +18,9 @@ class Decoder(nnx.Module):
     """Decoder of one task.
 
     Args:
-      head: a key of `HEADS`; `options` are that head's own.
-      widths: channels of the features it reads, fine to coarse.
-      channels: what each feature map is projected to before the head.
+      head: a key of `HEADS`; `options` are those of the head.
+      widths: channels of the features that it reads, fine to coarse.
+      channels: channels of each projected feature map, the input of the head.
       outputs: channels of the logits.
     """
 
@@ -35,8 +35,9 @@ class Decoder(nnx.Module):
     ) -> jax.Array:
         """Features (B, H_i, W_i, C_i) -> logits (B, H_0, W_0, outputs).
 
-        With each map comes the matrix (C_i, D_i) that still has to be applied to it (`TaskFeatures.projection`), or None. It is
-        multiplied with the projection first, of D_i channels then: one product with pixels instead of two.
+        Each map comes with the matrix (C_i, D_i) that still has to be applied to it (`TaskFeatures.projection`), or
+        None. The projection, which then reads D_i channels, is multiplied by that matrix first: one product with pixels
+        instead of two.
         """
         projected = []
         for project, (x, before) in zip(self.projections, features, strict=True):
@@ -45,6 +46,6 @@ class Decoder(nnx.Module):
         return self.head(projected, train, rngs)
 
     def absorb(self, level: int, kernel: nnx.Variable) -> None:
-        """Make the projection of a feature map, in place, one that first applies a bias-free linear layer with this kernel."""
+        """Have the projection of a feature map, in place, first apply a bias-free linear layer with this kernel."""
         project = self.projections[level]
         project.kernel = map_weights(lambda w, first: first @ w, project.kernel, kernel)

@@ -17,7 +17,7 @@ def conv3x3(in_features: int, out_features: int, dilation: int) -> Conv:
 
 
 class ASPPHead(nnx.Module):
-    """Five views of the concatenated features (1x1, three dilations, global mean), fused, then one 3x3 layer.
+    """Five branches on the concatenated features (1x1, three dilations, global mean), fused, then one 3x3 layer.
 
     In training the pooled branch normalises B values per channel, so it needs a batch of at least two images.
     """

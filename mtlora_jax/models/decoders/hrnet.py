@@ -13,13 +13,13 @@ from mtlora_jax.schema import list_of, whole
 
 
 def cheaper_on_coarse_grid(grid: Sequence[int], coarse: Sequence[int]) -> bool:
-    """Whether a map on the `coarse` grid is better multiplied there. Sides that `jax.export` leaves open say nothing: no."""
+    """Return whether multiplying a map is cheaper on the `coarse` grid; False if `jax.export` leaves sides open."""
     known = all(isinstance(side, int) for side in (*grid, *coarse))
     return known and 16 * coarse[0] * coarse[1] <= grid[0] * grid[1]
 
 
 class HRNetHead(nnx.Module):
-    """Everything to the finest grid, concatenated, one hidden 1x1 layer four times as wide."""
+    """All maps resized to the finest grid and concatenated, then one hidden 1x1 layer four times as wide."""
 
     OPTIONS: ClassVar = {"channels": list_of(whole(1, 8192), 1, 8)}
 
@@ -35,10 +35,11 @@ class HRNetHead(nnx.Module):
         return self.classifier(jax.nn.relu(self.norm(self.fuse_all(features), train)))
 
     def fuse_all(self, features: Sequence[jax.Array]) -> jax.Array:
-        """`fuse` of all maps, resized to the finest grid and concatenated.
+        """Apply `fuse` to all maps, resized to the finest grid and concatenated.
 
-        Resizing commutes with a 1x1 layer. Maps on the coarsest grid are multiplied there and resized as one when that saves more than
-        resizing the wider map costs: measured at a sixteenth of the pixels, where it wins, and at a quarter, where it does not.
+        Resizing commutes with a 1x1 layer. Maps on the coarsest grid are multiplied there, and the result resized, if
+        that saves more than resizing the wider map costs. In measurements this was faster at a sixteenth of the pixels,
+        but not at a quarter.
         """
         grid, coarsest = features[0].shape[1:3], features[-1].shape[1:3]
         fine = [f for f in features if f.shape[1:3] != coarsest]
@@ -52,7 +53,7 @@ class HRNetHead(nnx.Module):
         return add_bias(to_float32(narrow) + resize_bilinear(wide, *grid), bias[...]).astype(wide.dtype)
 
     def concat_resized(self, features: Sequence[jax.Array], grid: Sequence[int]) -> jax.Array:
-        """All maps on one grid, side by side."""
+        """Resize all maps to one grid and concatenate them."""
         return jnp.concatenate([resize_bilinear(f, *grid) for f in features], -1)
 
     def fold_batch_norm(self) -> None:

@@ -14,8 +14,8 @@ from mtlora_jax.schema import flag, list_of, number, whole
 class SegFormerHead(nnx.Module):
     """One linear layer per scale to `width`, coarsest first in the concatenation, fused by a 1x1 convolution.
 
-    `dead_classifier` keeps the 1x1 classifier that the reference inherits and never calls: it is in its checkpoints and in the
-    paper's parameter count (Table 5).
+    `dead_classifier` keeps the 1x1 classifier that the reference inherits and never calls: it is in its checkpoints and
+    in the paper's parameter count (Table 5).
     """
 
     OPTIONS: ClassVar = {
