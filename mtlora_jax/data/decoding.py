@@ -43,7 +43,8 @@ def decode_example(
         label = decode_label(task, labels[name])
         if label.shape[:2] != (height, width):
             raise UserError(
-                f"{labels[name].source}: {label.shape[1]}x{label.shape[0]} pixels, but {image.source} is stored with {width}x{height}; "
+                f"{labels[name].source}: {label.shape[1]}x{label.shape[0]} pixels, "
+                f"but {image.source} is stored with {width}x{height}; "
                 "a label must have the size of its image (EXIF orientation is not applied)"
             )
         example[name] = label

@@ -105,8 +105,8 @@ class FolderDataset:
         if missing:
             wanted = " or ".join("ID" + suffix for suffix in suffixes)
             raise UserError(
-                f"{self.root / folder}: no file ({wanted}) for {len(missing)} of the {len(self.ids)} ids of splits/{self.split}.txt: "
-                f"{_first(missing)}{_near(missing[0], files)}"
+                f"{self.root / folder}: no file ({wanted}) for {len(missing)} of the {len(self.ids)} ids "
+                f"of splits/{self.split}.txt: {_first(missing)}{_near(missing[0], files)}"
             )
         return [files[normalize_name(id_)].name for id_ in self.ids]
 

@@ -1,6 +1,7 @@
 """The transforms of the reference implementation, with its borders and overflows, to compare scores with it.
 
-Chosen by `config.data.reference_transforms`. The functions have the signatures of those in `mtlora_jax.data.transforms`, and differ so:
+Chosen by `config.data.reference_transforms`. The functions have the signatures of those in
+`mtlora_jax.data.transforms`, with these differences:
 
 * Pixels from outside a rotated image are background (class 0, not salient, no edge), not ignored. Normals and depth,
   which have no background, are ignored there in both.

@@ -20,51 +20,12 @@ from mtlora_jax.tasks.human_parts import HumanParts
 
 INCOMPLETE = "incomplete."  # prefix of folders that TFDS has not finished
 NYU_CLASSES = (
-    *(
-        "wall",
-        "floor",
-        "cabinet",
-        "bed",
-        "chair",
-        "sofa",
-        "table",
-        "door",
-        "window",
-        "bookshelf",
-        "picture",
-        "counter",
-        "blinds",
-        "desk",
-    ),
-    *(
-        "shelves",
-        "curtain",
-        "dresser",
-        "pillow",
-        "mirror",
-        "floor mat",
-        "clothes",
-        "ceiling",
-        "books",
-        "refrigerator",
-        "television",
-    ),
-    *(
-        "paper",
-        "towel",
-        "shower curtain",
-        "box",
-        "whiteboard",
-        "person",
-        "night stand",
-        "toilet",
-        "sink",
-        "lamp",
-        "bathtub",
-        "bag",
-    ),
-    *("otherstructure", "otherfurniture", "otherprop"),
-)
+    "wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door",
+    "window", "bookshelf", "picture", "counter", "blinds", "desk", "shelves", "curtain",
+    "dresser", "pillow", "mirror", "floor mat", "clothes", "ceiling", "books", "refrigerator",
+    "television", "paper", "towel", "shower curtain", "box", "whiteboard", "person", "night stand",
+    "toilet", "sink", "lamp", "bathtub", "bag", "otherstructure", "otherfurniture", "otherprop",
+)  # fmt: skip
 
 
 class PreparedDataset:

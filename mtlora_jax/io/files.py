@@ -165,7 +165,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def check_writable(folder: pathlib.Path) -> None:
-    """Raises UserError unless files can be written below `folder`, which need not exist. Leaves nothing behind."""
+    """Check that files can be written below `folder`, which need not exist; leave nothing behind."""
     there = next(parent for parent in (folder, *folder.absolute().parents) if os.path.lexists(parent))
     expected = "expected a folder, or a name for a new one"
     if there.is_symlink() and not there.exists():

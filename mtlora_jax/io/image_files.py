@@ -101,10 +101,9 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
 
 
 def _check_png(data: bytes) -> None:
-    """Raises ValueError unless a PNG begins with its size and all its checksums are right."""
-    if (
-        next((kind for kind, _ in _chunks(data)), b"") != b"IHDR"
-    ):  # Pillow takes it anywhere; `bits_per_channel` and OpenCV do not
+    """Check that a PNG begins with its size and that all its checksums are right; otherwise raise ValueError."""
+    first = next((kind for kind, _ in _chunks(data)), b"")
+    if first != b"IHDR":  # Pillow takes it anywhere; `bits_per_channel` and OpenCV do not
         raise ValueError("it does not begin with its size, as a PNG must")
     collections.deque(_chunks(data), maxlen=0)
 

@@ -36,9 +36,8 @@ def suppress_non_maxima(probability: np.ndarray) -> np.ndarray:
     smooth = cv2.GaussianBlur(sharp, (0, 0), SMOOTHING)
     xx, xy, yy = (cv2.Sobel(smooth, cv2.CV_32F, *order) for order in ((2, 0), (1, 1), (0, 2)))
     # The map is most curved across an edge: upwards on its flanks, downwards on its top.
-    upwards = 0.5 * np.arctan2(
-        2 * xy, xx - yy
-    )  # direction of the largest second derivative; the smallest is normal to it
+    # `upwards` is the direction of the largest second derivative; the smallest is normal to it.
+    upwards = 0.5 * np.arctan2(2 * xy, xx - yy)
     across = np.where(xx + yy > 0, upwards, upwards + np.float32(math.pi / 2))
     row, column = np.indices(sharp.shape, np.float32)
     right, down = np.cos(across), np.sin(across)

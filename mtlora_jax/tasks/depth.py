@@ -45,7 +45,7 @@ class Depth(Task):
         return np.where((metres > 0) & (metres < IGNORE), metres, np.float32(IGNORE))
 
     def warp(self, label: np.ndarray, transform: AffineTransform, size: tuple[int, int]) -> np.ndarray:
-        """Warp, and divides by the scale: what looks larger is nearer."""
+        """Warp, and divide by the scale: what looks larger is nearer."""
         moved = super().warp(label, transform, size)
         return np.where(moved == IGNORE, moved, moved / np.float32(transform.scale))
 

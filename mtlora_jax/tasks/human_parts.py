@@ -12,7 +12,10 @@ PARTS = ("background", "head", "torso", "upper arm", "lower arm", "upper leg", "
 
 @dataclasses.dataclass(frozen=True)
 class HumanParts(SemSeg):
-    """Label (H, W) uint8, an index into `classes` or `IGNORE`. Defaults: the six parts of PASCAL-Part and background."""
+    """Label (H, W) uint8, an index into `classes` or `IGNORE`.
+
+    The default classes are the six parts of PASCAL-Part and background.
+    """
 
     name: str = "human_parts"
     channels: int = len(PARTS)

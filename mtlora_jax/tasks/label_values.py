@@ -110,7 +110,8 @@ def infer_encoding(name: str, files: Iterable[tuple[str, np.ndarray, bool]]) -> 
     if not candidates:
         source, values = next(iter(first.values()))
         raise UserError(
-            f"{source}: {name} has the values {values}; expected 0 and 255, or 0 and 1, or 0, 1 and 255 for not known; {remedy}"
+            f"{source}: {name} has the values {values}; "
+            f"expected 0 and 255, or 0 and 1, or 0, 1 and 255 for not known; {remedy}"
         )
     votes = {key: sum(count[held] for held in SUPPORTS[key]) for key in ENCODINGS if key in candidates}
     best = max(votes, key=lambda key: votes[key])
@@ -119,6 +120,7 @@ def infer_encoding(name: str, files: Iterable[tuple[str, np.ndarray, bool]]) -> 
         source, values = first[others[0]]
         fitting, usual = next(first[held] for held in count if held in ENCODINGS[best].accepts)
         raise UserError(
-            f"{source}: {name} has the values {values}, but {fitting} has {usual}; expected one meaning for all; {remedy}"
+            f"{source}: {name} has the values {values}, but {fitting} has {usual}; "
+            f"expected one meaning for all; {remedy}"
         )
     return best

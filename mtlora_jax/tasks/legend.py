@@ -14,7 +14,7 @@ BAR_STEPS = 33  # colours in a colour bar
 
 @dataclasses.dataclass(frozen=True)
 class Legend:
-    """LabelEncoding of colours: named swatches, a colour bar, or both; empty if not known.
+    """Meaning of colours: named swatches, a colour bar, or both; empty if not known.
 
     Attributes:
       swatches: {name: colour}, in the order to show them.

@@ -97,7 +97,8 @@ def normals_sums(logits: jax.Array, label: jax.Array, mask: jax.Array) -> dict[s
     """
     valid = jnp.all(_valid(label, mask[:, None]), axis=-1)
     prediction, label = _unit(logits.astype(jnp.float32)), _unit(label)
-    # Unlike the arc cosine of the dot product, accurate for small angles in float32 (Kahan). A zero vector gives 90 degrees.
+    # Unlike the arc cosine of the dot product, this is accurate for small angles in float32 (Kahan). A zero vector
+    # gives 90 degrees.
     half = jnp.arctan2(jnp.linalg.norm(prediction - label, axis=-1), jnp.linalg.norm(prediction + label, axis=-1))
     degrees = jnp.rad2deg(2 * half)
     bins = 180 * BINS_PER_DEGREE
@@ -111,10 +112,10 @@ def normals_sums(logits: jax.Array, label: jax.Array, mask: jax.Array) -> dict[s
 
 
 def compute_normals_metrics(totals: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Compute the angular error: `mean`, `median` and `rmse` in degrees, and percent of pixels below 11.25, 22.5 and 30.
+    """Compute the angular error: `mean`, `median` and `rmse` in degrees, and shares of small errors.
 
-    Papers print the mean as "rmse"; `rmse` here is the true one. The median is interpolated linearly inside its bin of
-    1/32 degree; the others are exact.
+    These are the percentages of pixels below 11.25, 22.5 and 30 degrees. Papers print the mean as "rmse"; `rmse` here
+    is the true one. The median is interpolated linearly inside its bin of 1/32 degree; the others are exact.
     """
     histogram = totals["histogram"]
     edges = np.arange(len(histogram) + 1) / BINS_PER_DEGREE

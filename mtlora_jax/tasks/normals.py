@@ -54,7 +54,7 @@ class Normals(Task):
         return _fill(vectors, cv2.inRange(_squares(vectors), 0.5**2, 1.5**2))
 
     def warp(self, label: np.ndarray, transform: AffineTransform, size: tuple[int, int]) -> np.ndarray:
-        """Warp the map and rotates its vectors with the image; zoom and stretch do not change them."""
+        """Warp the map and rotate its vectors with the image; zoom and stretch do not change them."""
         known = _known(label)
         vectors = transform(cv2.copyTo(label, known), size, self.interpolation)  # unknown vectors are 0
         return _fill(cv2.transform(vectors, transform.vector_matrix()), transform(known, size, cv2.INTER_NEAREST))

@@ -18,8 +18,11 @@ def postprocess(task: str | Task, logits: Any) -> dict[str, np.ndarray]:
 
     Returns:
       semseg, human_parts: "labels" (..., H, W) uint8 and "probabilities" (..., H, W, C), a softmax.
-      sal, edge: "probabilities" (..., H, W). normals: "normals" (..., H, W, 3) of length 1. depth: "depth" (..., H, W) in metres.
-      Your own task: what its `postprocess` returns. All but labels are float32.
+      sal, edge: "probabilities" (..., H, W).
+      normals: "normals" (..., H, W, 3) of length 1.
+      depth: "depth" (..., H, W) in metres.
+      Your own task: what its `postprocess` returns.
+      All but labels are float32.
 
     Raises:
       UserError: for an unknown task, or logits whose shape does not fit it.

@@ -35,16 +35,16 @@ class SemSeg(Task):
             raise UserError(f"{self.name}: {given}; expected one each, at most {IGNORE}")
         if self.channels < 2:
             raise UserError(
-                f"{self.name}: {self.classes[0]!r} is the only class; expected at least two, such as background and {self.classes[0]}"
+                f"{self.name}: {self.classes[0]!r} is the only class; "
+                f"expected at least two, such as background and {self.classes[0]}"
             )
 
     def decode(self, data: bytes, source: str) -> np.ndarray:
         """Decode a palette or grey PNG of 1 to 16 bits. Its stored values are class indices, or 255 for ignore."""
         label = decode_image(data, source, MODES, "a palette or grey PNG of class indices")
         narrow = label.astype(np.uint8, copy=False)
-        if (
-            label.max(initial=0) > IGNORE or (narrow + np.uint8(1)).max(initial=0) > self.channels
-        ):  # `IGNORE` wraps around to 0
+        most = (narrow + np.uint8(1)).max(initial=0)  # one more than the largest index; `IGNORE` wraps around to 0
+        if label.max(initial=0) > IGNORE or most > self.channels:
             wrong = label[(label >= self.channels) & (label != IGNORE)]
             allowed = f"0 to {self.channels - 1}, or {IGNORE} for ignore"
             raise UserError(f"{source}: {self.name} has the value {wrong[0]}; expected {allowed}")

@@ -19,7 +19,8 @@ class Task(abc.ABC):
     """Base class of all tasks; one subclass per file, listed in `TASKS`.
 
     A label is a numpy array (H, W) or (H, W, D). `decode` to `to_device_format` run on the host, in the data workers.
-    `loss` and `metric_sums` run on the device, inside `jax.jit`. `compute_metrics` runs on the host, once per evaluation.
+    `loss` and `metric_sums` run on the device, inside `jax.jit`. `compute_metrics` runs on the host, once per
+    evaluation.
     """
 
     name: str = ""

@@ -1,4 +1,4 @@
-"""Decoding of image files: the same pixels by whichever library."""
+"""Decoding of image files gives the same pixels with any library."""
 
 import io
 import struct
@@ -19,7 +19,7 @@ from mtlora_jax.tasks.label_images import decode_image as decode_label
     ("mode", "kind"), [*((mode, "png") for mode in ("L", "1", "P", "RGB", "I;16")), ("L", "jpeg"), ("RGB", "jpeg")]
 )
 def test_pixels_are_those_of_pillow(mode, kind):
-    """Whichever library decodes them; colours in their order, indices of a palette as they are."""
+    """With any library: colours in their order, indices of a palette unchanged."""
     shape, dtype = (13, 17, 3) if mode == "RGB" else (13, 17), np.uint16 if mode == "I;16" else np.uint8
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, shape).astype(dtype))
     if mode == "1":
@@ -34,9 +34,8 @@ def test_pixels_are_those_of_pillow(mode, kind):
     with Image.open(io.BytesIO(buffer.getvalue())) as opened:
         found = read_pixels(opened, buffer.getvalue())
     assert found.dtype == expected.dtype
-    np.testing.assert_allclose(
-        found.astype(int), expected.astype(int), atol=0 if kind == "png" else 2
-    )  # two decoders of JPEG
+    tolerance = 0 if kind == "png" else 2  # two decoders of JPEG
+    np.testing.assert_allclose(found.astype(int), expected.astype(int), atol=tolerance)
 
 
 @pytest.mark.parametrize("bits", [2, 4])
@@ -53,7 +52,7 @@ def test_grey_of_few_bits_is_not_stretched(bits):
 
 
 def changed(data, kind, change):
-    """A PNG with the contents of one kind of chunk changed, and the checksum that they need then."""
+    """A PNG whose chunks of one kind have changed contents, with matching checksums."""
     at = data.index(kind)
     (size,) = struct.unpack(">I", data[at - 4 : at])
     content = change(data[at + 4 : at + 4 + size])
@@ -88,7 +87,7 @@ def written(mode, value, interlaced=False, size=(9, 12)):
 @pytest.mark.parametrize("interlaced", [False, True])
 @pytest.mark.parametrize("mode", MODES)
 def test_rows_that_are_missing_are_not_made_up(mode, interlaced, capfd):
-    """Pillow takes them for black, which is a class."""
+    """Pillow fills them with black, which is a class."""
     for value in (0, 1):
         whole = written(mode, value, interlaced and mode != "RGB")
         assert np.all(decode_label(whole, "a.png", [mode], "a label") == value)
@@ -105,7 +104,7 @@ def test_rows_that_are_missing_are_not_made_up(mode, interlaced, capfd):
 
 
 def test_a_damaged_png_is_told_once(capfd):
-    """OpenCV prints what it stumbles over; one line is enough."""
+    """OpenCV prints its own message; one line is enough."""
     data = png(np.arange(200).reshape(10, 20), 8)
     for damaged in (data[:60] + b"?" + data[61:], data[:-30], data[:40] + data[50:]):
         with pytest.raises(UserError, match="^a.png: cannot be read"):
@@ -114,7 +113,7 @@ def test_a_damaged_png_is_told_once(capfd):
 
 
 def test_a_png_begins_with_its_size():
-    """Elsewhere, libraries find other bits per pixel, and other values."""
+    """Otherwise, libraries find other bits per pixel, and other values."""
     data = png([[0, 1, 2, 3]], 4)
     moved = data[:8] + chunk(b"tEXt", b"a\0b") + data[8:]
     with pytest.raises(UserError, match=r"^a.png: cannot be read \(it does not begin with its size, as a PNG must\)"):

@@ -36,9 +36,8 @@ def test_reads_images_and_labels_of_every_task(root):
     assert np.abs(example["image"].astype(int) - tiny_data.COLOURS[classes]).max() <= 10
     np.testing.assert_array_equal(example["human_parts"], classes)
     np.testing.assert_array_equal(example["sal"], classes > 0)
-    np.testing.assert_allclose(
-        example["normals"], tiny_data.DIRECTIONS[classes], atol=1.001 / 255
-    )  # half a step of the file
+    half_step = 1.001 / 255  # of the values in the file
+    np.testing.assert_allclose(example["normals"], tiny_data.DIRECTIONS[classes], atol=half_step)
     np.testing.assert_array_equal(example["depth"], tiny_data.METRES[classes])
 
 

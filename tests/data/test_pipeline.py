@@ -70,9 +70,8 @@ def test_contents_of_a_batch(train):
 
 
 def test_every_epoch_holds_every_image_once_in_another_order(train):
-    ids = np.concatenate([batch["image_id"] for batch in take(train(), 6)]).reshape(
-        4, 6
-    )  # 6 batches of 4 are 4 epochs of 6
+    ids = np.concatenate([batch["image_id"] for batch in take(train(), 6)])
+    ids = ids.reshape(4, 6)  # 6 batches of 4 are 4 epochs of 6
     assert {tuple(sorted(epoch)) for epoch in ids} == {tuple(f"train{i}" for i in range(6))}
     assert len({tuple(epoch) for epoch in ids}) > 1
 
@@ -115,7 +114,7 @@ def test_resuming_continues_the_same_way(train):
     resumed = train()
     resumed.set_state(state)
     assert_equal(take(resumed, 3), expected)
-    batches.set_state(state)  # also one that has been running
+    batches.set_state(state)  # also one that has been used
     assert_equal(take(batches, 3), expected)
 
 

@@ -1,4 +1,4 @@
-"""The reference's transforms, against what OpenCV gives when called as the reference is described, in float64, and cases by hand."""
+"""The reference's transforms, against OpenCV called as the reference is described, and cases by hand; in float64."""
 
 import cv2
 import numpy as np
@@ -74,9 +74,8 @@ def test_normals(transform):
     vectors = np.where(example["normals"] == IGNORE, 0, example["normals"]).astype(float)
     if transform:
         vectors[..., 0] *= -1 if transform.flip else 1
-        turned = (vectors[..., 0] + 1j * vectors[..., 1]) * np.exp(
-            -1j * np.deg2rad(transform.degrees)
-        )  # y down: the other way round
+        turn = np.exp(-1j * np.deg2rad(transform.degrees))  # y points down, so the other way round
+        turned = (vectors[..., 0] + 1j * vectors[..., 1]) * turn
         vectors = np.stack([turned.real, turned.imag, vectors[..., 2]], axis=-1)
     vectors = by_opencv(vectors, transform, cv2.INTER_CUBIC)
     length = np.sqrt((vectors**2).sum(axis=-1, keepdims=True))

@@ -1,4 +1,4 @@
-"""What is told of training labels before the first step."""
+"""Messages about training labels before the first step."""
 
 import json
 import re
@@ -58,7 +58,7 @@ def test_a_class_that_no_label_has_is_told(root):
 def test_of_a_large_data_set_some_labels_are_looked_at(root, monkeypatch):
     monkeypatch.setattr(survey, "MAX_LABELS", 4)
     paint(root, "semseg", lambda label: np.zeros_like(label))
-    (line,) = lacks(root, "semseg")  # the others may have what these four lack
+    (line,) = lacks(root, "semseg")  # the others may have the values that these four lack
     assert line.startswith("semseg: none of the 4 training labels looked at (of 12) has class 1 'red'")
 
 
@@ -112,8 +112,8 @@ def test_masks_of_0_and_255_as_two_classes_end_the_command_with_one_line(tmp_pat
     done = subprocess.run(command(base, "bad"), capture_output=True, text=True)
     assert done.returncode == 2
     expected = (
-        r"error: semseg: no training label has class 1 'thing'; all 6 hold nothing but class 0 'rest' and 255, which is ignored: "
-        "there is nothing to learn"
+        r"error: semseg: no training label has class 1 'thing'; "
+        "all 6 hold nothing but class 0 'rest' and 255, which is ignored: there is nothing to learn"
     )
     assert re.fullmatch(expected, done.stderr.strip())
     assert not (base / "bad").exists()

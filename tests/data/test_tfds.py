@@ -1,4 +1,4 @@
-"""Prepared data sets, written here by TFDS as the builders of tfds_pascal_context write them, and read back."""
+"""Prepared data sets, written here with TFDS in the format of tfds_pascal_context, and read back."""
 
 import io
 import itertools
@@ -98,7 +98,7 @@ def test_gives_what_the_files_hold(data, folder, tasks):
     dataset, expected = DATASETS["pascal_context"](str(data), "val", tasks), FolderDataset(folder, "val", tasks)
     assert len(dataset) == 5
     assert list(dataset.tasks) == list(tasks)
-    for index in (3, 0, 4):  # in the order of the list, whatever is asked for first
+    for index in (3, 0, 4):  # in the order of the list, whichever is requested first
         assert_equal(dataset[index], expected[index])
 
 
@@ -114,7 +114,7 @@ def test_the_smallest_config_with_the_tasks_and_of_it_the_newest_version(data):
 
 
 def test_only_what_is_asked_for_is_decoded(copy, folder):
-    """A label that is no PNG hurts those only that want it."""
+    """A label that is not a PNG only fails if it is requested."""
     raw = shutil.copytree(folder, copy / "raw")
     (raw / "sal" / "val002.png").write_bytes(b"damaged")
     write(copy, raw, "pascal_context", ("sal", "edge"))
@@ -142,9 +142,8 @@ def test_ids_are_those_of_the_images(copy):
     names = PEOPLE["train"]
     assert ids("human_parts") == names
     (_all(copy) / "metadata.json").unlink()
-    assert PascalContext(copy, "train", ["human_parts", "sal"]).ids == list(
-        "012345"
-    )  # an older builder's: their numbers
+    numbers = list("012345")  # the ids of data sets of older builders
+    assert PascalContext(copy, "train", ["human_parts", "sal"]).ids == numbers
 
 
 def test_nyud(tmp_path, folder):

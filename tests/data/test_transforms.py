@@ -60,7 +60,7 @@ def assert_equal(actual, expected):
 
 
 def assert_same_normals(actual, expected):
-    """actual in its compact form."""
+    """Compare normals; `actual` is in its compact form."""
     np.testing.assert_allclose(to_vectors(actual), expected, atol=STEP)
 
 
@@ -93,9 +93,8 @@ def test_half_turn_is_exact():
 def test_mirror_then_rotate_is_rotate_back_then_mirror():
     example = random_example()
     one = warp(example, flip=True, degrees=13, scale=1.1)
-    turned = warp(example, degrees=-13, scale=1.1) | {
-        "normals": example["normals"]
-    }  # a compact label cannot be warped again
+    turned = warp(example, degrees=-13, scale=1.1)
+    turned["normals"] = example["normals"]  # a compact label cannot be warped again
     other = warp(turned, flip=True)
     # Positions are rounded to 1/32 pixel: a few values on the rounding edge may differ.
     for name in ("semseg", "sal"):
@@ -106,7 +105,8 @@ def test_mirror_then_rotate_is_rotate_back_then_mirror():
 def test_rotation_is_counter_clockwise_and_scale_above_one_enlarges():
     example = square_example()
     rows, columns = np.nonzero(warp(example, degrees=90)["semseg"] == 1)
-    # The square sits right of and above the centre (39.5, 59.5), at (-5, +15); a quarter turn to the left brings it to (-15, -5).
+    # The square is right of and above the centre (39.5, 59.5), at (-5, +15); a quarter turn to the left moves it to
+    # (-15, -5).
     assert abs(rows.mean() - 39.5 + 15) < 0.6
     assert abs(columns.mean() - 59.5 + 5) < 0.6
     area = [np.sum(warp(example, scale=scale)["semseg"] == 1) for scale in (0.75, 1.0, 1.25)]
@@ -123,7 +123,7 @@ def test_rotation_is_counter_clockwise_and_scale_above_one_enlarges():
     ],
 )
 def test_labels_come_from_where_scipy_finds_them(transform, size):
-    """The map written down from its definition, point by point: mirror, turn and zoom about the centre, stretch edge to edge."""
+    """The map from its definition, point by point: mirror, turn and zoom about the centre, stretch edge to edge."""
     example = random_example()
     height, width = example["sal"].shape
     rows, columns = np.mgrid[: size[0], : size[1]]
@@ -228,7 +228,7 @@ def test_evaluation_resizes_as_the_reference():
 
 
 def test_normals_are_interpolated_by_cubic_splines_of_their_components():
-    """Against OpenCV in float64, where all is known."""
+    """Against OpenCV in float64, where all values are known."""
     vectors = scipy.ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(40, 56, 3)), (4, 4, 0)) + (0, 0, 0.1)
     vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
     exact = cv2.resize(vectors, (70, 25), interpolation=cv2.INTER_CUBIC)
@@ -242,11 +242,11 @@ def test_resize_gives_the_size_asked_for_and_keeps_the_rest():
     assert resized["image"].shape == (24, 80, 3)
     assert {name: resized[name].shape[:2] for name in TASKS} == {name: (24, 80) for name in TASKS}
     assert resized["image_id"] == "noise"
-    assert_equal(example, random_example())  # the example given is left alone
+    assert_equal(example, random_example())  # the input example is not changed
 
 
 def test_labels_are_compact():
-    """What travels to the device."""
+    """In the form that is sent to the device."""
     for moved in (warp(random_example()), resize(random_example(), TASKS, (24, 80))):
         types = {name: moved[name].dtype.name for name in ("image", *TASKS)}
         assert types == dict.fromkeys(("image", "semseg", "human_parts", "sal", "edge"), "uint8") | {

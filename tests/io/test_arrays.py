@@ -1,4 +1,4 @@
-"""`.npy` files, and what pretends to be one."""
+"""`.npy` files, and files that only pretend to be one."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Names in any script, on a machine whose locale knows but ASCII."""
+"""Names in any script, on a machine whose locale only supports ASCII."""
 
 import json
 import os

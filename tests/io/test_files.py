@@ -1,4 +1,4 @@
-"""Paths, text and writing: whatever people call their files, and whatever the system refuses."""
+"""Paths, text and writing, with any file names and any refusal of the system."""
 
 import codecs
 import os
@@ -13,25 +13,11 @@ import pytest
 from mtlora_jax.errors import UserError
 from mtlora_jax.io import files
 
-# Characters that patterns, addresses, shells and terminals read in their own way.
+# Characters with a special meaning in patterns, addresses, shells or terminals.
 NAMES = [
-    "lr[0.1]",
-    "a*b",
-    "a?b",
-    "a**b",
-    "a\\b",
-    "a%41b",
-    "a#b",
-    "a b",
-    "кошка",
-    "[!x]",
-    "-x",
-    "a\nb",
-    "{a}",
-    "$HOME",
-    "a:b",
-    "x" * 255,
-]
+    "lr[0.1]", "a*b", "a?b", "a**b", "a\\b", "a%41b", "a#b", "a b",
+    "кошка", "[!x]", "-x", "a\nb", "{a}", "$HOME", "a:b", "x" * 255,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -152,7 +138,7 @@ def test_a_check_leaves_nothing(tmp_path):
 
 
 def test_a_reader_sees_one_whole_save(tmp_path):
-    """While a folder is replaced as fast as can be, nobody finds it missing, or with files of two saves."""
+    """While a folder is replaced as fast as possible, no reader finds it missing, or with files of two saves."""
     folder, done = tmp_path / "best", threading.Event()
 
     def save(number: int) -> None:
@@ -183,7 +169,7 @@ def test_a_reader_sees_one_whole_save(tmp_path):
 
 
 def test_two_writers_leave_each_other_alone(tmp_path):
-    """What another writer is at work on is no rest of a killed one."""
+    """The unfinished files of an active writer are not the remains of a killed one."""
     with files.atomic_folder(tmp_path / "best") as first:
         files.write_text(first / "x", "first")
         with files.atomic_folder(tmp_path / "best") as second:

@@ -1,4 +1,4 @@
-"""Files that are called pictures and are something else."""
+"""Files that are named like pictures but are something else."""
 
 import io
 import os
@@ -50,7 +50,7 @@ def ghostscript(tmp_path, monkeypatch):
 def test_other_formats_are_refused_and_start_nothing(tmp_path, ghostscript, content, suffix):
     data = CONTENTS[content]
     (tmp_path / f"a{suffix}").write_bytes(data)
-    PIL.Image.init()  # as any program may have done that imports Pillow's plugins
+    PIL.Image.init()  # as any program may have done by importing Pillow's plugins
     readers = {
         "photograph": lambda: images.read_image(tmp_path / f"a{suffix}"),
         "image": lambda: decode_image(data, f"a{suffix}"),
@@ -63,7 +63,7 @@ def test_other_formats_are_refused_and_start_nothing(tmp_path, ghostscript, cont
 
 
 def test_images_of_bounded_size():
-    """A file of some thousand bytes may hold any number of pixels."""
+    """A file of some thousand bytes may declare any number of pixels."""
     for size, told in [
         ((70_000, 1), "70000x1 pixels; expected at most 65535 on a side"),
         ((14_000, 14_000), "178956970 pixels"),

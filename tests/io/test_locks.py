@@ -39,7 +39,8 @@ def test_the_second_is_told_who_writes_and_changes_nothing(tmp_path, kind):
     process = holder(kind, tmp_path / "run")
     try:
         before = state_of(tmp_path)
-        told = rf"run: another program writes there \(host \S+, process {process.pid}, since 2\d\d\d-.*\); wait for its end"
+        writer = rf"host \S+, process {process.pid}, since 2\d\d\d-.*"
+        told = rf"run: another program writes there \({writer}\); wait for its end"
         for _ in range(2):
             with pytest.raises(UserError, match=told), getattr(locks, kind)(tmp_path / "run"):
                 pass

@@ -1,4 +1,4 @@
-"""What commands write to: looked at before anything is computed, and by one program at a time."""
+"""Output folders are checked before anything is computed, and have one writer at a time."""
 
 import os
 
@@ -24,7 +24,7 @@ LOCKS = {"predict": locks.hold_lock, "export": locks.hold_lock_beside, "pretrain
 
 @pytest.fixture
 def base(tmp_path, monkeypatch):
-    """A folder with a photograph and places that cannot be written; whoever loads or computes anything fails."""
+    """A folder with a photograph and places that cannot be written; loading or computing anything fails."""
     PIL.Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
     (tmp_path / "file").touch()
     (tmp_path / "dangling").symlink_to("nowhere")

@@ -1,4 +1,4 @@
-"""The boundary F of edges against what can be counted by hand, and against a matching found another way."""
+"""The boundary F of edges against counts by hand, and against a matching found another way."""
 
 import math
 
@@ -32,9 +32,9 @@ def mask_of(*points, shape=(12, 12)):
         ([(3, 3)], [(3, 4)], 1, 1),
         ([(3, 3)], [(4, 4)], 1.4, 0),
         ([(3, 3)], [(4, 4)], 1.5, 1),
-        ([(3, 3)], [(3, 2), (3, 4)], 1, 1),  # one prediction answers for one pixel only
+        ([(3, 3)], [(3, 2), (3, 4)], 1, 1),  # one prediction matches one pixel only
         ([(3, 2), (3, 4)], [(3, 3)], 1, 1),
-        # The nearest first would pair the middle two, and leave out both ends.
+        # Nearest pairs first would match the middle two, and omit both ends.
         ([(5, 4), (5, 7)], [(5, 2), (5, 5)], 2, 2),
         ([(0, 0), (11, 11)], [(0, 1), (10, 11)], 1, 2),  # at the rim
         ([(0, 0)], [(0, 11)], 2, 0),  # no way around the rim
@@ -48,7 +48,7 @@ def test_pairs_counted_by_hand(predicted, true, radius, pairs):
 
 
 def cheapest_pairs(predicted, true, radius):
-    """The number of pairs where distances are to be small and leaving out a pixel costs 100 times the radius, as in BSDS."""
+    """The number of pairs with the least total distance, if an omitted pixel costs 100 times the radius, as in BSDS."""
     a, b = np.argwhere(predicted), np.argwhere(true)
     distance = np.hypot(*(a[:, None] - b[None]).transpose(2, 0, 1))
     near = np.where(distance <= radius, distance + 1e-3, 0)
@@ -78,7 +78,7 @@ def test_ridges_are_thinned_to_their_tops():
 
 
 def test_statistics_of_a_line():
-    """A line of 20 pixels, predicted with 0.8 one pixel beside it, and another with 0.4 where nothing is."""
+    """A line of 20 pixels, predicted with 0.8 one pixel beside it, and a false one with 0.4."""
     label, probability = np.zeros((30, 40), np.uint8), np.zeros((30, 40), np.float32)
     label[10, 10:30] = 1
     probability[11, 10:30] = 0.8
@@ -101,7 +101,7 @@ def test_f_of_a_set_comes_from_its_sums():
 
 
 def test_precision_and_recall_are_linear_between_thresholds():
-    """(P, R) goes from (1/2, 1) to (1, 1/4): F in between exceeds both ends, 2/3 and 2/5, no more than the middle allows."""
+    """(P, R) goes from (1/2, 1) to (1, 1/4): F in between exceeds that of both ends, 2/3 and 2/5."""
     matched, predicted = np.zeros((2, 99))
     matched[:50], predicted[:50] = 40, 80
     matched[50:], predicted[50:] = 10, 10

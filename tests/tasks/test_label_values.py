@@ -1,4 +1,4 @@
-"""What the values of saliency and edge files mean: one thing for a whole data set."""
+"""The values of saliency and edge files have one meaning in a whole data set."""
 
 import json
 
@@ -23,7 +23,7 @@ SAME = {  # what the six training files hold: what labels then are
     "grey": ([GREY, [0, 255], [0, 100], [0, 200], [50], [0]], [[0] * 6 + [1] * 4, [0, 1], [0, 0], [0, 1], [0], [0]]),
     "nothing": ([[0]] * 6, [[0]] * 6),
 }
-MIXED = {  # files that disagree: what is told of them
+MIXED = {  # files that disagree: the words of the error
     "0/1 and 0/255": (
         [[0, 255]] * 5 + [[0, 1]],
         r"train5.png: sal has the values 0, 1, but .*png has 0, 255; expected one meaning",
@@ -52,7 +52,7 @@ def root(tmp_path):
 
 
 def put(root, rows, task="sal"):
-    """Files of these values, six rows of them; returns what reads row after row."""
+    """Write files of these values, six rows of them; return a function that reads row after row."""
     (root / "splits" / "val.txt").write_text("train0\n")
     for number, values in enumerate(rows):
         pixels = np.resize(np.array(values, np.uint8), (12, 24))
@@ -138,7 +138,7 @@ def test_three_values_can_be_said_to_be_grey(root):
 
 
 def test_bits_per_pixel(root):
-    """An optimiser of PNGs takes as few bits as it can; white stays white."""
+    """An optimiser of PNGs uses as few bits as possible; white stays white."""
     rows = {1: ([0, 1], [0, 1]), 2: ([0, 3], [0, 1]), 4: ([0, 15], [0, 1]), 8: ([0, 255], [0, 1])}
     for number, (bits, (values, _)) in enumerate(rows.items()):
         (root / "sal" / f"train{number}.png").write_bytes(tiny_data.png(np.resize(values, (12, 24)), bits))

@@ -135,7 +135,7 @@ def test_cross_entropy_gradient():
 @pytest.mark.parametrize(("name", "weight"), [("sal", 0.5), ("edge", 0.95)])
 def test_extreme_logits_neither_overflow_nor_lose_the_gradient(name, weight):
     logits = np.array([-1e4, 1e4], np.float32).reshape(1, 1, 2, 1)
-    label = np.array([[[1, 0]]], np.uint8)  # both as wrong as can be
+    label = np.array([[[1, 0]]], np.uint8)  # both as wrong as possible
     loss, gradient = LOSSES[name](logits, label)
     assert float(loss) == pytest.approx(1e4 / 2, rel=FLOAT32)
     np.testing.assert_allclose(gradient.ravel(), [-weight / 2, (1 - weight) / 2], rtol=FLOAT32)

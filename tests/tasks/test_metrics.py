@@ -1,4 +1,4 @@
-"""Scores against the reference's numbers, against independent float64 formulas, and however the images are batched."""
+"""Scores against the reference's numbers and independent float64 formulas, for any batching."""
 
 import json
 import math
@@ -22,7 +22,7 @@ STATISTICS = {name: jax.jit(TASKS[name]().metric_sums) for name in tiny_data.TAS
 
 @pytest.fixture(scope="module")
 def arrays():
-    """{task: (logits, label)} of twelve images; of the tasks that choose a class only the winner was kept."""
+    """{task: (logits, label)} of twelve images; for tasks with classes, only the winner was stored."""
     with np.load(SCORES / "batches.npz") as file:
         return {
             name: (
@@ -41,7 +41,7 @@ def golden():
 
 
 def score(name, logits, label, batch_size=None, mask=None):
-    """Scores of a set that arrives in batches."""
+    """Scores of a set in batches."""
     mask = np.ones(len(label), bool) if mask is None else mask
     batch_size = batch_size or len(label)
     totals = {}
@@ -132,10 +132,8 @@ def test_score_does_not_depend_on_batching_nor_on_padding(name, arrays):
     whole = score(name, logits, label)
     for batch_size in (1, 4):
         assert score(name, logits, label, batch_size) == pytest.approx(whole, rel=2e-7)
-    padded = (
-        np.concatenate([logits, logits[:4]]),
-        np.concatenate([label, 1 - label[:4]]),
-    )  # what pads is wrong, yet masked out
+    # The padding is wrong, yet masked out.
+    padded = np.concatenate([logits, logits[:4]]), np.concatenate([label, 1 - label[:4]])
     assert score(name, *padded, 8, np.arange(IMAGES + 4) < IMAGES) == pytest.approx(whole, rel=2e-7)
     ignored = np.concatenate([label, np.full_like(label[:4], IGNORE)])
     assert score(name, padded[0], ignored, 8) == pytest.approx(whole, rel=2e-7)
@@ -255,7 +253,7 @@ TABLE_1 = ("semseg", "human_parts", "sal", "normals")
 
 
 def test_mean_score():
-    """Each task counts by its share of the best possible score, so a bad start of one does not outweigh the others."""
+    """Each task counts by its share of the best possible score, so a bad start of one task does not dominate."""
     tasks = make_tasks(["semseg", "sal", "normals", "edge", "depth"])
     scores = {
         "semseg/mIoU": 40.0,

@@ -1,4 +1,4 @@
-"""What logits say, by hand."""
+"""Predictions from logits, by hand."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What tasks do to labels on the host: moving, showing; how files are read is in test_label_files."""
+"""Host side of tasks: moving and showing labels; test_label_files is about reading files."""
 
 import math
 import subprocess
@@ -32,13 +32,13 @@ def moved_by(name, label, size=None, **transform):
 
 
 def finished(name, label):
-    """What loss and scores see."""
+    """The label as loss and scores get it."""
     label = TASKS[name]().to_device_format(label)
     return to_vectors(label) if name == "normals" else label
 
 
 def sphere(size=65):
-    """Normals of a ball seen from the front, x right and y down; ignored outside. However the image turns, it looks the same."""
+    """Normals of a ball seen from the front, x right and y down; ignored outside. It looks the same in any rotation."""
     y, x = np.mgrid[:size, :size] / (size - 1) * 2 - 1
     squares = x**2 + y**2
     normals = np.stack([x, y, np.sqrt(np.maximum(1 - squares, 0))], axis=-1)
@@ -251,7 +251,7 @@ def test_compact_normals_give_the_loss_and_the_scores_of_the_vectors():
         for given in (compact, label[None])
     ]
     assert scores[0]["mean"] == pytest.approx(scores[1]["mean"], abs=math.degrees(LENGTH))
-    # Zero prediction, perfect prediction: every code is decoded to the right end.
+    # A zero prediction and a perfect one: every code is decoded to the right end.
     assert float(task.loss(label[None], compact)) == pytest.approx(0, abs=STEP)
 
 
