@@ -1,4 +1,4 @@
-"""Old names of config keys and flags: answered with the new ones wherever they are used, translated where they are stored."""
+"""Old names of config keys and flags: errors give the new ones, and stored configs are translated."""
 
 import json
 import re
@@ -77,7 +77,7 @@ def test_an_old_measurement_is_answered_with_the_new_one():
 
 
 def test_a_stored_config_is_translated():
-    """All of a config written before gets the keys of today, and with them its values; today's own stays as it is."""
+    """An old config gets its values under today's keys; a config of today is unchanged."""
     old = json.loads((ROOT / "tests" / "train" / "old_workdir" / "config.json").read_text())
     translated = config_aliases.translate(old)
     assert translated.keys() == json.loads(default().to_json_best_effort()).keys()

@@ -1,4 +1,4 @@
-"""Every config file and every row of the paper's tables: what is built, what of it trains, and how wrong ones are refused."""
+"""Every config file and every row of the paper's tables: the model, its trained parameters, and errors."""
 
 import itertools
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ R64 = "mtlora_tiny_448.py:64"
 
 
 def architecture_of(spec: str, *overrides: str) -> dict[str, Any]:
-    """What the programs make of `--config=configs/SPEC` and overrides."""
+    """The architecture of `--config=configs/SPEC` with overrides."""
     config = configs.load(str(CONFIGS / spec), overrides)
     return model_factory.from_config(config, {name: task.channels for name, task in build_tasks(config).items()})
 
@@ -127,7 +127,7 @@ def test_every_config_names_its_data_set(spec):
     nyud = {"flip": 0.5, "degrees": 0.0, "scale": (1.0, 1.2, 1.5), "discrete_scales": True}
     assert Augmentation(**config.data.augmentation) == Augmentation(**(nyud if name == "nyud" else augmentation))
     if name != "folder":
-        # It finds what it looks for, or says how to build it.
+        # It finds its files, or the error says how to build them.
         with pytest.raises(
             UserError, match=f"nowhere/{name}: no such data set; build it with .* --dataset={name} --data_dir=nowhere"
         ):
@@ -160,7 +160,7 @@ def test_nyud_has_forty_classes():
         ({"freeze": ["norms"]}, 8_321_594, 4_798_464),
         ({"freeze": ["position_tables"]}, 8_321_312, 4_798_464),
         ({"merging": "freeze"}, 6_796_346, 4_798_464),
-        # A rank per stage and per task gives the sums of what single ranks give.
+        # A rank per stage and per task gives the sums of the counts of single ranks.
         ({"rank": [64, 64, 64, 64], "task_rank": [4, 4, 4, 4]}, 8_344_634, 4_798_464),
         (
             {"rank": [8, 16, 32, 64]},
@@ -215,7 +215,7 @@ def test_number_of_tasks(tasks, method, everything):
 
 
 def test_every_set_of_tasks():
-    """Each task adds its decoder and its branches, whatever the others are and wherever it stands."""
+    """Each task adds its decoder and its branches, independently of the other tasks and of its position."""
     alone = {task: 478_008 + 1_081 * n + 4 * 17_280 for task, n in CHANNELS.items()}
     for tasks in itertools.chain.from_iterable(itertools.combinations(TASKS, n) for n in (1, 2, 3, 4)):
         architecture = architecture_of(R64, f"tasks={','.join(tasks)}")
@@ -279,7 +279,7 @@ def test_ccp(variant):
 
 
 def test_tensors_of_a_reference_checkpoint():
-    """The reference's state dict of r=64 has 431 tensors: ours, and those that it derives and stores all the same."""
+    """The reference's state dict of r=64 has 431 tensors: ours, and those that it could derive but stores."""
     model = model_factory.build(architecture_of(R64))
     blocks = [block for stage in model.backbone.layers for block in stage.blocks]
     index_tables = len(blocks)
@@ -324,7 +324,8 @@ def test_multiply_accumulates():
     assert round(reference / 1e9, 2) == 31.01
     assert r64["gmacs"] * 1e9 == pytest.approx(reference - tokens[3] * 245_760, abs=1)
 
-    # Merged: the pairs of the last blocks stay but for the dead one, and tasks meet the reduction (2C) inside their projections (4C).
+    # Merged: the pairs of the last blocks stay, except the dead one; projections (4C) of tasks contain the reduction
+    # (2C).
     last = sum(n * 12 * c * 64 for c, _, n in stages) - tokens[3] * 245_760
     wider = 4 * sum(n * c * out for n, c, out in features[:3])
     merged, _ = macs_of(model_factory.build(merged_architecture(architecture_of(R64))), (448, 448))

@@ -1,4 +1,4 @@
-"""What CONTRIBUTING promises: a method and a backbone are one file and one line of a dict each, and every command takes them."""
+"""As CONTRIBUTING promises, a method or a backbone is one file and one line of a dict, and every command takes it."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import pytest
 import tiny_runs
 from paths import ROOT
 
-# In a process of its own, the file of a newcomer, then the real command.
+# Run the file of a newcomer, then the real command, in a process of its own.
 TOYS = """
 import dataclasses
 import sys

@@ -1,4 +1,4 @@
-"""Files of strangers, damaged at random: each opens and is right, or is refused in one line. Some minutes: `make test-slow`."""
+"""Files damaged at random: each opens and is right, or is refused in one line. Some minutes: `make test-slow`."""
 
 import collections
 import json
@@ -13,8 +13,12 @@ from paths import ROOT, SUPPORT
 pytestmark = pytest.mark.slow
 COUNT = 600
 MINUTES = 10  # for the files of one kind
-REFUSED, RIGHT = 0.05, 0.01  # shares that there must be at least, or the damage is none, or nothing is ever opened
-WORDS_OF_LIBRARIES = ("Corrupt JPEG data", "Warning: unknown JFIF", "libpng ")  # which OpenCV lets print what they like
+REFUSED, RIGHT = 0.05, 0.01  # minimum shares; below them the damage is too little, or too much to open anything
+WORDS_OF_LIBRARIES = (
+    "Corrupt JPEG data",
+    "Warning: unknown JFIF",
+    "libpng ",
+)  # libraries whose output OpenCV does not control
 KINDS = ("png", "jpeg", "npy", "mat", "safetensors", "config", "run", "checkpoint", "archive", "lists", "log")
 
 

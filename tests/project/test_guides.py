@@ -1,4 +1,4 @@
-"""The guides and the notebook are run as they stand; what documents point to, exists: files, headings, commands, flags, keys of configs."""
+"""Guides and notebook run as they are; files, headings, commands, flags and config keys in documents exist."""
 
 import json
 import os
@@ -24,13 +24,13 @@ from mtlora_jax.methods import METHODS
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-COMMAND = re.compile(
-    r"python -m ((?:mtlora_jax|tfds_pascal_context)[\w.]*)((?:\\\n|[^\n`])*)"
-)  # up to the end of the line or of the code
+# Up to the end of the line or of the code.
+COMMAND = re.compile(r"python -m ((?:mtlora_jax|tfds_pascal_context)[\w.]*)((?:\\\n|[^\n`])*)")
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*(?=[=\s\])]|$)")
 CONFIG_KEY = re.compile(r"--config\.([a-z][\w.]*)")
 
-# Compiled with less effort (level 0 compiles no faster and trains three times slower); and where that is slow, XLA is not to say so here.
+# Compile with less effort (level 0 compiles no faster and trains three times slower), without XLA's warnings about slow
+# compilation.
 QUICKLY = {
     **{"XLA_FLAGS": "--xla_backend_optimization_level=1", "TF_CPP_MIN_LOG_LEVEL": "3"},
     **{"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", "COLUMNS": "100"},
@@ -74,10 +74,8 @@ def test_notebook_is_small_and_whole(path):
     assert path.stat().st_size < 500_000
     cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
     counts = [cell["execution_count"] for cell in cells]
-    assert counts in (
-        list(range(1, len(cells) + 1)),
-        [None] * len(cells),
-    )  # its outputs are those of one run, or there are none
+    one_run, no_run = list(range(1, len(cells) + 1)), [None] * len(cells)
+    assert counts in (one_run, no_run)
     assert not [output for cell in cells for output in cell["outputs"] if output["output_type"] == "error"]
 
 
@@ -106,7 +104,7 @@ def test_blocks_run_and_fail(text, raises, tmp_path, monkeypatch):
 
 
 def anchors(document: str) -> set[str]:
-    """What links within a document may point to: its headings, as GitHub names them."""
+    """Targets of links within a document: its headings, as GitHub names them."""
     titles = re.findall(r"^#+ (.*)$", document, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 

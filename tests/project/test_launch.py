@@ -19,7 +19,10 @@ SCRIPTS = sorted(LAUNCH.glob("*.sh"))
 def run(
     script: str, *flags: str, path: pathlib.Path, stand_ins: dict[str, str], **environment: str
 ) -> tuple[int, list[str]]:
-    """(exit code, commands that were called, with their arguments) of a script of launch/. `stand_ins` are {command: bash}."""
+    """Run a script of launch/ and return (exit code, commands that it called, with their arguments).
+
+    `stand_ins` are {command: bash}.
+    """
     called = path / "called"
     called.touch()
     for name, body in stand_ins.items():
@@ -77,7 +80,8 @@ import sys
 import jax
 from mtlora_jax.distributed import processes
 processes.initialize()
-open(sys.argv[-1] + str(jax.process_index()), "w").write(f"{jax.process_count()} {jax.local_device_count()} {jax.device_count()}")
+counts = jax.process_count(), jax.local_device_count(), jax.device_count()
+open(sys.argv[-1] + str(jax.process_index()), "w").write(" ".join(map(str, counts)))
 """
 
 

@@ -9,7 +9,7 @@ from paths import ROOT
 PACKAGE = ROOT / "mtlora_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# First to last, one line per room. A module imports from its own line and from those before it; a folder is one room here.
+# First to last, one line per level. A module imports from its own line and those before; a folder is one entry here.
 ORDER = """
 errors
 schema registry
@@ -71,7 +71,7 @@ def is_for_types_only(node: ast.AST) -> bool:
 
 
 def imports_of(node: ast.AST) -> set[str]:
-    """Dotted names that run when the code runs, wherever they stand; `from a import b` gives a.b."""
+    """Dotted names imported when the code runs, at any place in it; `from a import b` gives a.b."""
     found: set[str] = set()
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import):
@@ -92,7 +92,7 @@ def imports_at_start(tree: ast.Module) -> set[str]:
 
 
 def own_modules(names: set[str]) -> set[str]:
-    """What of the package the dotted `names` import: its modules, or "__init__" for the package itself."""
+    """Modules of the package that the dotted `names` import, or "__init__" for the package itself."""
     parts = [name.split(".") for name in names if name.split(".")[0] == "mtlora_jax"]
     return {part[1] if len(part) > 1 and (part[1] in LAYER or _is_module(part[1])) else "__init__" for part in parts}
 
@@ -158,7 +158,7 @@ def test_nothing_inside_a_room_imports_what_comes_later(room, path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_the_package_does_not_know_the_builders(path):
-    """`tfds_pascal_context` leans on this package, never the other way round: what they share is the format of a data set."""
+    """`tfds_pascal_context` imports this package, never the other way round: they share the format of a data set."""
     assert "tfds_pascal_context" not in {name.split(".")[0] for name in imports_of(ast.parse(path.read_text()))}
 
 

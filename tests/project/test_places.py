@@ -1,4 +1,4 @@
-"""Files of users are opened in few places, each of which knows what can be wrong with them."""
+"""User files are opened in few places, each of which handles everything that can be wrong with them."""
 
 import ast
 
@@ -8,55 +8,18 @@ from paths import ROOT
 PACKAGES = ("mtlora_jax", "tfds_pascal_context", "benchmarks")
 FILES = sorted(path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
-# The last words of calls that open a file, or make something of its contents.
+# Last words of the calls that open a file or parse its contents.
 OPENING = {
-    *(
-        "open",
-        "fdopen",
-        "FileIO",
-        "read_text",
-        "write_text",
-        "read_bytes",
-        "write_bytes",
-        "fromfile",
-        "memmap",
-        "tofile",
-    ),
-    *(
-        "imread",
-        "imdecode",
-        "imreadmulti",
-        "imwrite",
-        "loadmat",
-        "loadtxt",
-        "genfromtxt",
-        "savetxt",
-        "safe_open",
-        "load_file",
-        "save_file",
-    ),
-}
+    "open", "fdopen", "FileIO", "read_text", "write_text", "read_bytes", "write_bytes", "fromfile", "memmap", "tofile",
+    "imread", "imdecode", "imreadmulti", "imwrite", "loadmat", "loadtxt", "genfromtxt", "savetxt",
+    "safe_open", "load_file", "save_file",
+}  # fmt: skip
 FULL = {
-    *(
-        "json.load",
-        "json.loads",
-        "json.dump",
-        "np.load",
-        "np.save",
-        "np.savez",
-        "np.savez_compressed",
-        "pickle.load",
-        "pickle.loads",
-    ),
-    *("torch.load", "torch.save", "safetensors.numpy.load", "safetensors.numpy.save", "yaml.load", "yaml.safe_load"),
-}
-OURS = (
-    "files",
-    "weights",
-    "arrays",
-    "image_files",
-    "checkpoint_reader",
-)  # modules whose functions are meant to be called
+    "json.load", "json.loads", "json.dump", "pickle.load", "pickle.loads", "yaml.load", "yaml.safe_load",
+    "np.load", "np.save", "np.savez", "np.savez_compressed", "torch.load", "torch.save",
+    "safetensors.numpy.load", "safetensors.numpy.save",
+}  # fmt: skip
+OURS = ("files", "weights", "arrays", "image_files", "checkpoint_reader")  # modules with functions for all callers
 
 # {file: {call: why it is there}}
 ALLOWED = {
@@ -71,12 +34,8 @@ ALLOWED = {
     "mtlora_jax/io/arrays.py": dict.fromkeys(("np.load", "np.lib.format.open_memmap"), "the place of arrays"),
     "mtlora_jax/convert/checkpoint_reader.py": dict.fromkeys(
         (
-            "torch.load",
-            "safetensors.numpy.load_file",
-            "safetensors.safe_open",
-            "zipfile.ZipFile.open",
-            "archive.open",
-            "path.open",
+            *("torch.load", "safetensors.numpy.load_file", "safetensors.safe_open"),
+            *("zipfile.ZipFile.open", "archive.open", "path.open"),
         ),
         "the place of checkpoints of others",
     ),
@@ -104,11 +63,9 @@ ALLOWED = {
         (
             "(folder / 'weights.safetensors').read_bytes",
             "(folder / 'model.jax_export').read_bytes",
-            "json.loads",
-            "np.load",
-            "np.savez",
-        )
-        + ("(folder / 'metadata.json').read_text",),
+            "(folder / 'metadata.json').read_text",
+            *("json.loads", "np.load", "np.savez"),
+        ),
         "runs without this package",
     ),
     "benchmarks/sweep.py": {"json.loads": "what our own command printed"},
@@ -129,7 +86,7 @@ ALLOWED = {
 
 
 def calls_of(tree: ast.AST) -> list[str]:
-    """What is called to open something, as it is written."""
+    """The calls that open something, as written."""
     names = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
     own = {
         alias.asname or alias.name
@@ -167,23 +124,12 @@ def test_files_are_opened_in_few_places(name):
     tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
     assert set(calls_of(tree)) <= ALLOWED.get(name, {}).keys()
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert not imported & {"PIL.Image", "json", "cv2"}  # whose functions would then have other names
+    assert not imported & {"PIL.Image", "json", "cv2"}  # their functions would then have other names
 
 
 # Flags that name a file or a folder, of whichever command.
-PATHS = {
-    "--workdir",
-    "--output",
-    "--model",
-    "--base",
-    "--images",
-    "--labels",
-    "--manual_dir",
-    "--data_dir",
-    "--source",
-    "--out",
-    "--compile_cache",
-}
+FOLDERS = {"--workdir", "--output", "--out", "--images", "--labels", "--manual_dir", "--data_dir", "--compile_cache"}
+PATHS = FOLDERS | {"--model", "--base", "--source"}
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -1,4 +1,4 @@
-"""What a fresh machine gets: a light import, and locked versions that pyproject.toml accepts."""
+"""A fresh machine: a light import, and locked versions that pyproject.toml accepts."""
 
 import pathlib
 import re
@@ -28,7 +28,7 @@ def project():
 
 
 def wanted(project: dict, extra: str) -> list[str]:
-    """What an extra asks for, with the extras it is made of."""
+    """Requirements of an extra, with the extras it is made of."""
     found = []
     for requirement in project["optional-dependencies"][extra]:
         inner = re.fullmatch(r"mtlora_jax\[(.*)\]", requirement)
@@ -86,7 +86,7 @@ def test_converter_is_tested_on_the_oldest_python():
 
 
 def test_extras_leave_the_locked_versions_alone(project):
-    """`make test-extras` puts them on top of .venv, without asking what they require."""
+    """`make test-extras` installs them on top of .venv, without resolving their requirements."""
     requirements = pytest.importorskip("packaging.requirements")
     extras = versions(ROOT / "requirements" / "extras" / "py311.lock")
     assert not extras.keys() & versions(LOCKS[0]).keys()

@@ -1,4 +1,4 @@
-"""The wheel works outside of the repository, and holds what it needs: data files, type information, no tests."""
+"""The wheel works outside of the repository and contains data files and type information, but no tests."""
 
 import os
 import pathlib
@@ -15,7 +15,7 @@ from PIL import Image
 
 PACKAGES = ("mtlora_jax", "tfds_pascal_context")
 SOURCES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "tests", "configs", *PACKAGES)
-LEFT_OUT = "tfds_pascal_context/dummy_data"  # made-up raw files, of which tests build data sets
+LEFT_OUT = "tfds_pascal_context/dummy_data"  # invented raw files, from which tests build data sets
 PROGRAM = """
 import sys
 import numpy as np
@@ -46,7 +46,7 @@ def pip(*arguments: object, **options) -> None:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """The repository without what builds leave behind, so that it stays as it is."""
+    """The repository without leftovers of builds, so that builds do not change it."""
     folder = tmp_path_factory.mktemp("copy")
     for name in SOURCES:
         if (ROOT / name).is_dir():
@@ -86,7 +86,7 @@ def test_wheel_works_from_an_empty_folder(installed, tmp_path):
     work = tmp_path / "work"
     work.mkdir()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)).save(work / "photo.png")
-    # Installed packages come after PYTHONPATH, so that the libraries are those of the environment and ours is the wheel's.
+    # Installed packages come after PYTHONPATH: the libraries are those of the environment, ours is the wheel's.
     environment = os.environ | {"PYTHONPATH": str(installed), "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
     environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # compiled quickly
 
