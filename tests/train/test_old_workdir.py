@@ -1,6 +1,6 @@
-"""A run that was started by the code before config keys were renamed, killed in its second epoch, goes on and is checked.
+"""A run from before config keys were renamed, killed in its second epoch, is continued and checked.
 
-`old_workdir` is what that code left behind: four epochs were asked for, its newest checkpoint is of step 5 of 12.
+`old_workdir` is the folder of that run: it was to train four epochs, and its newest checkpoint is of step 5 of 12.
 """
 
 import json
@@ -58,7 +58,7 @@ def test_another_value_is_refused_under_its_new_name(base, flag, told):
 
 
 def test_it_goes_on_as_a_run_of_today_would(base):
-    """Bit by bit, wherever this machine rounds as the one did that wrote the checkpoint; everywhere, but for rounding."""
+    """Bit by bit if this machine rounds like the one that wrote the checkpoint; otherwise up to rounding."""
     any_time = [
         "--config.log_every_steps=1",
         "--config.fault_tolerance.max_unreadable_examples=9",

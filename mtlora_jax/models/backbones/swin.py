@@ -34,7 +34,8 @@ from mtlora_jax.models.task_features import TaskFeatures
 from mtlora_jax.schema import list_of, number, whole
 
 DEEPEST = 128  # blocks in all
-OFFICIAL = r"swin_(tiny|small|base|large)_patch4_window(7|12)_(224|384)(_22k)?\.\w+"  # checkpoints, on the Hub under other names
+# File names of the official checkpoints, which have other names on the Hub.
+OFFICIAL = r"swin_(tiny|small|base|large)_patch4_window(7|12)_(224|384)(_22k)?\.\w+"
 
 
 class PatchEmbed(nnx.Module):
@@ -106,13 +107,19 @@ class WindowAttention(Layer):
         return self.proj.forward(qkv.combine(attend, self.position_table()), rngs).map(restore)
 
     def position_table(self) -> TaskFeatures:
-        """The relative position bias of each offset and head, ((2w - 1)^2, heads); a method may have one per task."""
+        """Return the relative position bias of each offset and head, ((2w - 1)^2, heads).
+
+        A method may have one per task.
+        """
         return TaskFeatures(self.relative_position_bias_table[...])
 
     def attend(
         self, qkv: jax.Array, table: jax.Array, window: tuple[int, int], mask: np.ndarray | jax.Array | None
     ) -> jax.Array:
-        """Attention among the N tokens of each of M windows, (B, M, N, 3C) -> (B, M, N, C); mask (M, N, N) is added to the logits."""
+        """Attend among the N tokens of each of M windows, (B, M, N, 3C) -> (B, M, N, C).
+
+        `mask` (M, N, N) is added to the logits.
+        """
         b, m, n, c = qkv.shape
         heads, dim = self.num_heads, c // 3 // self.num_heads
         # Each of q, k, v is (B, M, heads, N, D), so that both products are plain batched matrix products.
@@ -144,7 +151,7 @@ class SwinBlock(nnx.Module):
         return x + self.drop_path(self.mlp(self.norm2.forward(x), rngs), rngs)
 
     def drop_path(self, x: TaskFeatures, rngs: nnx.Rngs | None) -> TaskFeatures:
-        """Drops the branch of single images."""
+        """Drop the branch of single images."""
         return x.map_random(lambda y, rngs: drop_path(y, self.drop_path_rate, rngs), rngs)
 
 
@@ -175,7 +182,7 @@ class SwinStage(Stage):
 
 
 class Swin(Backbone):
-    """Swin Transformer. Takes any image size; what does not fit patches or windows is padded."""
+    """Swin Transformer for images of any size, padded to whole patches and windows."""
 
     VARIANTS: ClassVar = {
         "micro": {"embed_dim": 32, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8)},  # of the demo; not in the paper
@@ -215,8 +222,8 @@ class Swin(Backbone):
     ):
         if len(depths) != len(num_heads) or any(embed_dim * 2**i % heads for i, heads in enumerate(num_heads)):
             raise UserError(
-                f"backbone: num_heads {list(num_heads)} must have one entry for each of the depths {list(depths)} and divide the widths "
-                f"{[embed_dim * 2**i for i in range(len(depths))]}"
+                f"backbone: num_heads {list(num_heads)} must have one entry for each of the depths {list(depths)} "
+                f"and divide the widths {[embed_dim * 2**i for i in range(len(depths))]}"
             )
         if sum(depths) > DEEPEST:
             raise UserError(f"backbone.depths = {list(depths)} are {sum(depths)} blocks; expected at most {DEEPEST}")
