@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
-# Everything that is measured on a machine with an accelerator, in one command, from the root of the repository:
+# Runs all measurements on a machine with an accelerator, from the root of the repository:
 #
-#     benchmarks/gpu.sh runs/gpu                        all of it, hours for the sweep alone
-#     benchmarks/gpu.sh runs/gpu tests train peer       some parts, of: tests train infer peer data end_to_end sweep
+#     benchmarks/gpu.sh runs/gpu                        all of them; the sweep alone takes hours
+#     benchmarks/gpu.sh runs/gpu tests train peer       some of: tests train infer peer data end_to_end sweep
 #
-# The folder (by default $OUT) gets summary.txt (the machine, and which command did what), tests.txt, benchmark.jsonl and peer.jsonl (one
-# JSON object a line), errors.txt (what commands said beside that) and sweep/. A command that fails is noted, and the next one begins; the
-# exit code is then 1. A second run adds lines, and goes on with the sweep where it was.
+# The folder (by default $OUT) gets summary.txt (the machine, and the result of each command), tests.txt,
+# benchmark.jsonl and peer.jsonl (one JSON object per line), errors.txt (all other output of the commands) and sweep/.
+# If a command fails, that is noted and the next one begins; the exit code is then 1. A second run adds lines, and
+# resumes the sweep.
 #
-# CONFIG is what is measured, BATCH the images in a step, SWEEP further flags of the sweep, PYTHON the interpreter (.venv/bin/python if
-# there is one), DATA a folder with PASCAL_MT for `data` and `end_to_end`; without one, scenes are rendered and built first.
+# CONFIG is the config to measure, BATCH the images in a step, SWEEP further flags of the sweep, PYTHON the interpreter
+# (.venv/bin/python if there is one), DATA a folder with PASCAL_MT for `data` and `end_to_end`; without one, scenes are
+# rendered and built first.
 
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
@@ -23,7 +25,7 @@ shift
 if [[ $# -gt 0 ]]; then parts=("$@"); else parts=(tests train infer peer data end_to_end sweep); fi
 for part in "${parts[@]}"; do
     if [[ ! $part =~ ^(tests|train|infer|peer|data|end_to_end|sweep)$ ]]; then
-        echo "$part is none of tests, train, infer, peer, data, end_to_end, sweep" >&2
+        echo "$part is not one of tests, train, infer, peer, data, end_to_end, sweep" >&2
         exit 2
     fi
 done
@@ -37,7 +39,7 @@ export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax} P
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 failed=0
 
-# Runs the command and adds what it prints to the file $1.
+# Runs the command and appends its output to the file $1.
 run() {
     local file=$1 began=$SECONDS verdict=ok
     shift
@@ -50,7 +52,8 @@ run() {
 benchmark() { run benchmark.jsonl "$python" -m mtlora_jax.benchmark "${config[@]}" "$@" --json; }
 peer() { run peer.jsonl "$python" benchmarks/peer.py "${config[@]}" "$@" --batch_size="${BATCH:-32}" --json; }
 
-# The files whose numbers come from the device. float32 is to be exact there, as tolerances are those of float32, not of TF32.
+# The tests whose numbers come from the device, with exact float32 products: tolerances are those of float32, not of
+# TF32.
 tests() {
     local files=()
     for name in models methods model_io/test_merge.py train/test_step.py tasks benchmark; do
@@ -73,7 +76,7 @@ infer() {
     benchmark --what=infer --merged
 }
 
-# In training ours is the program that `train` has compiled: it comes from the cache.
+# Our training program is the one that `train` has compiled, so it comes from the cache.
 peers() {
     local both=(--precision=bfloat16 --config.frozen_dtype=bfloat16)
     peer --what=train "${both[@]}"
@@ -82,7 +85,7 @@ peers() {
     peer --what=infer --merged "${both[@]}" --compiled
 }
 
-# A data set of rendered scenes, unless there is one.
+# Builds a data set of rendered scenes unless there is one.
 find_data() {
     [[ -n ${DATA:-} ]] && return
     DATA=$PWD/runs/benchmark_data
@@ -105,8 +108,7 @@ end_to_end() {
 sweep() {
     local more=()
     read -ra more <<<"${SWEEP:-}"
-    run errors.txt "$python" benchmarks/sweep.py "${config[@]}" --config.frozen_dtype=bfloat16 --config.compute_dtype=bfloat16 \
-        --output="$out/sweep" "${more[@]}"
+    run errors.txt "$python" benchmarks/sweep.py "${config[@]}" "${bfloat16[@]}" --output="$out/sweep" "${more[@]}"
 }
 
 {

@@ -1,29 +1,44 @@
-"""Measures ours against a plain PyTorch implementation of the same model, one after the other in one process on the same machine.
+"""Compares the speed of our model with a plain PyTorch implementation of it, in one process on the same machine.
 
     python benchmarks/peer.py --config=configs/mtlora_tiny_448.py:64 --what=train --batch_size=2
     python benchmarks/peer.py --config=configs/mtlora_tiny_448.py:64 --what=infer --batch_size=2 --merged
-    python benchmarks/peer.py --config=configs/mtlora_tiny_448.py:64 --what=train --batch_size=32 --precision=bfloat16 --steps=20 --compiled
+    python benchmarks/peer.py --config=configs/mtlora_tiny_448.py:64 --what=train --batch_size=32 --steps=20 \\
+        --precision=bfloat16 --compiled
 
-Both get the same random weights, ours by way of the converter to checkpoints of the reference, and before anything is timed they are
-compared in float32: logits in evaluation (--what=infer: of the model that is timed, merged or not), and for --what=train also the loss and
-the gradient of every parameter, without dropout and stochastic depth. A difference above its bound ends the program.
+Both sides get the same random weights, which the converter to checkpoints of the reference hands to the peer. Before
+anything is timed, they are compared in float32: the logits in evaluation (with --what=infer: of the model to be timed,
+merged or not), and with --what=train also the loss and the gradient of every parameter, without dropout and stochastic
+depth. A difference above its bound ends the program.
 
---what=train: the whole step (forward, losses, backward, clipping, AdamW) on noise that lies on the device; frozen weights get no gradient.
+--what=train: the whole step (forward, losses, backward, clipping, AdamW) on noise that is on the device already; frozen
+weights get no gradient.
 --what=infer: from normalised float32 images on the device to the logits of all tasks at the size of the images.
---precision=bfloat16: `compute_dtype` of the config for ours, autocast for the peer. --compiled: the peer through torch.compile.
---merged: ours with the low-rank branches folded into the weights. The peer runs on a CUDA device if PyTorch has one, ours on what jax has.
+--precision=bfloat16: our side by `compute_dtype` of the config, the peer by autocast.
+--compiled: the peer through torch.compile.
+--merged: our model with the low-rank branches folded into the weights.
 
-Rounds of --steps steps of ours and as many of the peer alternate. Each step is waited for. Steps before the first round, compilation
+The peer runs on a CUDA device if PyTorch has one, our side on the device of jax. Rounds of --steps steps of one and of
+the other alternate, and each step is timed until its results are there. Steps before the first round, compilation
 included, do not count. Needs PyTorch: pip install 'mtlora_jax[convert]'
 
-Keys of --json: ratio (median step of the peer / median step of ours: how many times as fast ours is), ratio_lowest and ratio_highest (of
-the medians of each round), memory_ratio (peak of ours / peak of the peer), differences (logits, loss, gradients; as shares, see
-benchmarks/torch_peer/check.py);
-ours and peer, each with seconds (median step), images_per_second, slowest, fastest, spread (distance of the quartiles of the seconds as a
-share of their median), first_seconds (the first step, and compilation before it or in it), peak_bytes (of the device: for the peer in the
-rounds, for ours since the program began), device, version;
-what, batch_size, image_size, tasks, method, precision, frozen (as ours stores frozen weights), float32_products (highest or tf32, of both),
-merged, compiled, rounds, steps, cores. What is not known is null.
+Keys of --json:
+
+    ratio                        median step of the peer / median step of ours: how many times as fast ours is
+    ratio_lowest, ratio_highest  the same of the medians of each round
+    memory_ratio                 peak of ours / peak of the peer
+    differences                  logits, loss, gradients, as shares (see benchmarks/torch_peer/check.py)
+    ours, peer                   each with
+      seconds                    median step
+      images_per_second, slowest, fastest
+      spread                     distance of the quartiles of the seconds as a share of their median
+      first_seconds              the first step, and compilation before it or in it
+      peak_bytes                 of the device: for the peer in the rounds, for ours since the program began
+      device, version
+    frozen                       dtype in which our side stores frozen weights
+    float32_products             highest or tf32, on both sides
+    what, batch_size, image_size, tasks, method, precision, merged, compiled, rounds, steps, cores
+
+Unknown values are null.
 """
 
 import argparse
@@ -47,7 +62,7 @@ WORK = ("train", "infer")
 def main(argv: Sequence[str] | None = None) -> None:
     """Compares, measures and prints."""
     args = flags(argv)
-    # Read when jax first looks for devices: with it there is room for PyTorch on the same GPU.
+    # Read when jax first looks for devices; leaves room for PyTorch on the same GPU.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     try:
         import torch  # noqa: F401
@@ -70,26 +85,26 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def flags(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line, checked; what it says about batch and precision is in `.config`."""
+    """Parses and checks the command line; batch size and precision are also set in `.config`."""
     parser = cli.Parser("peer", __doc__, config=True)
     parser.prog = "python benchmarks/peer.py"
     parser.add_argument("--what", required=True, help=f"one of {', '.join(WORK)}")
     parser.add_argument("--batch_size", type=int, help="images in a batch (default: the config's)")
-    parser.add_argument("--steps", type=int, default=6, help="of each side in a round (default 6)")
-    parser.add_argument("--rounds", type=int, default=3, help="default 3")
+    parser.add_argument("--steps", type=int, default=6, help="steps of each side in a round (default 6)")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds (default 3)")
     parser.add_argument(
         "--precision", default="float32", help=f"of products, one of {', '.join(PRECISIONS)} (default float32)"
     )
     parser.add_argument(
         "--tf32",
         action="store_true",
-        help="float32 products of both may use TF32 (with bfloat16 what is left of them does)",
+        help="let float32 products of both use TF32 (with bfloat16, the remaining ones always do)",
     )
     parser.add_argument("--compiled", action="store_true", help="the peer through torch.compile")
     parser.add_argument(
         "--merged", action="store_true", help="infer: ours with the low-rank branches folded into the weights"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of something for people")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     args = parser.parse(argv)
     for name, value, allowed in (("what", args.what, WORK), ("precision", args.precision, PRECISIONS)):
         if value not in allowed:
@@ -99,7 +114,7 @@ def flags(argv: Sequence[str] | None) -> argparse.Namespace:
         if getattr(args, name) < 1:
             raise UserError(f"--{name}={getattr(args, name)} must be at least 1")
     if args.merged and args.what != "infer":
-        raise UserError("--merged goes with --what=infer alone: a merged model cannot be trained")
+        raise UserError(f"--merged needs --what=infer, not --what={args.what}: a merged model cannot be trained")
     args.tf32 |= args.precision == "bfloat16"
     args.config.batch_size = args.batch_size
     args.config.compute_dtype = args.precision
@@ -107,7 +122,7 @@ def flags(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What is measured, and how."""
+    """Settings of the comparison."""
     config = args.config
     return {
         "what": args.what,
@@ -128,12 +143,8 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def tell(measured: dict[str, Any]) -> None:
     """Prints the measurement as a table and a line."""
-    table = Table(
-        "",
-        "ours",
-        "PyTorch",
-        title=f"{measured['what']}, {measured['rounds']} rounds of {measured['steps']} steps each",
-    )
+    title = f"{measured['what']}, {measured['rounds']} rounds of {measured['steps']} steps each"
+    table = Table("", "ours", "PyTorch", title=title)
     sides = [measured["ours"], measured["peer"]]
     rows: dict[str, Callable[[dict[str, Any]], str]] = {
         "step": lambda side: f"{duration(side['seconds'])}, spread {percent(side['spread'])}",
@@ -147,14 +158,12 @@ def tell(measured: dict[str, Any]) -> None:
         table.add_row(name, *map(row, sides))
     console.print(table)
     size = "x".join(map(str, measured["image_size"]))
+    batch = f"batch {measured['batch_size']} x {size}, {', '.join(measured['tasks'])}"
     how = f"{measured['precision']}, float32 products {measured['float32_products']}, merged {measured['merged']}"
-    console.print(
-        f"batch {measured['batch_size']} x {size}, {', '.join(measured['tasks'])}; {how}, peer compiled {measured['compiled']}"
-    )
-    console.print(
-        f"ours is {measured['ratio']:.2f} times as fast ({measured['ratio_lowest']:.2f} to {measured['ratio_highest']:.2f} by rounds)"
-        + (f" with {measured['memory_ratio']:.2f} of the memory" if measured["memory_ratio"] else "")
-    )
+    console.print(f"{batch}; {how}, peer compiled {measured['compiled']}")
+    ratio, lowest, highest = (f"{measured[key]:.2f}" for key in ("ratio", "ratio_lowest", "ratio_highest"))
+    memory = f" with {measured['memory_ratio']:.2f} of the memory" if measured["memory_ratio"] else ""
+    console.print(f"ours is {ratio} times as fast ({lowest} to {highest} by rounds){memory}")
 
 
 if __name__ == "__main__":

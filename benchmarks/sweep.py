@@ -1,18 +1,20 @@
-"""Measures what each part of a setting costs: one more task, more rank, a doubled batch or image side, bfloat16, merging.
+"""Measures the cost of each setting: one more task, more rank, a doubled batch or image side, bfloat16, merging.
 
     python benchmarks/sweep.py --config=configs/mtlora_tiny_448.py:64 --output=runs/sweep
-    python benchmarks/sweep.py --config=configs/mtlora_tiny_448.py:64 --output=runs/small --config.batch_size=2 --axes=batch --batch=1,2,4
+    python benchmarks/sweep.py --config=configs/mtlora_tiny_448.py:64 --output=runs/small --config.batch_size=2 \\
+        --axes=batch --batch=1,2,4
 
-The config is the centre. From there one thing at a time is changed, as --axes says, through the values of the flag of its name, and for
-each setting `python -m mtlora_jax.benchmark` runs in a process of its own, so that the peak of memory is that setting's. A setting that
-runs out of memory is recorded as that; any other that fails is recorded too, and tried again the next time.
+The config is the centre. From there one axis of --axes at a time is changed, to each value of the flag of its name.
+Each setting is measured by `python -m mtlora_jax.benchmark` in a process of its own, so that the peak of memory belongs
+to that setting. A setting that runs out of memory is recorded as such; any other failure is recorded too, and tried
+again next time.
 
-OUTPUT gets sweep.json and sweep.md (tables) after every setting, and sweep.png in the end (needs matplotlib: pip install
-'mtlora_jax[plots]'). With the same --output a sweep goes on where it was: what has been measured is not measured again, so values can be
-added to a finished one.
+OUTPUT gets sweep.json and sweep.md (tables) after every setting, and sweep.png in the end (needs matplotlib: pip
+install 'mtlora_jax[plots]'). With the same --output a sweep resumes: nothing is measured twice, so values can be added
+to a finished sweep.
 
-Keys of sweep.json: flags (the config), centre ({axis: value}), settings: a list of {setting: {what, axis: value}, command, and either
-measured (see `python -m mtlora_jax.benchmark --help`) or failed (a line)}.
+Keys of sweep.json: flags (the config), centre ({axis: value}), settings: a list of {setting: {what, axis: value},
+command, and either measured (see `python -m mtlora_jax.benchmark --help`) or failed (a line)}.
 """
 
 import argparse
@@ -42,19 +44,19 @@ Setting = dict[str, Any]  # {"what": ..., axis: value}
 WORK = ("train", "infer")
 OUT_OF_MEMORY = "out of memory"
 SIGNS = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory", "MemoryError", "bad_alloc", "Unable to allocate")
-KILLED = -9  # by the system, which does that where memory runs out
+KILLED = -9  # by the system, when memory runs out
 MODULE = ["-m", "mtlora_jax.benchmark"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """One thing that is changed.
+    """A setting that the sweep changes.
 
     Attributes:
-      values: by default.
-      centre: the value that a config has; None where it has no single one.
-      flags: what makes `mtlora_jax.benchmark` take another value instead, given the config.
-      work: what it can be changed for.
+      values: its default values.
+      centre: returns the value of a config; None if it has no single one.
+      flags: returns the flags of `mtlora_jax.benchmark` for another value, given the config.
+      work: the benchmarks that it applies to.
     """
 
     values: Sequence[Value]
@@ -64,13 +66,13 @@ class Axis:
 
 
 def rank(config: Any) -> int | None:
-    """Of the task-agnostic branches, where it is the same in all stages."""
+    """Rank of the task-agnostic branches; None if stages have different ones."""
     own = config.method.get("rank")
     return own if isinstance(own, int) else None
 
 
 def side(config: Any) -> int | None:
-    """Of the images, where they are square."""
+    """Side of the images; None if they are not square."""
     height, width = config.image_size
     return height if height == width else None
 
@@ -96,7 +98,7 @@ AXES = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures what is not measured yet, and writes tables and plot."""
+    """Measures the settings that are not measured yet, and writes tables and plot."""
     argv = sys.argv[1:] if argv is None else argv
     args = flags(argv)
     try:
@@ -111,12 +113,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def sweep(args: argparse.Namespace, given: Sequence[str], centre: Setting) -> None:
-    """Measures around the centre what is left, and writes."""
+    """Measures the remaining settings around the centre, and writes the results."""
     output = args.output
     results = read(output / "sweep.json", given, centre)
     done = [entry["setting"] for entry in results["settings"] if entry.get("failed", OUT_OF_MEMORY) == OUT_OF_MEMORY]
     left = [setting for setting in settings(args, centre) if setting not in done]
-    console.print(f"{len(left)} settings to measure; {len(done)} are")
+    console.print(f"{len(left)} settings to measure; {len(done)} are done")
     timer = StepTimer()
     for number, setting in enumerate(left, 1):
         entry = measure(setting, command(args, given, setting, centre), shlex.split(args.launcher), args.timeout)
@@ -138,14 +140,14 @@ def sweep(args: argparse.Namespace, given: Sequence[str], centre: Setting) -> No
 
 
 def report(results: dict[str, Any], output: pathlib.Path) -> None:
-    """Writes all that was found so far, and the tables once anything was measured."""
+    """Writes all results so far, and the tables if any setting was measured."""
     files.write_text(output / "sweep.json", json.dumps(results, indent=1) + "\n")
     if any("measured" in entry for entry in results["settings"]):
         files.write_text(output / "sweep.md", tables(results))
 
 
 def flags(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line, checked: `what` and `axes` are lists, and each axis has the list of its values."""
+    """Parses and checks the command line; `what` and `axes` become lists, and each axis gets the list of its values."""
     parser = cli.Parser("sweep", __doc__, config=True)
     parser.prog = "python benchmarks/sweep.py"
     parser.add_argument("--output", required=True, type=user_path, help="folder of the results")
@@ -153,9 +155,9 @@ def flags(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--axes", default=",".join(AXES), help=f"of {', '.join(AXES)} (default all)")
     for name, axis in AXES.items():
         parser.add_argument(f"--{name}", help=f"values, by default {','.join(map(str, axis.values))}")
-    parser.add_argument("--steps", type=int, default=20, help="to be measured of each setting (default 20)")
+    parser.add_argument("--steps", type=int, default=20, help="steps to measure per setting (default 20)")
     parser.add_argument("--timeout", type=float, default=1800, help="seconds that a setting may take (default 1800)")
-    parser.add_argument("--launcher", default="", help="what each process is started with, such as 'taskset -c 0-7'")
+    parser.add_argument("--launcher", default="", help="command that starts each process, such as 'taskset -c 0-7'")
     args = parser.parse(argv)
     if "--config" in argv:
         raise UserError("--config and its value must be one word: --config=FILE.py")
@@ -172,22 +174,20 @@ def flags(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def values_of(name: str, text: str | None, config: Any) -> list[Value]:
-    """The values of an axis, in order and with that of the centre. Raises UserError for values that it cannot have."""
+    """The values of an axis, in order and with that of the centre. Raises UserError for invalid values."""
     axis = AXES[name]
     centre, most = axis.centre(config), len(config.tasks)
     if centre is None:
         raise UserError(f"the config has no single {name} that could be changed: leave it out of --axes")
     if text is None:
-        return sorted(
-            {value for value in (*axis.values, centre) if name != "tasks" or int(value) <= most}, key=place(axis)
-        )
+        possible = {value for value in (*axis.values, centre) if name != "tasks" or int(value) <= most}
+        return sorted(possible, key=place(axis))
     values = set()
+    bounds = f"from 1 to {most}, the tasks of the config" if name == "tasks" else "of at least 1"
     for word in text.split(","):
         if isinstance(centre, int):
             if not word.isdigit() or int(word) < 1 or (name == "tasks" and int(word) > most):
-                raise UserError(
-                    f"--{name}: {word!r} is not a whole number from 1 {f'to {most}, the tasks of the config' if name == 'tasks' else 'on'}"
-                )
+                raise UserError(f"--{name}: {word!r} is not a whole number {bounds}")
             values.add(int(word))
         elif word not in axis.values:
             raise UserError(f"--{name}: {word!r} is not one of {', '.join(map(str, axis.values))}")
@@ -197,36 +197,33 @@ def values_of(name: str, text: str | None, config: Any) -> list[Value]:
 
 
 def place(axis: Axis) -> Callable[[Value], int]:
-    """Numbers by size, words as the axis has them."""
+    """Sort key: numbers by size, words in the order of the axis."""
     return lambda value: value if isinstance(value, int) else axis.values.index(value)
 
 
 def settings(args: argparse.Namespace, centre: Setting) -> list[Setting]:
-    """The centre, and what differs from it on one axis, for each work."""
+    """The centre, and the settings that differ from it on one axis, for each benchmark."""
     found: list[Setting] = []
     for what in args.what:
         found.append({"what": what, **centre})
         for name in args.axes:
             if what in AXES[name].work:
-                found += [
-                    {"what": what, **centre, name: value} for value in getattr(args, name) if value != centre[name]
-                ]
+                others = [value for value in getattr(args, name) if value != centre[name]]
+                found += [{"what": what, **centre, name: value} for value in others]
     return found
 
 
 def command(args: argparse.Namespace, given: Sequence[str], setting: Setting, centre: Setting) -> list[str]:
     """Arguments of the interpreter that measure a setting."""
-    changed = [
-        flag
-        for name, axis in AXES.items()
-        if setting[name] != centre[name]
-        for flag in axis.flags(args.config, setting[name])
-    ]
+    changed = []
+    for name, axis in AXES.items():
+        if setting[name] != centre[name]:
+            changed += axis.flags(args.config, setting[name])
     return [*MODULE, *given, *changed, f"--what={setting['what']}", f"--steps={args.steps}", "--json"]
 
 
 def measure(setting: Setting, arguments: Sequence[str], launcher: Sequence[str], timeout: float) -> dict[str, Any]:
-    """Runs the command; the entry for sweep.json."""
+    """Runs the command and returns the entry for sweep.json."""
     entry: dict[str, Any] = {"setting": setting, "command": shlex.join(["python", *arguments])}
     try:
         done = subprocess.run([*launcher, sys.executable, *arguments], capture_output=True, text=True, timeout=timeout)
@@ -240,23 +237,24 @@ def measure(setting: Setting, arguments: Sequence[str], launcher: Sequence[str],
 
 
 def told(entry: dict[str, Any]) -> str:
-    """A measurement in a few words."""
+    """The result of an entry in a few words."""
     if "failed" in entry:
         return entry["failed"]
     return f"{entry['measured']['seconds']:.4g} s, spread {entry['measured']['spread'] or 0:.1%}"
 
 
 def read(path: pathlib.Path, given: Sequence[str], centre: Setting) -> dict[str, Any]:
-    """What a sweep.json has, or the beginning of one. Raises UserError if it belongs to another config."""
+    """The contents of sweep.json, or those to begin with. Raises UserError if the file belongs to another config."""
     fresh = {"flags": list(given), "centre": centre, "settings": []}
     if not path.exists():
         return fresh
     there = files.read_json(path)
     if not isinstance(there, dict) or not fresh.keys() <= there.keys():
-        raise UserError(f"{path} is not what a sweep writes: choose another --output")
+        raise UserError(f"{path} is not a result of this command: choose another --output")
     if (there["flags"], there["centre"]) != (fresh["flags"], centre):
+        theirs, ours = " ".join(there["flags"]), " ".join(given)
         raise UserError(
-            f"{path} is about {' '.join(there['flags'])} as it was, not {' '.join(given)}: choose another --output"
+            f"{path} was measured with {theirs}, whose values differ from those of {ours} now: choose another --output"
         )
     return there
 

@@ -1,4 +1,4 @@
-"""What a sweep found, in one picture; see sweep.py for what its results hold."""
+"""Plots the results of a sweep; sweep.py explains their format."""
 
 import io
 import pathlib
@@ -16,7 +16,10 @@ STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": Fal
 
 
 def draw(results: Results, path: pathlib.Path) -> None:
-    """Writes the plot: time above and memory below, relative to the centre, one column for each axis; nothing while there is no axis."""
+    """Writes the plot: time above and memory below, relative to the centre, in a column per axis.
+
+    Writes nothing if no axis has results, or if the centre has none.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -27,9 +30,8 @@ def draw(results: Results, path: pathlib.Path) -> None:
     if not axes or not works:
         return
     with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(
-            2, len(axes), figsize=(2.9 * len(axes) + 0.4, 6), layout="constrained", squeeze=False
-        )
+        size = (2.9 * len(axes) + 0.4, 6)
+        figure, panels = plt.subplots(2, len(axes), figsize=size, layout="constrained", squeeze=False)
         for line, name in zip(panels, ("time", "memory"), strict=True):
             for ax, axis in zip(line, axes, strict=True):
                 panel(ax, results, works, axis, name)
@@ -47,16 +49,15 @@ def draw(results: Results, path: pathlib.Path) -> None:
 
 
 def headline(results: Results, works: Sequence[str]) -> str:
-    """The centre and what it takes."""
+    """The centre, and its time and memory."""
     centres = {what: centre_of(results, what) or {} for what in works}
-    takes = "; ".join(
-        f"{what} {duration(own['seconds'])}, {gigabytes(memory_of(own))}" for what, own in centres.items()
-    )  # pyright: ignore
+    costs = {what: (duration(own["seconds"]), gigabytes(memory_of(own))) for what, own in centres.items()}  # pyright: ignore
+    takes = "; ".join(f"{what} {time}, {memory}" for what, (time, memory) in costs.items())
     return f"Around {told_centre(results)}\n{centres[works[0]]['device']}; one step and its peak of memory: {takes}"
 
 
 def panel(ax: Any, results: Results, works: Sequence[str], axis: str, name: str) -> None:
-    """One quantity on one axis, for each work."""
+    """Draws one quantity along one axis, for training and inference."""
     shown = [what for what in works if len(rows_of(results, what, axis)) > 1]
     draw_one = curve if isinstance(results["centre"][axis], int) else bars
     every = list(dict.fromkeys(value for what in shown for value, _ in rows_of(results, what, axis)))
@@ -70,7 +71,7 @@ def panel(ax: Any, results: Results, works: Sequence[str], axis: str, name: str)
         ax.set_xscale("log", base=2)
         ax.set_yscale("log", base=2)
         low, high = ax.get_ylim()
-        ax.set_ylim(low, high * (high / low) ** 0.3)  # room for what is written above
+        ax.set_ylim(low, high * (high / low) ** 0.3)  # room for the text above
         ax.yaxis.set_major_formatter("{x:g}")
     else:
         ax.set_ylim(0, ax.get_ylim()[1] * 1.25)
@@ -81,24 +82,20 @@ def panel(ax: Any, results: Results, works: Sequence[str], axis: str, name: str)
 
 
 def curve(ax: Any, results: Results, what: str, axis: str, name: str, centre: float, number: int, count: int) -> None:
-    """A quantity over numbers, and the cost of a step in words; a cross where nothing could be measured, as where memory ran out."""
+    """Draws a quantity over numbers, with the cost of a step in words.
+
+    A cross marks a setting that failed, such as one that ran out of memory.
+    """
     del count
     rows, colour = rows_of(results, what, axis), COLOURS[what]
     found = known(rows, name)
-    ax.plot(
-        [value for value, _ in found],
-        [amount / centre for _, amount in found],
-        color=colour,
-        marker="o",
-        markersize=4.5,
-        zorder=3,
-    )
+    values, amounts = [value for value, _ in found], [amount / centre for _, amount in found]
+    ax.plot(values, amounts, color=colour, marker="o", markersize=4.5, zorder=3)
     if name == "time":
         macs = known(rows, "multiply-accumulates")
         own = (centre_of(results, what) or {})["gmacs_step"]
-        ax.plot(
-            [value for value, _ in macs], [amount / own for _, amount in macs], color=colour, linestyle=":", zorder=2
-        )
+        values, amounts = [value for value, _ in macs], [amount / own for _, amount in macs]
+        ax.plot(values, amounts, color=colour, linestyle=":", zorder=2)
     top = max(amount / centre for _, amount in found)
     for value in (value for value, entry in rows if "failed" in entry):
         ax.plot([value], [top], color=colour, marker="x", markersize=7)
@@ -108,7 +105,7 @@ def curve(ax: Any, results: Results, what: str, axis: str, name: str, centre: fl
 
 
 def bars(ax: Any, results: Results, what: str, axis: str, name: str, centre: float, number: int, count: int) -> None:
-    """A quantity over words."""
+    """Draws a quantity over words as bars."""
     rows = rows_of(results, what, axis)
     order = [value for value, _ in rows]
     for value, amount in known(rows, name):

@@ -1,7 +1,7 @@
-"""Whether ours and the PyTorch peer are the same model: logits, losses and gradients of the same weights.
+"""Checks that ours and the PyTorch peer are the same model, by logits, losses and gradients of the same weights.
 
-Gradients are compared in float64: in float32 the few of millions of ReLUs that lie within rounding of zero move those of some parameters
-by some thousandths, whatever the model.
+Gradients are compared in float64. In float32, a few of millions of ReLUs have inputs within rounding of zero, which
+changes the gradients of some parameters by some thousandths in any model.
 """
 
 from collections.abc import Mapping
@@ -28,8 +28,10 @@ Arrays = Mapping[str, np.ndarray]
 
 # As a share of the largest logit of a task, of the loss, and of the norm of each parameter's gradient.
 BOUNDS = {"logits": 1e-4, "loss": 1e-5, "gradients": 5e-4}
-VANISHING = 1e-3  # gradients with less than this share of the norm of all are compared with that share: some are zero but for rounding
-IMAGES = 2  # that are compared
+# Gradients below this share of the norm of all gradients are compared relative to that share: some are zero but for
+# rounding.
+VANISHING = 1e-3
+IMAGES = 2  # number of images to compare
 
 
 def random_arrays(architecture: Mapping[str, Any], seed: int) -> dict[str, np.ndarray]:
@@ -44,7 +46,10 @@ def random_arrays(architecture: Mapping[str, Any], seed: int) -> dict[str, np.nd
 
 
 def peer_of(architecture: Mapping[str, Any], arrays: Arrays) -> MTLoRA:
-    """The peer with our weights, by way of a checkpoint of the reference. Raises UserError for a model that has no such form."""
+    """The peer with our weights, converted to a checkpoint of the reference.
+
+    Raises UserError for a model that the reference has no format for.
+    """
     method = model_factory.method_of(architecture)
     own = parameters.flat_variables(model_factory.build(architecture))
     trained = {path: arrays[path] for path, variable in own.items() if method.is_trainable(path, variable)}
@@ -53,14 +58,14 @@ def peer_of(architecture: Mapping[str, Any], arrays: Arrays) -> MTLoRA:
 
 
 def without_chance(architecture: Mapping[str, Any]) -> dict[str, Any]:
-    """The same without dropout and stochastic depth."""
+    """The architecture without dropout and stochastic depth."""
     method = dict(architecture["method"])
     method |= {"dropout": 0.0} if "dropout" in method else {}
     return {**architecture, "backbone": {**architecture["backbone"], "drop_path_rate": 0.0}, "method": method}
 
 
 def compare_logits(logits: Mapping[str, jax.Array], peer: MTLoRA, batch: Arrays) -> dict[str, float]:
-    """{"logits": the largest difference of any task}; `logits` (B, H, W, C) are ours."""
+    """{"logits": the largest relative difference of any task}; `logits` (B, H, W, C) are ours."""
     device = next(peer.parameters()).device
     with torch.inference_mode():
         theirs = peer.eval()(training.tensors(batch, device)[0])
@@ -71,7 +76,10 @@ def compare_logits(logits: Mapping[str, jax.Array], peer: MTLoRA, batch: Arrays)
 def compare_training(
     architecture: Mapping[str, Any], arrays: Arrays, batch: Arrays, tasks: Mapping[str, Task], device: torch.device
 ) -> dict[str, float]:
-    """{"loss": ..., "gradients": the largest difference of any parameter} in training mode, without dropout and stochastic depth."""
+    """{"loss": relative difference, "gradients": the largest of any parameter}.
+
+    Both are computed in training mode, without dropout and stochastic depth.
+    """
     batch = with_ignored_pixels(batch)
     weights = {name: task.weight for name, task in tasks.items()}
     peer = peer_of(without_chance(architecture), arrays).to(device).double().train()
@@ -92,7 +100,7 @@ def compare_training(
 
 
 def gradient_of(parameter: torch.nn.Parameter) -> np.ndarray:
-    """Zeros where nothing depends on the parameter."""
+    """The gradient of a parameter; zeros if nothing depends on it."""
     return np.zeros(parameter.shape, np.float32) if parameter.grad is None else parameter.grad.cpu().numpy()
 
 
@@ -103,7 +111,7 @@ def our_gradients(
     tasks: Mapping[str, Task],
     weights: Mapping[str, float],
 ) -> tuple[jax.Array, Flat]:
-    """(total loss, gradients of what is trained) of our model in training mode, computed in float64."""
+    """(total loss, gradients of the trained parameters) of our model in training mode, computed in float64."""
     model = model_factory.build(architecture)
     parameters.assign(model, arrays, "the random weights")
     model.compute = "float64"
@@ -120,7 +128,7 @@ def our_gradients(
 
 
 def with_ignored_pixels(batch: Arrays) -> dict[str, np.ndarray]:
-    """The same with labels whose upper eighth does not count."""
+    """The batch with the upper eighth of all labels ignored."""
     changed = {name: np.array(value) for name, value in batch.items()}
     for name, value in changed.items():
         if name != "image":
@@ -129,7 +137,7 @@ def with_ignored_pixels(batch: Arrays) -> dict[str, np.ndarray]:
 
 
 def refuse(differences: Mapping[str, float]) -> None:
-    """Raises UserError for a difference above its bound, or one that is no number."""
+    """Raises UserError for a difference that is above its bound or not a number."""
     wrong = [
         f"{name} differ by {value:.1e}, more than {BOUNDS[name]:g}"
         for name, value in differences.items()

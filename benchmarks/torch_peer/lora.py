@@ -1,4 +1,4 @@
-"""The layers of the PyTorch peer in which tasks meet: linear ones with low-rank branches, and what passes streams on."""
+"""Layers of the PyTorch peer with several task streams: linear ones with low-rank branches, and helpers for streams."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ Tasks = dict[str, Tensor]  # a stream per task, {} before the first layer with t
 
 @dataclasses.dataclass(frozen=True)
 class Adaptation:
-    """The low-rank branches of one stage; `locations` are of qkv, proj, fc1, fc2 and merging."""
+    """The low-rank branches of one stage; `locations` are some of qkv, proj, fc1, fc2 and merging."""
 
     locations: Sequence[str] = ()
     rank: int = 0
@@ -26,16 +26,14 @@ class Adaptation:
     def linear(
         self, location: str, inputs: int, outputs: int, bias: bool = True, specific: bool = False
     ) -> "Linear | LoRALinear":
-        """The layer at a location, with task-specific branches where `specific`."""
-        return (
-            LoRALinear(inputs, outputs, bias, self, specific)
-            if location in self.locations
-            else Linear(inputs, outputs, bias)
-        )
+        """The layer at a location, with task-specific branches if `specific`."""
+        if location not in self.locations:
+            return Linear(inputs, outputs, bias)
+        return LoRALinear(inputs, outputs, bias, self, specific)
 
 
 class Linear(nn.Linear):
-    """A layer that is not adapted: task streams end here, and each task goes on from the shared output."""
+    """A layer without adaptation: task streams end here, and each task continues from the shared output."""
 
     def forward(self, x: Tensor, tasks: Tasks) -> tuple[Tensor, Tasks]:
         """(..., I) -> (..., O)."""
@@ -87,17 +85,17 @@ class DropPath(nn.Module):
 
 
 def each(fn: Callable[[Tensor], Tensor], tasks: Tasks) -> Tasks:
-    """`fn` of one task after the other."""
+    """Applies `fn` to one task after the other."""
     return {task: fn(x) for task, x in tasks.items()}
 
 
 def add(x: Tensor, x_tasks: Tasks, y: Tensor, y_tasks: Tasks) -> tuple[Tensor, Tasks]:
-    """Stream by stream; the shared one stands in for those that are not there."""
+    """Adds streams one by one; the shared stream stands in for missing ones."""
     return x + y, {task: x_tasks.get(task, x) + y_tasks.get(task, y) for task in {**x_tasks, **y_tasks}}
 
 
 def adaptations(architecture: Mapping[str, Any]) -> list[Adaptation]:
-    """What is adapted in each stage; nothing for the methods without low-rank branches."""
+    """The adaptation of each stage; none for methods without low-rank branches."""
     method, stages = architecture["method"], len(architecture["backbone"]["depths"])
     if method["name"] != "mtlora":
         return [Adaptation()] * stages

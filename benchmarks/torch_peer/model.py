@@ -1,9 +1,10 @@
-"""MTLoRA on Swin in plain PyTorch, what `benchmarks/peer.py` measures ours against.
+"""MTLoRA on Swin in plain PyTorch, the peer of `benchmarks/peer.py`.
 
-Written as most PyTorch code of this kind is: eager modules, tokens last in the encoder and NCHW in the decoders, softmax attention from two
-matrix products, and a loop over the tasks wherever tasks differ. Each task's stream passes the norms, the low-rank branches and the patch
-merging by itself, and has its own projections, upsampling and head. Modules bear the names of the reference's checkpoints, so that
-`load_state_dict` takes what `mtlora_jax.convert.to_mtlora` writes.
+It is written like most PyTorch code of this kind: eager modules, channels last in the encoder and NCHW in the decoders,
+softmax attention from two matrix products, and a loop over the tasks wherever tasks differ. Each task's stream passes
+the norms, the low-rank branches and the patch merging by itself, and has its own projections, upsampling and head.
+Modules have the names of the reference's checkpoints, so that `load_state_dict` accepts the output of
+`mtlora_jax.convert.to_mtlora`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from mtlora_jax.errors import UserError
 from torch_peer.lora import Adaptation, DropPath, Tasks, adaptations, add, each
 
-DERIVED = ("attn_mask", "relative_position_index")  # tensors of a checkpoint that the modules here make themselves
+DERIVED = ("attn_mask", "relative_position_index")  # tensors of a checkpoint that the modules compute themselves
 MASK_VALUE = -100.0
 
 
@@ -34,14 +35,14 @@ def join_windows(x: Tensor, window: int, side: int) -> Tensor:
 
 
 def relative_positions(window: int) -> Tensor:
-    """Row of the position table for each pair of tokens, (N, N)."""
+    """Row of the position table for each pair of tokens, int64 (N, N)."""
     places = torch.cartesian_prod(torch.arange(window), torch.arange(window))
     down, right = (places[:, None] - places[None] + window - 1).unbind(-1)
     return down * (2 * window - 1) + right
 
 
 def shift_mask(side: int, window: int, shift: int) -> Tensor:
-    """What keeps tokens apart that only the cyclic shift brought together, (M, N, N)."""
+    """Mask (M, N, N) between tokens that are neighbours only through the cyclic shift."""
     band = torch.zeros(side, dtype=torch.long)
     band[-window:], band[-shift:] = 1, 2
     regions = split_windows((3 * band[:, None] + band)[None, :, :, None], window).squeeze(-1)
@@ -62,7 +63,7 @@ class WindowAttention(nn.Module):
         self.heads = heads
 
     def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tasks]:
-        """(B M, N, C) -> the same, and of each task where `proj` has branches for them."""
+        """(B M, N, C) -> the same shape, also for each task if `proj` has task-specific branches."""
         windows, n, c = x.shape
         heads = self.heads
         qkv, _ = self.qkv(x, {})
@@ -88,7 +89,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """A Swin block; in the last one of a stage (`specific`) task streams come up."""
+    """A Swin block; in the last one of a stage (`specific`) task streams begin."""
 
     def __init__(
         self,
@@ -111,7 +112,7 @@ class Block(nn.Module):
         self.window, self.side, self.shift = window, side, shift
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tasks]:
-        """(B, S, S, C) -> the same, and of each task."""
+        """(B, S, S, C) -> the same shape, also for each task."""
         rolled = torch.roll(self.norm1(x), (-self.shift, -self.shift), (1, 2)) if self.shift else self.norm1(x)
         a, a_tasks = self.attn(split_windows(rolled, self.window), self.attn_mask)
         h, h_tasks = add(x, {}, self.restore(a), each(self.restore, a_tasks))
@@ -124,7 +125,7 @@ class Block(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Joins 2x2 neighbours, norms them and halves the channels."""
+    """Concatenates 2x2 neighbours, normalises them and halves the channels."""
 
     def __init__(self, dim: int, adapt: Adaptation):
         super().__init__()
@@ -138,7 +139,7 @@ class PatchMerging(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks, and the merging of every stream, one after the other."""
+    """Blocks, then the patch merging of one stream after the other."""
 
     def __init__(
         self,
@@ -168,7 +169,7 @@ class Stage(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Patches and their norm."""
+    """Patch embedding with norm."""
 
     def __init__(self, patch: int, dim: int):
         super().__init__()
@@ -181,7 +182,7 @@ class PatchEmbed(nn.Module):
 
 
 class Swin(nn.Module):
-    """The encoder; only the shared stream of a stage feeds the next one."""
+    """The encoder; only the shared stream of a stage is the input of the next one."""
 
     def __init__(self, architecture: Mapping[str, Any]):
         super().__init__()
@@ -224,11 +225,17 @@ class Head(nn.Module):
 
 
 class Heads(nn.Module):
-    """One for each task."""
+    """A head for each task."""
 
     def __init__(self, channels: int, tasks: Mapping[str, int]):
         super().__init__()
         self.decoders = nn.ModuleDict({task: Head(channels, outputs) for task, outputs in tasks.items()})
+
+
+def projections(sizes: Sequence[tuple[int, int]]) -> nn.ModuleDict:
+    """1x1 projections of one task, for each stage from and to so many channels."""
+    layers = [nn.Conv2d(wide, narrow, 1, bias=False) for wide, narrow in sizes]
+    return nn.ModuleDict({f"downsample_{i}": layer for i, layer in enumerate(layers)})
 
 
 class MTLoRA(nn.Module):
@@ -241,17 +248,7 @@ class MTLoRA(nn.Module):
             raise UserError(f"the peer has decoder hrnet only, not {decoder and decoder['name']}")
         self.backbone = Swin(architecture)
         sizes = list(zip(self.backbone.widths, decoder["channels"], strict=True))
-        self.downsampler = nn.ModuleDict(
-            {
-                task: nn.ModuleDict(
-                    {
-                        f"downsample_{i}": nn.Conv2d(wide, narrow, 1, bias=False)
-                        for i, (wide, narrow) in enumerate(sizes)
-                    }
-                )
-                for task in tasks
-            }
-        )
+        self.downsampler = nn.ModuleDict({task: projections(sizes) for task in tasks})
         self.decoders = Heads(sum(decoder["channels"]), tasks)
 
     def forward(self, images: Tensor) -> Tasks:
@@ -265,7 +262,7 @@ class MTLoRA(nn.Module):
 
 
 def upsample(x: Tensor, size: Sequence[int]) -> Tensor:
-    """(B, C, h, w) -> (B, C, *size)."""
+    """Resizes bilinearly, (B, C, h, w) -> (B, C, *size)."""
     return F.interpolate(x, list(size), mode="bilinear", align_corners=False)
 
 

@@ -1,4 +1,4 @@
-"""What `benchmarks/peer.py` times: a step of ours and a step of the PyTorch peer, found equal before."""
+"""The two sides of `benchmarks/peer.py`, our step and that of the PyTorch peer, checked to be equal."""
 
 import argparse
 import dataclasses
@@ -29,11 +29,11 @@ Forward = Callable[[jax.Array], dict[str, jax.Array]]  # normalised images -> lo
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What both sides compute.
+    """The computation of both sides.
 
     Attributes:
       arrays: the weights of the (unmerged) architecture.
-      batch: as our pipeline hands it over.
+      batch: as our pipeline yields it.
     """
 
     args: argparse.Namespace
@@ -71,7 +71,7 @@ def compared_sides(args: argparse.Namespace) -> tuple[dict[str, float], Side, Si
 
 
 def set_float32_products(device: torch.device, precision: str) -> None:
-    """Of the peer: "highest", or "high" for TF32. On a CPU they stay float32."""
+    """Sets the precision of the peer's products: "highest", or "high" for TF32. On a CPU they stay float32."""
     if device.type == "cuda":
         torch.set_float32_matmul_precision(precision)
         torch.backends.cudnn.allow_tf32 = precision == "high"
@@ -107,7 +107,7 @@ def our_products(args: argparse.Namespace) -> Any:
 
 
 def our_side(step: Callable[[], Any], compile_seconds: float = 0.0) -> Side:
-    """`step` gives arrays that may still be computed."""
+    """Our side, for a `step` whose arrays may still be being computed when it returns."""
     device = jax.devices()[0]
 
     def peak() -> int | None:
@@ -123,7 +123,7 @@ def our_side(step: Callable[[], Any], compile_seconds: float = 0.0) -> Side:
 
 
 def our_training(job: Job) -> Side:
-    """The training step of `mtlora_jax.benchmark`, on our random weights."""
+    """The training step of `mtlora_jax.benchmark` on the job's random weights."""
     with our_products(job.args):
         run = start(job.args.config)
     experiment = run.experiment
@@ -134,12 +134,12 @@ def our_training(job: Job) -> Side:
 
 
 def filled(values: Flat, arrays: Arrays) -> Flat:
-    """Other values in the same dtypes and places."""
+    """The values of `arrays` with the dtypes and shardings of `values`."""
     return {path: jax.device_put(arrays[path].astype(value.dtype), value.sharding) for path, value in values.items()}
 
 
 def our_inference(job: Job, forward: Forward) -> Side:
-    """The compiled forward pass."""
+    """Our compiled forward pass."""
     images = normalise(job.batch["image"])
 
     def step() -> dict[str, jax.Array]:
@@ -150,7 +150,7 @@ def our_inference(job: Job, forward: Forward) -> Side:
 
 
 def peer_training(job: Job, device: torch.device) -> Side:
-    """The usual training loop's step."""
+    """A step of the usual PyTorch training loop."""
     model = peer_of(job, device).train()
     images, labels = training.tensors(job.batch, device)
     weights, options = {name: task.weight for name, task in job.tasks.items()}, job.args.config.optimizer
@@ -165,7 +165,7 @@ def peer_training(job: Job, device: torch.device) -> Side:
 
 
 def peer_inference(job: Job, device: torch.device) -> Side:
-    """The forward pass."""
+    """The peer's forward pass."""
     model = compiled(peer_of(job, device).eval(), job)
     images, _ = training.tensors(job.batch, device)
 
@@ -177,22 +177,22 @@ def peer_inference(job: Job, device: torch.device) -> Side:
 
 
 def peer_of(job: Job, device: torch.device) -> MTLoRA:
-    """The peer with our random weights."""
+    """The peer with the job's random weights."""
     return check.peer_of(job.architecture, job.arrays).to(device)
 
 
 def autocast(job: Job, device: torch.device) -> torch.autocast:
-    """Products in bfloat16 where that is asked for."""
+    """Context in which the peer's products are bfloat16 if that was requested."""
     return torch.autocast(device.type, torch.bfloat16, enabled=job.args.precision == "bfloat16")
 
 
 def compiled(fn: Any, job: Job) -> Any:
-    """What torch.compile makes of it, where that is asked for."""
+    """`fn` through torch.compile if that was requested."""
     return torch.compile(fn, dynamic=False) if job.args.compiled else fn
 
 
 def peer_side(step: Callable[[], Any], device: torch.device) -> Side:
-    """`step` may return before its work on a GPU is done."""
+    """The peer's side, for a `step` that may return before its work on a GPU is done."""
     version = f"torch {torch.__version__}"
     if device.type == "cpu":
         return Side(f"cpu, {torch.get_num_threads()} threads", version, step)
@@ -201,10 +201,5 @@ def peer_side(step: Callable[[], Any], device: torch.device) -> Side:
         step()
         torch.cuda.synchronize()
 
-    return Side(
-        torch.cuda.get_device_name(),
-        version,
-        whole,
-        torch.cuda.reset_peak_memory_stats,
-        torch.cuda.max_memory_allocated,
-    )
+    forget_peak, peak = torch.cuda.reset_peak_memory_stats, torch.cuda.max_memory_allocated
+    return Side(torch.cuda.get_device_name(), version, whole, forget_peak, peak)

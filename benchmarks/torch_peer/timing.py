@@ -1,4 +1,4 @@
-"""Two programs timed in turns."""
+"""Timing of two programs in turns."""
 
 import statistics
 import time
@@ -11,13 +11,13 @@ WARM_UP = 2  # steps of each before the first round
 
 
 class Side(NamedTuple):
-    """One of the two that are compared.
+    """One of the two sides of a comparison.
 
     Attributes:
       step: makes one step and waits for it.
       forget_peak: called before the rounds.
-      peak_bytes: the most of the device's memory that was held since, where that is known.
-      compile_seconds: of what was compiled before the first step.
+      peak_bytes: returns the peak of the device's memory since then, None if unknown.
+      compile_seconds: time of compilation before the first step.
     """
 
     device: str
@@ -29,7 +29,10 @@ class Side(NamedTuple):
 
 
 def alternated(ours: Side, peer: Side, count: int, steps: int, images: int) -> dict[str, Any]:
-    """Times `count` rounds of so many steps of both, of so many images each; keys as `python benchmarks/peer.py --help` tells."""
+    """Times `count` rounds, each of `steps` steps of both sides, with `images` images in a step.
+
+    `python benchmarks/peer.py --help` explains the keys of the result.
+    """
     sides = {"ours": ours, "peer": peer}
     first = {name: side.compile_seconds + seconds_of(side.step) for name, side in sides.items()}
     for side in sides.values():
@@ -57,7 +60,7 @@ def alternated(ours: Side, peer: Side, count: int, steps: int, images: int) -> d
 
 
 def seconds_of(step: Callable[[], Any]) -> float:
-    """How long a call takes."""
+    """Duration of a call in seconds."""
     start = time.perf_counter()
     step()
     return time.perf_counter() - start

@@ -23,7 +23,10 @@ def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
 
 
 def balanced_cross_entropy(logits: Tensor, label: Tensor, positive_weight: float | None = None) -> Tensor:
-    """Mean over valid pixels; by default positives weigh the share of negatives. logits (B, 1, H, W), label (B, H, W)."""
+    """Mean over valid pixels; the default weight of positives is the share of negatives.
+
+    logits (B, 1, H, W), label (B, H, W).
+    """
     valid, positive = label != IGNORE, label == 1
     weight = (valid & ~positive).sum() / valid.sum() if positive_weight is None else positive_weight
     weights = torch.where(positive, weight, 1 - weight) * valid
@@ -31,7 +34,7 @@ def balanced_cross_entropy(logits: Tensor, label: Tensor, positive_weight: float
 
 
 def edge_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
-    """With the fixed weight of edges."""
+    """`balanced_cross_entropy` with the fixed weight of edges."""
     return balanced_cross_entropy(logits, label, POSITIVE_WEIGHT)
 
 
@@ -46,7 +49,7 @@ def depth_l1(logits: Tensor, label: Tensor) -> Tensor:
 
 
 def masked_l1(prediction: Tensor, label: Tensor) -> Tensor:
-    """Mean over what is valid."""
+    """Mean absolute difference over valid values."""
     valid = label != IGNORE
     return ((prediction - label).abs() * valid).sum() / valid.sum()
 
@@ -67,7 +70,10 @@ def total_loss(logits: Tasks, labels: Tasks, weights: Mapping[str, float]) -> Te
 
 
 def tensors(batch: Mapping[str, np.ndarray], device: torch.device) -> tuple[Tensor, Tasks]:
-    """A batch of ours as PyTorch code has it: normalised images (B, 3, H, W), labels int64 or float32, vectors (B, 3, H, W)."""
+    """Converts our batch to PyTorch: normalised images (B, 3, H, W), and labels.
+
+    Labels become int64 or float32 (B, H, W), vectors (B, 3, H, W).
+    """
 
     def tensor(values: np.ndarray) -> Tensor:
         values = np.moveaxis(values, -1, 1) if values.ndim == 4 else values
@@ -79,7 +85,7 @@ def tensors(batch: Mapping[str, np.ndarray], device: torch.device) -> tuple[Tens
 
 
 def optimizer_of(model: nn.Module, options: Mapping[str, Any]) -> torch.optim.Optimizer:
-    """AdamW for what is trained, without weight decay on vectors."""
+    """AdamW for the trained parameters, without weight decay on vectors."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": options["weight_decay"]},
@@ -89,7 +95,7 @@ def optimizer_of(model: nn.Module, options: Mapping[str, Any]) -> torch.optim.Op
 
 
 def update(model: nn.Module, loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, clip_norm: float) -> None:
-    """One step of training on what `loss` computes."""
+    """Makes one training step on the loss that `loss` computes."""
     optimizer.zero_grad()
     loss().backward()
     nn.utils.clip_grad_norm_(model.parameters(), clip_norm)

@@ -1,1 +1,1 @@
-"""Measurements of this machine: what is measured, one file each, and what they share. The command is in `__main__`."""
+"""Speed and memory on this machine: one file per benchmark, and what they share. The command is in `__main__`."""

@@ -1,4 +1,4 @@
-"""The input pipeline alone, and the training step behind it."""
+"""The input pipeline alone, and the training step fed by it."""
 
 import argparse
 import contextlib
@@ -18,7 +18,7 @@ from mtlora_jax.experiment import make_train_batches, open_dataset
 from mtlora_jax.metric_writers import DataWaitTimer
 
 ROUNDS = 5
-BATCHES = 4  # of each worker in a round
+BATCHES = 4  # per worker and round
 
 
 def data(args: argparse.Namespace) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def data(args: argparse.Namespace) -> dict[str, Any]:
     workers = config.data.num_workers
     count = BATCHES * max(workers, 1)
     with contextlib.closing(make_train_batches(config, open_dataset(config, config.data.train_split))) as batches:
-        take(batches, count)  # also empties what workers have made ahead while the first of them started
+        take(batches, count)  # also uses up the batches that were prepared while workers started
         seconds, busy = [], processor_seconds()
         for _ in range(ROUNDS):
             start = time.perf_counter()
@@ -47,9 +47,12 @@ def data(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def end_to_end(args: argparse.Namespace) -> dict[str, Any]:
-    """What training loses to waiting for input. Raises UserError for a data set that cannot be read, and for no steps."""
+    """Time that training loses waiting for input.
+
+    Raises UserError for a data set that cannot be read, and for --steps=0.
+    """
     if not args.steps:
-        raise UserError("--steps=0: feeding takes steps to be measured")
+        raise UserError("--steps=0 must be at least 1 for --what=end_to_end")
     config = args.config
     dataset = open_dataset(config, config.data.train_split)
     training = training_step.start(config)
@@ -65,11 +68,10 @@ def end_to_end(args: argparse.Namespace) -> dict[str, Any]:
                 wait.take_share(1.0)
             with wait:
                 batch = next(batches)
-            now = training.step(sharding.shard_batch({name: batch[name] for name in training.batch}, mesh))[
-                1
-            ]  # training reads no "mask"
+            used = {name: batch[name] for name in training.batch}  # training reads no "mask"
+            _, metrics = training.step(sharding.shard_batch(used, mesh))
             jax.block_until_ready(before)  # one step runs while the next batch is fetched
-            before = now
+            before = metrics
         jax.block_until_ready(before)
         fed = (time.perf_counter() - start) / args.steps
         host = wait.take_share(fed * args.steps)
@@ -89,20 +91,20 @@ def end_to_end(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def take(batches: Batches, count: int) -> None:
-    """Drops so many batches."""
+    """Draws `count` batches and drops them."""
     for _ in range(count):
         next(batches)
 
 
 def processor_seconds() -> float:
-    """That this process and its workers have used so far, on all cores."""
+    """Processor time of this process and its workers so far, over all cores."""
     own = psutil.Process()
     times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
     return sum(time.user + time.system for time in times)
 
 
 def described(config: Any) -> dict[str, Any]:
-    """What was measured."""
+    """Settings of a measurement, for its report."""
     return {
         "workers": config.data.num_workers,
         "cores": os.cpu_count(),

@@ -1,4 +1,4 @@
-"""What a device can do at best: of known ones as their makers tell, of others as a large product and a large copy run there."""
+"""Peak performance of devices: from data sheets, or else measured by a large product and a large copy."""
 
 import dataclasses
 import time
@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# {device kind, as jax tells it: (10^12 FLOP/s in bfloat16, in TF32, in float32, 10^9 bytes/s)}: dense products on one device, from the
-# data sheets of NVIDIA and Google. TPUs multiply float32 as bfloat16 unless asked for more.
+# {device kind of jax: (10^12 FLOP/s in bfloat16, in TF32, in float32, 10^9 bytes/s)}: dense products on one device,
+# from the data sheets of NVIDIA and Google. TPUs multiply float32 as bfloat16 unless asked for more.
 KNOWN = {
     "NVIDIA A100-PCIE-40GB": (312, 156, 19.5, 1555),
     "NVIDIA A100-SXM4-40GB": (312, 156, 19.5, 1555),
@@ -27,15 +27,15 @@ KNOWN = {
     "TPU v6e": (918, None, None, 1640),
 }
 EXACT = ("float32", "highest", "BF16_BF16_F32_X6")  # values of jax_default_matmul_precision that rule out TF32
-SECONDS = 1.0  # of each measurement
+SECONDS = 1.0  # per measurement
 
 
 @dataclasses.dataclass(frozen=True)
 class Peak:
-    """The most that one device does.
+    """Peak performance of one device.
 
     Attributes:
-      flops: FLOP/s in products.
+      flops: FLOP/s of matrix products.
       precision: of these products: "bfloat16", "tf32" or "float32".
       bandwidth: bytes/s between its memory and its cores.
       source: "data sheet" or "measured".
@@ -50,7 +50,7 @@ class Peak:
 def peak_of(device: Any, compute: str) -> Peak:
     """The peak of a `jax.Device` for programs that compute in `compute`, "float32" or "bfloat16".
 
-    CPUs have no peak for bfloat16 here: theirs is that of float32.
+    For CPUs, the peak of float32 also stands for bfloat16.
     """
     precision = precision_of(device.platform, compute)
     if device.device_kind in KNOWN:
@@ -62,7 +62,7 @@ def peak_of(device: Any, compute: str) -> Peak:
 
 
 def precision_of(platform: str, compute: str) -> str:
-    """In what products of operands in `compute` are computed on a platform, as jax is set."""
+    """Precision of products of `compute` operands on a platform, under the current settings of jax."""
     if platform == "cpu":
         return "float32"
     exact = jax.config.values["jax_default_matmul_precision"] in EXACT
@@ -72,7 +72,7 @@ def precision_of(platform: str, compute: str) -> str:
 
 
 def measured_flops(device: Any, precision: str) -> float:
-    """FLOP/s of the fastest of some products of large square matrices."""
+    """FLOP/s of the fastest of several products of large square matrices."""
     side = 2048 if device.platform == "cpu" else 8192
     dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
     matrix = jax.device_put(jnp.ones((side, side), dtype), device)
@@ -81,16 +81,18 @@ def measured_flops(device: Any, precision: str) -> float:
 
 
 def measured_bandwidth(device: Any) -> float:
-    """Bytes/s of the fastest of some passes over an array far larger than caches, each of which reads it and writes it in its place."""
+    """Bytes/s of the fastest of several passes that read and overwrite an array far larger than caches."""
     array = jax.device_put(jnp.ones(2**25 if device.platform == "cpu" else 2**28, jnp.float32), device)
-    run = (
-        jax.jit(lambda x: x + 1, donate_argnums=0).lower(array).compile()
-    )  # new memory would have to be found, page by page on a CPU
+    # In place, since new memory would have to be mapped first, on a CPU page by page.
+    run = jax.jit(lambda x: x + 1, donate_argnums=0).lower(array).compile()
     return 2 * array.nbytes / fastest(run, array)
 
 
 def fastest(run: Callable[[Any], jax.Array], value: Any) -> float:
-    """Seconds of the fastest call of as many as fit into SECONDS, and of two at least; each is given what the one before it gave."""
+    """Seconds of the fastest of the calls that fit into `SECONDS`, at least two.
+
+    Each call receives the result of the previous one.
+    """
     seconds = []
     began = time.perf_counter()
     while len(seconds) < 2 or time.perf_counter() - began < SECONDS:

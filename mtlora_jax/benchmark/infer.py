@@ -19,7 +19,10 @@ from mtlora_jax.models.parameters import Flat
 
 
 def infer(args: argparse.Namespace) -> dict[str, Any]:
-    """Time, memory and cost of a forward pass from uint8 images to logits. Raises UserError for a config that describes no model."""
+    """Time, memory and cost of a forward pass from uint8 images to logits.
+
+    Raises UserError for a config that describes no model.
+    """
     config = args.config
     tasks = build_tasks(config)
     architecture = model_factory.from_config(config, {name: task.channels for name, task in tasks.items()})
@@ -42,6 +45,8 @@ def infer(args: argparse.Namespace) -> dict[str, Any]:
     program = compiled(jax.jit(forward, in_shardings=(everywhere, split), out_shardings=split), weights, images)
     steps = time_steps(lambda: program.run(weights, images), args.steps, mesh.devices.flat[0])
     logits = jax.eval_shape(forward, weights, images)
-    least = nbytes(weights.values()) + (images.nbytes + nbytes(logits.values())) // mesh.size  # in and out, each once
+    least = (
+        nbytes(weights.values()) + (images.nbytes + nbytes(logits.values())) // mesh.size
+    )  # each read or written once
     told = roofline.measured(program, steps, config, mesh, least)
     return {**told, "merged": args.merged, "gmacs_forward": told["gmacs_step"] / config.batch_size}

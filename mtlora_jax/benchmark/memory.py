@@ -1,8 +1,9 @@
-"""How much device memory training takes, from the shapes of the traced program: nothing is compiled and no data is read.
+"""Estimate of the device memory of training, from the shapes of the traced program.
 
-Compared once with what a step takes: Swin micro, rank 16, four tasks, 64 images of 96x96, float32, on a CPU and compiled without
-optimisation. Gradients and activations were estimated at 2.93 GB; the compiler planned 2.85 GB of temporaries, and the process grew by
-3.01 GB while the step ran. On an accelerator, or with rematerialisation, it was not compared.
+Nothing is compiled and no data is read. The estimate was compared once with a real step: Swin micro, rank 16, four
+tasks, 64 images of 96x96, float32, on a CPU and compiled without optimisation. Gradients and activations were estimated
+at 2.93 GB; the compiler planned 2.85 GB of temporaries, and the process grew by 3.01 GB while the step ran. It was not
+compared on an accelerator or with rematerialisation.
 """
 
 import math
@@ -28,19 +29,23 @@ from mtlora_jax.train.step import compute_losses
 def estimate(
     config: Any, architecture: Mapping[str, Any], tasks: Mapping[str, Task], batch_size: int
 ) -> dict[str, int]:
-    """Bytes that a training step holds on one device that has the whole batch, by what they are for.
+    """Memory in bytes of a training step on one device that has the whole batch, by purpose.
 
     Args:
-      config: see `mtlora_jax.defaults`; its dtypes, remat, encoder_microbatches and optimizer count.
+      config: see `mtlora_jax.defaults`; used are its dtypes, fused, remat, encoder_microbatches and optimizer.
       architecture: of the model.
-      tasks: what is trained.
+      tasks: to be trained.
       batch_size: images in a step.
 
     Returns:
-      "parameters" (with BatchNorm statistics), "gradients" and "optimizer" (of what trains), "batch" (images as bytes, and labels),
-      "activations" (what the forward pass keeps for the backward pass, each array once), "recomputed" (what of them the largest part
-      keeps that the backward pass computes again, see `config.remat` and `config.encoder_microbatches`), and "total". Arrays that live only
-      within the forward or within the backward pass are not in it, nor what a compiler adds, or saves by computing something twice.
+      "parameters": including BatchNorm statistics.
+      "gradients", "optimizer": for the trainable parameters.
+      "batch": images as bytes, and labels.
+      "activations": arrays that the forward pass keeps for the backward pass, each counted once.
+      "recomputed": activations within the largest part that the backward pass computes again, see `config.remat` and
+        `config.encoder_microbatches`.
+      "total": the sum. It leaves out arrays that live only within the forward or within the backward pass, and what a
+        compiler adds, or saves by computing something twice.
     """
     model = model_factory.build(architecture)
     model_factory.configure(model, compute=config.compute_dtype, remat=config.remat, fused=config.fused)
@@ -48,13 +53,12 @@ def estimate(
     graph = nnx.graphdef(model)
     trainable, frozen, stats = {}, {}, {}
     for path, variable in parameters.flat_variables(model).items():
-        part = (
-            stats
-            if isinstance(variable, nnx.BatchStat)
-            else trainable
-            if method.is_trainable(path, variable)
-            else frozen
-        )
+        if isinstance(variable, nnx.BatchStat):
+            part = stats
+        elif method.is_trainable(path, variable):
+            part = trainable
+        else:
+            part = frozen
         part[path] = jax.ShapeDtypeStruct(variable.shape, jnp.float32)
     frozen = jax.eval_shape(lambda values: parameters.cast_matrices(values, config.frozen_dtype), frozen)
     one = random_batch(dict(tasks), 1, tuple(architecture["image_size"]))
@@ -81,9 +85,9 @@ def estimate(
 
 
 def kept(fn: Callable[..., Any], first: Any, *others: Any) -> int:
-    """Bytes that the forward pass of `fn` keeps for its gradient by its first argument, beside the arguments themselves.
+    """Bytes that the forward pass of `fn` keeps for the gradient with respect to `first`.
 
-    Arguments are arrays or have their shape and dtype.
+    The arguments themselves do not count. They are arrays, or have the shape and dtype of arrays.
     """
 
     def residuals(first: Any, *others: Any) -> list[jax.Array]:
@@ -96,7 +100,7 @@ def kept(fn: Callable[..., Any], first: Any, *others: Any) -> int:
 
 
 def recomputed(program: Any) -> int:
-    """Bytes that the largest part of a program keeps which its backward pass computes again (`jax.checkpoint`); 0 where there is none."""
+    """Bytes kept within the largest part of a program under `jax.checkpoint`; 0 if there is none."""
     largest = 0
     for equation in program.eqns:
         for inner in subprograms(equation.params.values()):
@@ -106,7 +110,7 @@ def recomputed(program: Any) -> int:
 
 
 def kept_by_program(program: Any) -> int:
-    """`kept` for the gradient by all floating-point inputs."""
+    """`kept` for the gradient with respect to all floating-point inputs."""
     inputs = [jax.ShapeDtypeStruct(value.aval.shape, value.aval.dtype) for value in program.invars]
     floating = [i for i, value in enumerate(inputs) if jnp.issubdtype(value.dtype, jnp.floating)]
 
@@ -121,5 +125,5 @@ def kept_by_program(program: Any) -> int:
 
 
 def nbytes(arrays: Iterable[Any]) -> int:
-    """Bytes of arrays, or of what has only their shape and dtype."""
+    """Total size in bytes of arrays, or of objects with only their shape and dtype."""
     return sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays)

@@ -1,4 +1,4 @@
-"""Measurements for people."""
+"""Measurements as text and tables."""
 
 from typing import Any
 
@@ -11,18 +11,18 @@ TITLES = {"train": "Training step", "infer": "Forward pass"}
 
 
 def print_program(measured: dict[str, Any]) -> None:
-    """A table of what was measured of a training step or a forward pass."""
+    """Prints the measurements of a training step or a forward pass as a table."""
     rate = measured["images_per_second"]
-    size, settings = (
-        "x".join(map(str, measured["image_size"])),
-        ", ".join(f"{key} {measured[key]}" for key in SETTINGS if key in measured),
-    )
+    size = "x".join(map(str, measured["image_size"]))
+    settings = ", ".join(f"{key} {measured[key]}" for key in SETTINGS if key in measured)
+    tracing, lowering, compiling = (measured[f"{what}_seconds"] for what in ("tracing", "lowering", "compile"))
+    cached = " (cached)" if measured["compile_cached"] else ""
+    forward, whole = measured["gmacs_forward"], measured["gmacs_step"]
     rows = {
         "images/s": f"{rate:.2f} ({measured['slowest']:.2f} to {measured['fastest']:.2f})" if rate else "not measured",
         "step": f"{duration(measured['seconds'])}, median of {measured['steps']}; spread {percent(measured['spread'])}",
-        "compilation": f"tracing {measured['tracing_seconds']:.1f} s, lowering {measured['lowering_seconds']:.1f} s, "
-        f"compiling {measured['compile_seconds']:.1f} s{' (cached)' if measured['compile_cached'] else ''}",
-        "multiply-accumulates": f"{measured['gmacs_forward']:.2f} G forward per image, {measured['gmacs_step']:.2f} G the step",
+        "compilation": f"tracing {tracing:.1f} s, lowering {lowering:.1f} s, compiling {compiling:.1f} s{cached}",
+        "multiply-accumulates": f"{forward:.2f} G forward per image, {whole:.2f} G per step",
         "argument memory": gigabytes(measured["argument_bytes"]),
         "temporary memory": gigabytes(measured["temporary_bytes"]),
         "output memory": gigabytes(measured["output_bytes"]),
@@ -37,21 +37,21 @@ def print_program(measured: dict[str, Any]) -> None:
         "batch": f"{measured['batch_size']} x {size}, {', '.join(measured['tasks'])}",
         "settings": settings,
     }
-    table = Table(title=f"{TITLES[measured['what']]}; memory and bytes of each device", show_header=False)
+    table = Table(title=f"{TITLES[measured['what']]}; memory and bytes per device", show_header=False)
     for row in rows.items():
         table.add_row(*row)
     console.print(table)
 
 
 def peak_memory(measured: dict[str, Any]) -> dict[str, str]:
-    """The row about the most memory that was held."""
+    """The row about peak memory."""
     if measured["peak_bytes"] is None and measured["peak_resident_bytes"] is not None:
         return {"peak of the process": f"{gigabytes(measured['peak_resident_bytes'])} resident"}
     return {"peak of the device": gigabytes(measured["peak_bytes"])}
 
 
 def peak(measured: dict[str, Any]) -> str:
-    """What one device can do."""
+    """The peak of one device: FLOP/s, bandwidth, and where they come from."""
     if measured["peak_flops"] is None:
         return "not measured"
     flops, bandwidth = measured["peak_flops"] / 1e12, measured["peak_bandwidth"] / 1e9
@@ -59,40 +59,41 @@ def peak(measured: dict[str, Any]) -> str:
 
 
 def print_data(measured: dict[str, Any]) -> None:
-    """A line about the input pipeline."""
-    print(
-        f"data: {measured['images_per_second']:.1f} images/s ({measured['slowest']:.1f} to {measured['fastest']:.1f}), "
-        f"{measured['per_worker']:.1f} per worker, {measured['per_core']:.1f} per second of a core; {circumstances(measured)}"
-    )
+    """Prints a line about the input pipeline."""
+    rate = f"{measured['images_per_second']:.1f} images/s ({measured['slowest']:.1f} to {measured['fastest']:.1f})"
+    shares = f"{measured['per_worker']:.1f} per worker, {measured['per_core']:.1f} per second of a core"
+    print(f"data: {rate}, {shares}; {circumstances(measured)}")
 
 
 def print_end_to_end(measured: dict[str, Any]) -> None:
-    """A line about a training step that is fed."""
+    """Prints a line about a training step fed by the pipeline."""
+    fed, alone = duration(measured["seconds"]), duration(measured["step_seconds"])
+    device, loop = percent(measured["device_wait"]), percent(measured["host_wait"])
     print(
-        f"end to end: {measured['images_per_second']:.2f} images/s, a step takes {duration(measured['seconds'])} fed and "
-        f"{duration(measured['step_seconds'])} alone: the device waits for {percent(measured['device_wait'])} of the time, the loop for "
-        f"{percent(measured['host_wait'])}; {measured['devices']} x {measured['device']}, {circumstances(measured)}"
+        f"end to end: {measured['images_per_second']:.2f} images/s, a step takes {fed} fed and {alone} alone: "
+        f"the device waits for {device} of the time, the loop for {loop}; "
+        f"{measured['devices']} x {measured['device']}, {circumstances(measured)}"
     )
 
 
 def circumstances(measured: dict[str, Any]) -> str:
-    """Workers, size and tasks."""
+    """Workers, image size and tasks."""
     size = "x".join(map(str, measured["image_size"]))
     return f"{measured['workers']} workers on {measured['cores']} cores, {size}, {', '.join(measured['tasks'])}"
 
 
 def gigabytes(count: int | None) -> str:
-    """Bytes for people."""
-    return "not told" if count is None else f"{count / 1e9:.3f} GB"
+    """Bytes as text."""
+    return "unknown" if count is None else f"{count / 1e9:.3f} GB"
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds for people."""
+    """Seconds as text."""
     if seconds is None:
         return "not measured"
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.2f} ms"
 
 
 def percent(share: float | None) -> str:
-    """A share for people."""
+    """A share as text."""
     return "not measured" if share is None else f"{share:.1%}"

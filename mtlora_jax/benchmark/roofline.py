@@ -1,4 +1,4 @@
-"""What a compiled program costs beside what it must cost: operations, bytes, and the least time that a device needs for them."""
+"""Operations and bytes of a compiled program, and the least time that a device needs for them."""
 
 from typing import Any
 
@@ -12,9 +12,10 @@ from mtlora_jax.benchmark.timing import WARM_UP, Program, Steps, compute_rates
 
 
 def products(jaxpr: Any) -> int:
-    """Multiply-accumulates of a traced program's matrix products and convolutions, without what no output depends on.
+    """Multiply-accumulates of the matrix products and convolutions that a traced program's outputs depend on.
 
-    Interpolation is not in it, be it a product in JAX. What a step computes twice (`config.remat`) counts twice.
+    Interpolation does not count, although JAX computes it as a product. What a step computes twice (`config.remat`)
+    counts twice.
     """
     needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     counted = Macs()
@@ -23,16 +24,18 @@ def products(jaxpr: Any) -> int:
 
 
 def measured(program: Program, steps: Steps, config: Any, mesh: Mesh, least_bytes: int) -> dict[str, Any]:
-    """What is told of a program and its steps, JSON-able; see `python -m mtlora_jax.benchmark --help` for what the keys mean.
+    """Measurements of a program and its steps; JSON-able.
+
+    `python -m mtlora_jax.benchmark --help` explains the keys.
 
     Args:
       program: takes batches of the config.
-      steps: of it.
+      steps: of the program.
       config: of a run.
-      mesh: of the devices it runs on.
-      least_bytes: that one device must read and write for a step.
+      mesh: of the devices that run the program.
+      least_bytes: bytes that one device must read and write per step.
     """
-    macs, planned = products(program.jaxpr), program.planned()
+    macs, planned, device = products(program.jaxpr), program.planned(), mesh.devices.flat[0]
     return {
         **compute_rates(config.batch_size, steps.seconds),
         "seconds": steps.median,
@@ -42,21 +45,14 @@ def measured(program: Program, steps: Steps, config: Any, mesh: Mesh, least_byte
         "gmacs_step": macs / 1e9,
         **planned,
         **steps.memory,
-        **floor(
-            macs / mesh.size,
-            least_bytes,
-            planned["accessed_bytes"],
-            steps.median,
-            mesh.devices.flat[0],
-            config.compute_dtype,
-        ),
+        **floor(macs / mesh.size, least_bytes, planned["accessed_bytes"], steps.median, device, config.compute_dtype),
         "batch_size": config.batch_size,
         "image_size": list(config.image_size),
         "tasks": list(config.tasks),
         "method": config.method.name,
         "compute": config.compute_dtype,
         "frozen": config.frozen_dtype,
-        "device": mesh.devices.flat[0].device_kind,
+        "device": device.device_kind,
         "devices": mesh.size,
         "jax": jax.__version__,
     }
@@ -65,23 +61,15 @@ def measured(program: Program, steps: Steps, config: Any, mesh: Mesh, least_byte
 def floor(
     macs: float, least_bytes: int, accessed_bytes: int | None, seconds: float | None, device: Any, compute: str
 ) -> dict[str, float | str | None]:
-    """The seconds that a `jax.Device` needs at least for so many operations and bytes, and the share of its peak that a step reaches.
+    """The least seconds that a `jax.Device` needs for a step, and the share of its peak that the step reaches.
 
-    All is None where no step was made: then there is nothing to compare.
+    All values but "least_bytes" are None if no step was timed, since then there is nothing to compare.
     """
     told: dict[str, float | str | None] = {"least_bytes": least_bytes}
     if seconds is None:
-        keys = (
-            "peak_flops",
-            "peak_bandwidth",
-            "peak_precision",
-            "peak_from",
-            "mfu",
-            "floor_products",
-            "floor_bytes",
-            "floor_accessed",
-        )
-        return told | dict.fromkeys((*keys, "times_floor"))
+        peaks = ("peak_flops", "peak_bandwidth", "peak_precision", "peak_from")
+        floors = ("floor_products", "floor_bytes", "floor_accessed", "times_floor")
+        return told | dict.fromkeys((*peaks, "mfu", *floors))
     peak = peak_of(device, compute)
     by_products, by_bytes = 2 * macs / peak.flops, least_bytes / peak.bandwidth
     return told | {

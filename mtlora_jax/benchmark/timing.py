@@ -1,4 +1,4 @@
-"""Programs compiled with a watch in hand, and steps of them that are waited for."""
+"""Timing of compilation and of steps."""
 
 import contextlib
 import ctypes
@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-WARM_UP = 2  # steps that come before those that are measured: the first of all fills caches and allocates
+WARM_UP = 2  # steps before those that are measured: the first one fills caches and allocates
 CACHE_HIT = "/jax/compilation_cache/cache_hits"  # an event of jax.monitoring
 
 
@@ -24,8 +24,9 @@ class Program:
 
     Attributes:
       run: takes such arguments.
-      jaxpr: what was traced.
-      times: {"tracing_seconds", "lowering_seconds", "compile_seconds": float, "compile_cached": whether jax's cache on disk had it}.
+      jaxpr: the traced program.
+      times: {"tracing_seconds", "lowering_seconds", "compile_seconds": float, "compile_cached": whether jax's cache on
+        disk had the program}.
     """
 
     run: jax.stages.Compiled
@@ -33,10 +34,11 @@ class Program:
     times: dict[str, float | bool]
 
     def planned(self) -> dict[str, int | None]:
-        """Bytes on each device as the compiler plans them; None for what it does not tell.
+        """Bytes on each device as the compiler plans them; None where it does not say.
 
-        "argument_bytes", "temporary_bytes", "output_bytes" (without what takes the place of arguments), "accessed_bytes" (what the
-        operations of the compiled program read and write, each array once for every operation).
+        Keys are "argument_bytes", "temporary_bytes", "output_bytes" (without outputs that reuse the memory of
+        arguments) and "accessed_bytes" (read and written by the operations of the compiled program, each array once per
+        operation).
         """
         plan, costs = self.run.memory_analysis(), self.run.cost_analysis() or {}
         accessed = costs.get("bytes accessed")
@@ -78,19 +80,22 @@ def compiled(fn: Any, *arguments: Any) -> Program:
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """Seconds of each measured step, and what memory they took at most, see `peak_memory`; nothing where none was made."""
+    """Seconds of each measured step, and their `peak_memory`; empty and None if there was no step."""
 
     seconds: list[float]
     memory: dict[str, int | None]
 
     @property
     def median(self) -> float | None:
-        """Seconds."""
+        """Median seconds of a step; None if there was none."""
         return statistics.median(self.seconds) if self.seconds else None
 
 
 def time_steps(step: Callable[[], Any], count: int, device: Any) -> Steps:
-    """Calls `count` times, each result waited for, after the calls of the warm-up; not at all where `count` is 0."""
+    """Times `count` calls of `step` after those of the warm-up, and waits for each result.
+
+    Makes no call at all if `count` is 0.
+    """
     if not count:
         return Steps([], {"peak_bytes": None, "peak_resident_bytes": None})
     forget_peak_memory()
@@ -103,17 +108,17 @@ def time_steps(step: Callable[[], Any], count: int, device: Any) -> Steps:
 
 
 def forget_peak_memory() -> None:
-    """Lets `peak_memory` tell of this process what comes from here on, so that compiling is not in it. Works on Linux alone."""
+    """Restarts the peak of this process in `peak_memory`, so that compilation does not count. Works only on Linux."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the compiler gave back is still resident otherwise
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # otherwise memory that the compiler freed is still resident
         pathlib.Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory(device: Any) -> dict[str, int | None]:
-    """{"peak_bytes": of the device, as it has counted since the process began, "peak_resident_bytes": of the process, if it is a CPU}.
+    """Peak memory: "peak_bytes" of the device since the process began, "peak_resident_bytes" of the process.
 
-    None for what there is not.
+    The latter is given only if `device` is a CPU. A value that is not known is None.
     """
     counted = (device.memory_stats() or {}).get("peak_bytes_in_use")
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -121,9 +126,10 @@ def peak_memory(device: Any) -> dict[str, int | None]:
 
 
 def compute_rates(images: int, seconds: Sequence[float]) -> dict[str, float | None]:
-    """Images per second of rounds or steps of so many images each: "images_per_second" (median), "slowest", "fastest"; None without any.
+    """Images per second over rounds or steps of `images` images each.
 
-    "spread" is the distance between the quartiles of the seconds as a share of their median; None of fewer than two.
+    "images_per_second" (median), "slowest" and "fastest" are None if `seconds` is empty. "spread" is the distance
+    between the quartiles of the seconds as a share of their median, None for fewer than two.
     """
     pick = {"images_per_second": statistics.median, "slowest": max, "fastest": min}
     told: dict[str, float | None] = {name: images / fn(seconds) if seconds else None for name, fn in pick.items()}

@@ -41,11 +41,14 @@ class Training:
 
     @property
     def device(self) -> Any:
-        """The first of those it runs on."""
+        """The first of the devices that it runs on."""
         return self.experiment.mesh.devices.flat[0]
 
     def step(self, batch: dict[str, jax.Array] | None = None) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One update, by the noise unless there is another batch; (state, metrics), which may still be computed."""
+        """Makes one update with the given batch, else with the noise.
+
+        Returns (state, metrics), which may still be being computed.
+        """
         self.state, metrics = self.program.run(
             self.state, self.experiment.frozen, self.batch if batch is None else batch, self.key
         )
@@ -53,7 +56,10 @@ class Training:
 
 
 def start(config: Any) -> Training:
-    """Sets up and compiles what a training run would, without data and files. Raises UserError for a config that describes no model."""
+    """Sets up and compiles the step of a training run, without data and files.
+
+    Raises UserError for a config that describes no model.
+    """
     config.init_from = ""
     tasks = build_tasks(config)
     with tempfile.TemporaryDirectory() as nothing:
@@ -97,7 +103,10 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def least_bytes(config: Any, training: Training) -> int:
-    """Bytes that no step on one device does without: what goes in is read, the state is written, what is kept between passes does both."""
+    """Bytes that any step on one device must read and write.
+
+    Inputs are read once, the state is also written, and activations kept for the backward pass are written and read.
+    """
     experiment = training.experiment
     own = config.batch_size // experiment.mesh.size
     kept = estimate(config, experiment.architecture, experiment.tasks, own)["activations"]
@@ -111,7 +120,7 @@ def least_bytes(config: Any, training: Training) -> int:
 
 
 def forward_products(experiment: Experiment) -> int:
-    """Multiply-accumulates of the forward pass of one image in training, as the program has them."""
+    """Multiply-accumulates of the traced forward pass of one image in training."""
     values = {**experiment.trainable, **experiment.frozen, **experiment.batch_stats}
     shapes = {path: jax.ShapeDtypeStruct(value.shape, value.dtype) for path, value in values.items()}
     image = jax.ShapeDtypeStruct((1, *experiment.architecture["image_size"], 3), jnp.float32)

@@ -1,4 +1,4 @@
-"""The estimate of training memory against arithmetic by hand, and against what its settings promise."""
+"""The estimate of training memory, against arithmetic by hand and the effect of settings that save memory."""
 
 import functools
 
@@ -18,7 +18,7 @@ SMALL = ("data.root=none", "backbone.variant=micro", "image_size=64,64", "tasks=
 
 
 def test_what_a_gradient_keeps():
-    """For d/dw of sum(exp(x w)) it is the exponential alone: x and w are there anyway."""
+    """The gradient of sum(exp(x w)) by w keeps the exponential alone: x and w are arguments."""
     w, x = jax.ShapeDtypeStruct((3, 4), jnp.float32), jax.ShapeDtypeStruct((5, 3), jnp.float32)
     assert kept(lambda w, x: jnp.sum(jnp.exp(x @ w)), w, x) == 4 * 5 * 4
     assert kept(lambda w, x: jnp.sum(jnp.exp(jnp.exp(x @ w))), w, x) == 2 * 4 * 5 * 4
@@ -26,7 +26,7 @@ def test_what_a_gradient_keeps():
 
 
 def test_what_is_computed_again():
-    """A part that is not kept is kept while it is computed once more, and the larger of two such parts counts."""
+    """Activations of a checkpointed part exist only while it is computed again; the larger of two parts counts."""
     w, x = jax.ShapeDtypeStruct((3, 4), jnp.float32), jax.ShapeDtypeStruct((5, 3), jnp.float32)
 
     @jax.checkpoint
@@ -62,9 +62,8 @@ def test_parts_of_the_estimate():
     assert told["parameters"] == 4 * sum(value.size for value in values)
     assert told["optimizer"] == pytest.approx(2 * told["gradients"], abs=100)  # two moments, and counts of steps
     assert told["batch"] == 4 * 64 * 64 * (3 + 1 + 3 * 2)  # image and classes as bytes, normals as 16-bit numbers
-    logits = (
-        4 * 4 * 64 * 64 * 21
-    )  # of semseg at full size, the larger of two losses, which are computed again: exponentials and their sum
+    # The larger of two losses, that of semseg at full size, computes exponentials and their sum again.
+    logits = 4 * 4 * 64 * 64 * 21
     assert logits < told["recomputed"] < 3 * logits
     assert told["total"] == sum(value for key, value in told.items() if key != "total")
 

@@ -1,4 +1,4 @@
-"""The sweep: which settings, what is measured again, what a failure does; its tables by hand; and the whole command on a micro model."""
+"""The sweep: settings, repeated runs, failures, tables computed by hand, and the whole command on a micro model."""
 
 import json
 import os
@@ -22,18 +22,18 @@ CENTRE = {"tasks": 4, "rank": 64, "batch": 2, "side": 448, "precision": "float32
 
 
 def measured(setting):
-    """Made up: a step costs 4 + tasks + rank / 64 seconds at the batch and side of the centre."""
+    """Made-up measurements: a step costs 4 + tasks + rank / 64 seconds at the batch and side of the centre."""
     size = setting["batch"] / 2 * (setting["side"] / 448) ** 2
     seconds = (4 + setting["tasks"] + setting["rank"] / 64) * size * (0.5 if setting["merged"] == "yes" else 1)
-    return {
-        "seconds": seconds, "images_per_second": setting["batch"] / seconds, "spread": 0.01, "mfu": 0.5, "gmacs_step": 10 * seconds,
-        "peak_bytes": None, "peak_resident_bytes": int(1e9 * size), "device": "cpu", "devices": 1, "jax": "0.10.2", "steps": 3,
-    }  # fmt: skip
+    memory = {"peak_bytes": None, "peak_resident_bytes": int(1e9 * size)}
+    told = {"spread": 0.01, "mfu": 0.5, "device": "cpu", "devices": 1, "jax": "0.10.2", "steps": 3}
+    rates = {"seconds": seconds, "images_per_second": setting["batch"] / seconds, "gmacs_step": 10 * seconds}
+    return rates | memory | told
 
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Stands in for the processes; {word of the command: (exit code, what it says)} fail."""
+    """Stands in for the processes; commands with a word of {word: (exit code, message)} fail."""
     calls, failing = [], {}
 
     def run(command, capture_output, text, timeout):
@@ -41,14 +41,15 @@ def machine(monkeypatch):
         for word, (code, said) in failing.items():
             if word in command:
                 return subprocess.CompletedProcess(command, code, "", said)
-        changes = dict(
-            argument.removeprefix("--config.").split("=") for argument in command if argument.startswith("--config.")
-        )
+        given = [word.removeprefix("--config.") for word in command if word.startswith("--config.")]
+        changes = dict(word.split("=") for word in given)
         setting = {
-            "tasks": len(changes.get("tasks", "a,b,c,d").split(",")), "rank": int(changes.get("method.rank", 64)),
-            "batch": int(changes["batch_size"]), "side": int(changes.get("image_size", "448").split(",")[0]),
+            "tasks": len(changes.get("tasks", "a,b,c,d").split(",")),
+            "rank": int(changes.get("method.rank", 64)),
+            "batch": int(changes["batch_size"]),
+            "side": int(changes.get("image_size", "448").split(",")[0]),
             "merged": "yes" if "--merged" in command else "no",
-        }  # fmt: skip
+        }
         return subprocess.CompletedProcess(command, 0, json.dumps(measured(setting)), "")
 
     monkeypatch.setattr(sweep.subprocess, "run", run)
@@ -61,16 +62,8 @@ def results_of(folder):
 
 def test_a_sweep_and_its_costs(machine, tmp_path, capsys):
     calls, _ = machine
-    sweep.main(
-        [
-            *CONFIG,
-            f"--output={tmp_path}",
-            "--axes=tasks,rank,batch,side,merged",
-            "--batch=1,8",
-            "--side=224",
-            "--steps=3",
-        ]
-    )
+    axes = ["--axes=tasks,rank,batch,side,merged", "--batch=1,8", "--side=224"]
+    sweep.main([*CONFIG, f"--output={tmp_path}", *axes, "--steps=3"])
     results = results_of(tmp_path)
     assert results["centre"] == CENTRE
     assert [entry["setting"]["what"] for entry in results["settings"]] == ["train"] * 8 + ["infer"] * 9
@@ -80,7 +73,8 @@ def test_a_sweep_and_its_costs(machine, tmp_path, capsys):
         *("-m", "mtlora_jax.benchmark", *CONFIG, "--config.tasks=semseg"),
         *("--what=train", "--steps=3", "--json"),
     ]
-    # Of 6 s with one task (rank 64), each adds 1 s; of 8.25 s at rank 16, 48 more add 0.75 s; time goes with the batch and the area.
+    # Each task adds 1 s to the 6 s of one task (rank 64), and 48 more in rank add 0.75 s to the 8.25 s of rank 16; time
+    # is proportional to the batch and to the area.
     table = (tmp_path / "sweep.md").read_text()
     assert "| train | time | 9.00 s | +16.67% (+1.00 s) | +0.19% (+15.62 ms) | x2.00 | x4.00 |  |" in table
     assert "| infer | time | 9.00 s | +16.67% (+1.00 s) | +0.19% (+15.62 ms) | x2.00 | x4.00 | x0.50 |" in table
@@ -93,16 +87,13 @@ def test_a_sweep_and_its_costs(machine, tmp_path, capsys):
 
 def test_what_is_measured_is_not_measured_again(machine, tmp_path):
     calls, failing = machine
-    failing["--config.batch_size=4"] = (
-        1,
-        "Traceback\nXlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes",
-    )
+    exhausted = "XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"
+    failing["--config.batch_size=4"] = (1, f"Traceback\n{exhausted}")
     failing["--config.batch_size=8"] = (-9, "")
     failing["--config.method.rank=16"] = (1, "Traceback\nValueError: the cable is out")
     command = [*CONFIG, f"--output={tmp_path}", "--what=train", "--axes=rank,batch", "--batch=4,8"]
-    with pytest.raises(
-        UserError, match="1 settings failed, the first with: ValueError: the cable is out; the same command"
-    ):
+    message = "1 settings failed, the first with: ValueError: the cable is out; the same command"
+    with pytest.raises(UserError, match=message):
         sweep.main(command)
     assert [entry.get("failed") for entry in results_of(tmp_path)["settings"]] == [
         *(None, "ValueError: the cable is out", "out of memory", "out of memory"),
@@ -126,17 +117,10 @@ def test_nothing_could_be_measured(machine, tmp_path):
 
 
 def test_without_a_centre_there_are_tables_all_the_same(tmp_path):
-    settings = [
-        {"what": "train", **CENTRE},
-        {"what": "train", **CENTRE, "batch": 1},
-        {"what": "train", **CENTRE, "rank": 16},
-    ]
-    entries = [{"setting": setting, "command": "", "measured": measured(setting)} for setting in settings[1:]]
-    results = {
-        "flags": [],
-        "centre": CENTRE,
-        "settings": [{"setting": settings[0], "command": "", "failed": "out of memory"}, *entries],
-    }
+    centre, *others = [{"what": "train", **CENTRE, **change} for change in ({}, {"batch": 1}, {"rank": 16})]
+    failed = {"setting": centre, "command": "", "failed": "out of memory"}
+    entries = [{"setting": setting, "command": "", "measured": measured(setting)} for setting in others]
+    results = {"flags": [], "centre": CENTRE, "settings": [failed, *entries]}
     table = sweep_report.tables(results)
     assert "| **2** | out of memory |" in table
     assert "| 1 | 4.50 s |  | 0.500 GB |  | 45 G |  |" in table
@@ -159,7 +143,7 @@ def test_launcher():
     [
         (["--axes=colour"], "--axes: 'colour' is not one of tasks, rank, batch, side, precision, merged"),
         (["--what=data"], "--what: 'data' is not one of train, infer"),
-        (["--batch=1,many"], "--batch: 'many' is not a whole number from 1 on"),
+        (["--batch=1,many"], "--batch: 'many' is not a whole number of at least 1"),
         (["--tasks=5"], "--tasks: '5' is not a whole number from 1 to 4, the tasks of the config"),
         (["--precision=int8"], "--precision: 'int8' is not one of float32, bfloat16"),
         (["--steps=0"], "--steps=0 must be at least 1"),
@@ -184,16 +168,10 @@ def test_another_config_is_not_mixed_in(machine, tmp_path):
 
 
 def test_the_whole_command(tmp_path):
-    """As a user gives it; processes are real, the model is very small."""
-    small = [
-        "batch_size=1",
-        "image_size=32,32",
-        "decoder.channels=2,2,2,2",
-        "backbone.variant=micro",
-        "method.rank=2",
-        "method.task_rank=0",
-    ]
-    flags = [*CONFIG[:2], *(f"--config.{flag}" for flag in ("tasks=sal,depth", *small))]
+    """As a user runs it, with real processes and a very small model."""
+    run = ("tasks=sal,depth", "batch_size=1", "image_size=32,32")
+    model = ("decoder.channels=2,2,2,2", "backbone.variant=micro", "method.rank=2", "method.task_rank=0")
+    flags = [*CONFIG[:2], *(f"--config.{flag}" for flag in (*run, *model))]
     quickly = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
     arguments = [*flags, "--what=infer", "--axes=tasks,merged", "--tasks=2", "--steps=2", f"--output={tmp_path}"]
     command = [sys.executable, str(ROOT / "benchmarks" / "sweep.py"), *arguments]
@@ -212,7 +190,7 @@ def gpu(folder, *parts, python):
 
 
 def test_gpu_script_goes_past_failures(tmp_path):
-    """With programs in the place of Python that say what they are asked for, or fail."""
+    """Instead of Python it runs programs that print their arguments, or fail."""
     parts = ("train", "peer", "sweep")
     done = gpu(tmp_path, *parts, python="/bin/echo")
     assert done.returncode == 0, done.stderr
@@ -229,10 +207,8 @@ def test_gpu_script_goes_past_failures(tmp_path):
 
 def test_gpu_script_refuses(tmp_path):
     done = gpu(tmp_path, "trian", python="/bin/echo")
-    assert (done.returncode, done.stderr) == (
-        2,
-        "trian is none of tests, train, infer, peer, data, end_to_end, sweep\n",
-    )
+    message = "trian is not one of tests, train, infer, peer, data, end_to_end, sweep\n"
+    assert (done.returncode, done.stderr) == (2, message)
     assert not (tmp_path / "out").exists()
 
 
