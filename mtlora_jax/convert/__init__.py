@@ -23,7 +23,9 @@ UNSUPPORTED = {
     r"(.*\.)?(attn|attention|w_msa|self)\.(.*\.)?(logit_scale|cpb_mlp\..*|continuous_position_bias_mlp\..*)": (
         "a Swin V2, which is another network and not supported yet: only the first Swin Transformer is"
     ),
-    r"(.*\.)?patch_embed\.proj\.kernel": "weights of mtlora_jax whose config.json is missing or damaged: a model folder is both",
+    r"(.*\.)?patch_embed\.proj\.kernel": (
+        "a file of weights of mtlora_jax; expected its model folder, with a valid config.json"
+    ),
 }
 
 DEFAULTS = Settings(
@@ -119,19 +121,18 @@ def recognise(checkpoint: Checkpoint, format: str) -> tuple[str, str]:
     if format != "auto":
         if format not in FORMATS:
             raise UserError(f"--from={format} is not one of auto, {', '.join(FORMATS)}")
-        return format, "as told"
+        return format, "given by --from"
     for name, module in FORMATS.items():
         if evidence := module.recognise(keys):
             return name, evidence
     for key, value in checkpoint.state.items():
         check_is_dense(value, checkpoint.sources[key])
-    raise UserError(
-        f"{path}: no Swin Transformer of a known format ({', '.join(FORMATS)}); its tensors are {parameters.list_keys(list(keys))}"
-    )
+    known, found = ", ".join(FORMATS), parameters.list_keys(list(keys))
+    raise UserError(f"{path}: no Swin Transformer of a known format ({known}); its tensors are {found}")
 
 
 def count_other_parts(checkpoint: Checkpoint, table: Table) -> Counter[str]:
-    """Counts the tensors of each part beside the Swin, such as the decoder of a segmentation network."""
+    """Counts the tensors of each part other than the Swin, such as the decoder of a segmentation network."""
     return Counter(first_match(table.dropped, key) or key.partition(".")[0] for key in checkpoint.other_keys)
 
 
@@ -159,20 +160,22 @@ def infer_image_size(state: Mapping[str, Any], arrays: Mapping[str, np.ndarray])
 def describe_architecture(architecture: Mapping[str, Any], sources: Mapping[str, str]) -> list[str]:
     """Describes the architecture, and the origin of each setting that tensors do not determine."""
     backbone, decoder, method = (architecture[part] for part in ("backbone", "decoder", "method"))
+    sizes = ", ".join(
+        f"{key} {backbone[key]}" for key in ("embed_dim", "depths", "num_heads", "window_size", "patch_size")
+    )
+    rate = f"drop_path_rate {backbone['drop_path_rate']:g} ({sources['drop_path_rate']})"
+    title = backbone_class(backbone).title(backbone)
     lines = [
-        f"backbone   {backbone_class(backbone).title(backbone)}: embed_dim {backbone['embed_dim']}, depths {backbone['depths']}, "
-        f"num_heads {backbone['num_heads']}, window_size {backbone['window_size']}, patch_size {backbone['patch_size']}, "
-        f"mlp_ratio {backbone['mlp_ratio']:g}, drop_path_rate {backbone['drop_path_rate']:g} ({sources['drop_path_rate']})",
+        f"backbone   {title}: {sizes}, mlp_ratio {backbone['mlp_ratio']:g}, {rate}",
         f"image size {format_stages(architecture['image_size'])} ({sources['image_size']})",
     ]
     if decoder:
-        lines.append(
-            f"tasks      {', '.join(f'{task} {outputs}' for task, outputs in architecture['tasks'].items())} outputs"
-        )
-        lines.append(f"decoder    {decoder['name']} on {decoder['channels']} channels")
+        tasks = ", ".join(f"{task} {outputs}" for task, outputs in architecture["tasks"].items())
+        lines += [f"tasks      {tasks} outputs", f"decoder    {decoder['name']} on {decoder['channels']} channels"]
     if method["name"] == "mtlora":
+        locations = ", ".join(method["locations"])
         lines += [
-            f"low rank   {format_stages(method['rank'])} on {', '.join(method['locations'])}; merging: {method['merging']}",
+            f"low rank   {format_stages(method['rank'])} on {locations}; merging: {method['merging']}",
             f"task ranks {format_stages(method['task_rank'])}",
             f"scale      {format_stages(method['scale'])} ({sources['scale']}), "
             f"of tasks {format_stages(method['task_scale'])} ({sources['task_scale']})",

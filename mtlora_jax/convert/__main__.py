@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--merge", action="store_true", help="fold the low-rank branches into the weights: faster, no longer trainable"
     )
-    parser.add_argument("--adapter", action="store_true", help="write what was trained alone; --base is the rest")
+    parser.add_argument("--adapter", action="store_true", help="write only the trained part; --base has the rest")
     parser.add_argument("--base", type=user_path, help="the model folder with the frozen weights of an adapter")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
     args = parser.parse(argv)
@@ -86,10 +86,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         with np.errstate(all="ignore"):
             config["architecture"], arrays = merged_arrays(config["architecture"], arrays)
-        arrays = weights.check(arrays, f"{args.source}, merged")  # products can be larger than float32 goes
+        arrays = weights.check(arrays, f"{args.source}, merged")  # products can exceed the range of float32
         report = [*report, f"merged     {len(arrays)} tensors with {sum(a.size for a in arrays.values()):,} values"]
     with locks.hold_lock_beside(args.out):
-        check_flags(args)  # again, since another program may have written there meanwhile
+        check_flags(args)  # again, since another program may have written OUT meanwhile
         if args.to == "mtlora":
             to_mtlora.save(args.out, config["architecture"], arrays)
         elif args.adapter:
@@ -154,7 +154,7 @@ def read_model_folder(args: argparse.Namespace, tasks: Sequence[str] | None) -> 
     """Reads a model folder, or an adapter folder with its base."""
     given = [name for name in CHECKPOINT_FLAGS if getattr(args, name) is not None] + ["from"] * (args.format != "auto")
     if given:
-        raise UserError(f"--{given[0]}: {args.source} is a model folder already; its config.json says that")
+        raise UserError(f"--{given[0]}: {args.source} is a model folder already; its config.json has that setting")
     if args.base is None or args.adapter:
         config, arrays = model_folder.read(args.source)
     else:
@@ -162,8 +162,9 @@ def read_model_folder(args: argparse.Namespace, tasks: Sequence[str] | None) -> 
     if tasks is not None:
         config, arrays = keep_tasks(config, arrays, tasks)
     parameters.assign(build(config["architecture"]), arrays, str(args.source))
+    kept = ", ".join(config["architecture"]["tasks"]) or "none"
     report = [
-        f"model      {config['architecture']['method']['name']}, tasks {', '.join(config['architecture']['tasks']) or 'none'}",
+        f"model      {config['architecture']['method']['name']}, tasks {kept}",
         f"tensors    {len(arrays)} with {sum(a.size for a in arrays.values()):,} values",
     ]
     return Source(config, arrays, report)

@@ -75,9 +75,8 @@ def find_file(source: pathlib.Path) -> pathlib.Path:
     found = usual[:1] or sorted(path for path in source.iterdir() if path.suffix in READERS and path.is_file())
     if not found:
         model_folder.refuse_run(source)
-        raise UserError(
-            f"{source}: the directory holds neither model.safetensors nor pytorch_model.bin, nor another file of weights"
-        )
+        usual = "neither model.safetensors nor pytorch_model.bin"
+        raise UserError(f"{source}: the directory holds {usual}, nor another file of weights")
     if len(found) > 1:
         raise UserError(
             f"{source}: the directory holds {list_keys([path.name for path in found])}; name the file you mean"
@@ -104,7 +103,7 @@ def read_shards(index: pathlib.Path) -> tuple[dict[str, Any], dict[str, pathlib.
         raise UserError(f"{index}: expected an object with weight_map, the names of tensors and of their files")
     outside = [name for name in places.values() if not _is_beside(name)]
     if outside:
-        raise UserError(f"{index}: {outside[0][:MAX_NAME]!r} is no name of a file in its folder")
+        raise UserError(f"{index}: {outside[0][:MAX_NAME]!r} is not the name of a file in its folder")
     state, file_of = {}, {}
     for name in dict.fromkeys(places.values()):
         path = index.with_name(name)

@@ -13,17 +13,8 @@ ANCHORS = (swin.ANCHOR, hf.ANCHOR, mmseg.ANCHOR, torchvision.ANCHOR)
 
 # Names of the containers and prefixes to prefer if there are several; the first wins.
 PREFERRED = (
-    "model",
-    "state_dict",
-    "model_state_dict",
-    "net",
-    "network",
-    "module",
-    "_orig_mod",
-    "student",
-    "backbone",
-    "encoder",
-    "swin",
+    *("model", "state_dict", "model_state_dict", "net", "network", "module", "_orig_mod"),
+    *("student", "backbone", "encoder", "swin"),
 )
 # Names of weights averaged during training.
 AVERAGED = re.compile(r"(.*_)?ema(_.*)?|teacher|momentum_.*|(.*_)?averaged?(_.*)?|swa_.*", re.IGNORECASE)
@@ -60,11 +51,8 @@ def find_weights(content: Mapping[Any, Any]) -> list[Found]:
             continue
         seen.add(id(entries))
         keys = [key for key in entries if isinstance(key, str)]
-        found += [
-            Found(place, prefix, entries)
-            for prefix in dict.fromkeys(find_prefix(key) for key in keys)
-            if prefix is not None
-        ]
+        prefixes = dict.fromkeys(find_prefix(key) for key in keys)
+        found += [Found(place, prefix, entries) for prefix in prefixes if prefix is not None]
         waiting += [((*place, key), entries[key]) for key in keys if isinstance(entries[key], Mapping)]
     return found
 

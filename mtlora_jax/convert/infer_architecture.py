@@ -95,20 +95,15 @@ def infer_tasks(arrays: Arrays) -> dict[str, int]:
 
 
 def infer_decoder(arrays: Arrays, tasks: Sequence[str]) -> dict[str, Any]:
-    heads = {
-        task: next(
-            (head for head, signature in HEAD_SIGNATURES.items() if f"decoders.{task}.head.{signature}" in arrays),
-            "unknown",
-        )
-        for task in tasks
-    }
+    heads = {task: infer_head(arrays, f"decoders.{task}.head.") for task in tasks}
     if len(set(heads.values())) != 1:
         raise UserError(f"all tasks must have the same kind of decoder, but the checkpoint has {heads}")
     name, prefix = heads[tasks[0]], f"decoders.{tasks[0]}."
     projections = count_indices(arrays, re.escape(prefix) + r"projections\.(\d+)\..*")
     if projections == 0:
         raise UserError(
-            f"{prefix}projections: the checkpoint has no 1x1 projections before the decoders (MODEL.DECODER_DOWNSAMPLER False)"
+            f"{prefix}projections: the checkpoint has no 1x1 projections before the decoders "
+            "(MODEL.DECODER_DOWNSAMPLER False)"
         )
     decoder: dict[str, Any] = {
         "name": name,
@@ -121,17 +116,17 @@ def infer_decoder(arrays: Arrays, tasks: Sequence[str]) -> dict[str, Any]:
     return decoder
 
 
+def infer_head(arrays: Arrays, prefix: str) -> str:
+    return next((head for head, signature in HEAD_SIGNATURES.items() if prefix + signature in arrays), "unknown")
+
+
 def infer_method(arrays: Arrays, tasks: Sequence[str], stages: int, settings: Settings) -> dict[str, Any]:
     """Infers MTLoRA's ranks and locations from its factors; full fine-tuning if there are none."""
     if not find_groups(arrays, r"(.*)\.shared_a"):
         return {"name": "full"}
-    merging = (
-        "lora"
-        if find_groups(arrays, r"(.*\.downsample\.reduction)\.shared_a")
-        else "freeze"
-        if settings.merging_frozen
-        else "train"
-    )
+    merging = "freeze" if settings.merging_frozen else "train"
+    if find_groups(arrays, r"(.*\.downsample\.reduction)\.shared_a"):
+        merging = "lora"
     return {
         "name": "mtlora",
         "rank": [infer_rank(arrays, rf"backbone\.layers\.{i}\.blocks\.(.*)\.shared_a") for i in range(stages)],
@@ -168,7 +163,7 @@ def select_task(value: Any, task: str) -> Any:
 
 
 def collapse_repeats(value: Any) -> Any:
-    """Collapses a list of equal numbers, as which the reference writes one number for all stages."""
+    """Collapses a list of equal numbers, the form in which the reference writes one number for all stages."""
     return value[0] if isinstance(value, Sequence) and len(set(value)) == 1 else value
 
 
@@ -187,8 +182,6 @@ def resize_tables(arrays: Arrays, window: int) -> tuple[dict[str, np.ndarray], i
 def resize_table(table: np.ndarray, window: int) -> np.ndarray:
     """Resizes a table ((2w - 1)^2, heads) to ((2 window - 1)^2, heads), bicubically over the grid, as Swin does."""
     old, new = 2 * infer_window(table) - 1, 2 * window - 1
-    grids = [
-        cv2.resize(head.reshape(old, old), (new, new), interpolation=cv2.INTER_CUBIC)
-        for head in np.ascontiguousarray(table.T)
-    ]
-    return np.stack(grids, -1).reshape(new * new, -1)
+    grids = [head.reshape(old, old) for head in np.ascontiguousarray(table.T)]
+    resized = [cv2.resize(grid, (new, new), interpolation=cv2.INTER_CUBIC) for grid in grids]
+    return np.stack(resized, -1).reshape(new * new, -1)

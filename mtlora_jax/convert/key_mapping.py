@@ -129,7 +129,7 @@ def apply(table: Table, state: Mapping[str, Any], sources: Mapping[str, str]) ->
         except ValueError:
             raise UserError(f"{key} has shape {value.shape}, which is not that of a {row.transform.name}") from None
     if left_over:
-        raise UserError(f"tensors that have no place in the model: {list_keys(left_over)}")
+        raise UserError(f"tensors without a place in the model: {list_keys(left_over)}")
     arrays = {}
     for path, joined in parts.items():
         keys, values = zip(*(joined[part] for part in sorted(joined)), strict=True)
@@ -155,7 +155,7 @@ def unapply(rows_for: Callable[[str], Sequence[Row]], arrays: Mapping[str, np.nd
         row, key = match
         state[key] = np.ascontiguousarray(row.transform.inverse(value))
     if left_over:
-        raise UserError(f"tensors that the format has no name for: {list_keys(left_over)}")
+        raise UserError(f"tensors without a name in the format: {list_keys(left_over)}")
     return state
 
 

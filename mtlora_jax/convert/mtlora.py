@@ -69,7 +69,9 @@ PROJECTIONS = [
 
 DROPPED = {r".*\.(attn_mask|relative_position_index|num_batches_tracked)": "derived buffers"}
 REFUSED = {
-    r".*\.lora_(shared|task)_scale(\..*)?": "trainable scales (MTLORA.TRAINABLE_SCALE_*) are not supported, only fixed ones",
+    r".*\.lora_(shared|task)_scale(\..*)?": (
+        "trainable scales (MTLORA.TRAINABLE_SCALE_*) are not supported, only fixed ones"
+    ),
     r".*\.lora_norm\..*": "MTLORA.SHARED_MODE 'addition' is not supported, only 'matrix'",
     r".*\.attn\.[qkv]\..*": "MTLORA.SPLIT_QKV is not supported, only one joint qkv layer",
     r"downsampler\.downsample_\d\..*": "projections shared by all tasks (PER_TASK_DOWNSAMPLER False) are not supported",
@@ -132,11 +134,8 @@ def read_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     for ours, (names, check) in SETTINGS.items():
         for name in names:
             value = get_entry(config, name)
-            if (
-                ours not in found
-                and value is not None
-                and not (isinstance(value, Mapping | list | tuple) and not value)
-            ):
+            empty = value is None or (isinstance(value, Mapping | list | tuple) and not value)
+            if ours not in found and not empty:
                 check(value, f"the checkpoint's configuration: {name}")
                 found[ours] = value
     if isinstance(get_entry(config, "TRAIN"), Mapping):

@@ -1,4 +1,7 @@
-"""Official Microsoft Swin checkpoints: `patch_embed.*`, `layers.I.blocks.J.*`, `layers.I.downsample.*`, `norm.*`, `head.*`."""
+"""Swin checkpoints of Microsoft, the official ones.
+
+Their keys are `patch_embed.*`, `layers.I.blocks.J.*`, `layers.I.downsample.*`, `norm.*` and `head.*`.
+"""
 
 from collections.abc import Collection
 

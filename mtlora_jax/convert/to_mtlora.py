@@ -77,24 +77,19 @@ def check_supported(architecture: Mapping[str, Any]) -> None:
     if method.get("ts_base", "shared") != "shared":
         raise UserError(f"--to=mtlora: the reference computes ts_base 'shared', this model {method['ts_base']!r}")
     if decoder["name"] == "segformer" and not decoder.get("dead_classifier", True):
-        raise UserError(
-            "--to=mtlora: the reference's SegFormer decoder has the classifier that decoder.dead_classifier = False leaves out"
-        )
+        raise UserError("--to=mtlora: decoder.dead_classifier = False leaves out a classifier that the reference has")
     grids, window = grid_sizes(architecture), architecture["backbone"].get("window_size", 7)
     if size[0] != size[1] or len(grids) != len(STRIDES) or any(grid % window for grid in grids):
-        raise UserError(
-            f"--to=mtlora: the reference needs square images and four stages whose grids its windows of {window} divide; this model takes "
-            f"{size[0]}x{size[1]} pixels, its grids are {grids}"
-        )
+        needs = f"square images and four stages whose grids its windows of {window} divide"
+        found = f"this model takes {size[0]}x{size[1]} pixels, its grids are {grids}"
+        raise UserError(f"--to=mtlora: the reference needs {needs}; {found}")
 
 
 def grid_sizes(architecture: Mapping[str, Any]) -> list[int]:
-    """Returns the side of the grid of each stage, in tokens."""
+    """Returns the side of the grid of each stage, in tokens; 0 if it is not whole."""
     patches = architecture["image_size"][0] / architecture["backbone"].get("patch_size", 4)
-    return [
-        int(patches / stride) if patches % stride == 0 else 0
-        for stride in STRIDES[: len(architecture["backbone"]["depths"])]
-    ]
+    strides = STRIDES[: len(architecture["backbone"]["depths"])]
+    return [int(patches / stride) if patches % stride == 0 else 0 for stride in strides]
 
 
 def make_window_buffers(architecture: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -104,9 +99,8 @@ def make_window_buffers(architecture: Mapping[str, Any]) -> dict[str, np.ndarray
     for i, (depth, grid) in enumerate(zip(architecture["backbone"]["depths"], grid_sizes(architecture), strict=True)):
         for j in range(depth):
             block = f"backbone.layers.{i}.blocks.{j}."
-            found[block + "attn.relative_position_index"] = relative_position_index((window, window), window).astype(
-                np.int64
-            )
+            index = relative_position_index((window, window), window)
+            found[block + "attn.relative_position_index"] = index.astype(np.int64)
             if j % 2 and grid > window:
                 found[block + "attn_mask"] = np.asarray(attention_mask((grid, grid), (window, window), window // 2))
     return found

@@ -14,7 +14,7 @@ import numpy as np
 from mtlora_jax.errors import UserError
 from mtlora_jax.io import files, weights
 
-SAVE_ALONE = 'where its model can be built, save the weights alone: torch.save(model.state_dict(), "weights.pth")'
+SAVE_ALONE = 'where the model can be built, save only its weights: torch.save(model.state_dict(), "weights.pth")'
 MAX_DEPTH = 6  # of nested containers
 
 
@@ -105,9 +105,8 @@ def read(path: pathlib.Path) -> Mapping[Any, Any]:
     except Exception as error:  # a damaged or hostile pickle can raise anything
         raise UserError(f"{path}: {describe_refusal(error)}") from None
     if not isinstance(content, Mapping):
-        raise UserError(
-            f"{path}: holds a {type(content).__name__}, expected a state dict or a training checkpoint with one; {SAVE_ALONE}"
-        )
+        expected = "expected a state dict or a training checkpoint with one"
+        raise UserError(f"{path}: holds a {type(content).__name__}, {expected}; {SAVE_ALONE}")
     if records is not None:
         check_storages(path, content, records)
     return content
@@ -117,9 +116,9 @@ def describe_refusal(error: Exception) -> str:
     """Describes why PyTorch does not load a file, and what would help."""
     if not isinstance(error, pickle.UnpicklingError):
         return f"damaged, or not a PyTorch checkpoint ({type(error).__name__}: {first_line(error)})"
-    named = re.search(r"GLOBAL ([\w.]+)", str(error))  # the rest advises to load the file without protection
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))  # the rest of the message recommends loading without protection
     what = f"asks to load {named[1]}" if named else "is not a pickle as PyTorch writes it"
-    return f"refused, for it {what}, and only tensors and plain values are loaded; {SAVE_ALONE}"
+    return f"refused, since it {what}, and only tensors and plain values are loaded; {SAVE_ALONE}"
 
 
 def read_record_sizes(path: pathlib.Path) -> Counter[int]:
@@ -131,17 +130,14 @@ def read_record_sizes(path: pathlib.Path) -> Counter[int]:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             if any("/code/" in entry.filename for entry in entries):
-                raise UserError(
-                    f'{path}: is a TorchScript program; save its weights: torch.save(torch.jit.load("FILE").state_dict(), "weights.pth")'
-                )
-            odd = next(
-                (entry for entry in entries if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1), None
-            )
+                save = 'torch.save(torch.jit.load("FILE").state_dict(), "weights.pth")'
+                raise UserError(f"{path}: is a TorchScript program; save its weights: {save}")
+            stored = zipfile.ZIP_STORED
+            odd = next((entry for entry in entries if entry.compress_type != stored or entry.flag_bits & 1), None)
             if odd is not None:
                 how = "encrypted" if odd.flag_bits & 1 else "compressed"
-                raise UserError(
-                    f"{path}: {odd.filename} is {how}, which PyTorch does not write; unpack it, and pack it again with zip -0 -r"
-                )
+                advice = "unpack the file, and pack it again with zip -0 -r"
+                raise UserError(f"{path}: {odd.filename} is {how}, which PyTorch does not write; {advice}")
             if len({entry.filename for entry in entries}) != len(entries):
                 raise UserError(f"{path}: damaged (two records have one name)")
             if sum(entry.file_size for entry in entries) > path.stat().st_size:
@@ -198,7 +194,10 @@ def to_float32(value: Any, name: str) -> np.ndarray:
 
 
 def to_array(value: Any, name: str) -> np.ndarray:
-    """Converts a PyTorch tensor to an array; keeps float64. Raises UserError unless it is dense, floating and has values."""
+    """Converts a PyTorch tensor to an array; keeps float64.
+
+    Raises UserError unless it is dense, floating and has values.
+    """
     import torch
 
     check_is_dense(value, name)

@@ -1,6 +1,7 @@
-"""Adapters: what fine-tuning changed, shipped without the frozen base; and tasks added to or dropped from a trained model.
+"""Adapters without the frozen base, and tasks added to or dropped from a trained model.
 
-An adapter folder has config.json, a card, and `adapter.safetensors` with the trained parameters and the BatchNorm statistics.
+An adapter folder has config.json, a card, and `adapter.safetensors` with the trained parameters and the BatchNorm
+statistics.
 """
 
 import hashlib
@@ -27,21 +28,21 @@ ADAPTER = "adapter.safetensors"
 def load(where: str | pathlib.Path, base: str | pathlib.Path | None = None) -> Model:
     """Opens a model folder written by the converter, by training or by `Model.save`; with `base`, an adapter folder.
 
-    Raises UserError for a folder that is none, damaged files, weights that do not fit, and for another base than the adapter's.
+    Raises UserError for other folders, damaged files, weights that do not fit, and a base other than the adapter's.
     """
     return model_folder.load(where) if base is None else load_adapter(where, base)
 
 
 def save_adapter(model: Model, where: str | pathlib.Path, base: str | pathlib.Path) -> None:
-    """Writes the adapter of a model, whole or not at all; an existing folder is replaced.
+    """Writes the adapter of a model atomically; an existing folder is replaced.
 
     Args:
       model: trained from `base`.
       where: the adapter folder.
-      base: a model folder that holds the frozen weights, such as the one that `config.init_from` named, or WORKDIR/initial of the run.
+      base: a model folder with the frozen weights, such as that of `config.init_from`, or WORKDIR/initial of the run.
 
     Raises:
-      UserError: for a method that freezes nothing, and for a base whose weights are not the model's.
+      UserError: for a method without adapters, and for a base whose weights are not the model's.
     """
     write_adapter(where, model.config, parameters.host_arrays(model.module), base)
 
@@ -49,11 +50,11 @@ def save_adapter(model: Model, where: str | pathlib.Path, base: str | pathlib.Pa
 def write_adapter(
     where: str | pathlib.Path, config: Mapping[str, Any], arrays: Arrays, base: str | pathlib.Path
 ) -> None:
-    """`save_adapter` of a model that is not built: config as in config.json, and all of its arrays."""
+    """`save_adapter` for a model given by its config, as in config.json, and all of its arrays."""
     where, base = files.user_path(where), files.user_path(base)
     options = config["architecture"]["method"]
     if why := model_factory.method_class(options).NO_ADAPTER:
-        raise UserError(f"a model of the method {options['name']} has no adapter, for {why}: ship the model folder")
+        raise UserError(f"a model of the method {options['name']} has no adapter, since {why}: ship the model folder")
     frozen = frozen_paths(config["architecture"])
     there = frozen_arrays(base, frozen)
     differing = [path for path in frozen if not np.array_equal(there[path], np.asarray(arrays[path], np.float32))]
@@ -71,7 +72,7 @@ def load_adapter(where: str | pathlib.Path, base: str | pathlib.Path) -> Model:
 
 
 def read_adapter(where: str | pathlib.Path, base: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """(config, {path: array}) of the whole model, as `folder.save` takes them."""
+    """(config, {path: array}) of the whole model, as in a model folder."""
     where, base = files.user_path(where), files.user_path(base)
 
     def both() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -88,14 +89,17 @@ def read_adapter(where: str | pathlib.Path, base: str | pathlib.Path) -> tuple[d
     found, expected = fingerprint(frozen), str(entry.get("sha256"))
     if found != expected:
         raise UserError(
-            f"{base} is not the base of {where}: its frozen weights have the SHA-256 {found[:12]}, expected {expected[:12]} "
-            f"({entry.get('base')})"
+            f"{base} is not the base of {where}: its frozen weights have the SHA-256 {found[:12]}, "
+            f"expected {expected[:12]} ({entry.get('base')})"
         )
     return config, {**frozen, **trained}
 
 
 def refuse_other_tensors(source: str, architecture: Architecture, arrays: Arrays, frozen: Sequence[str]) -> None:
-    """Raises UserError unless an adapter has just what its method trains and the batch statistics: the rest is the base's, by its hash."""
+    """Raises UserError unless an adapter holds exactly the trained parameters and the batch statistics.
+
+    All other arrays come from the base, whose hash is checked.
+    """
     expected = set(parameters.flat_variables(model_factory.build(architecture))) - set(frozen)
     problems = {
         "of the base": sorted(arrays.keys() & set(frozen)),
@@ -110,7 +114,7 @@ def refuse_other_tensors(source: str, architecture: Architecture, arrays: Arrays
 
 
 def frozen_paths(architecture: Architecture) -> list[str]:
-    """Paths of what the method neither trains nor gathers statistics of."""
+    """Paths of the variables that are neither trained nor batch statistics."""
     method, own = model_factory.method_of(architecture), parameters.flat_variables(model_factory.build(architecture))
     return [path for path, v in own.items() if not isinstance(v, nnx.BatchStat) and not method.is_trainable(path, v)]
 
@@ -163,13 +167,14 @@ def add_task(
       name: of the new task.
       outputs: channels of its logits; None takes those of the source, else the default of the task.
       position: in the order of tasks; None puts it at the end.
-      task_rank: of its task-specific branches, a number or one per stage; None takes that of the source, else that of the first task.
-      seed: of its weights, which are those of a new model, to be trained.
-      source: a model that has the task, and the same weights wherever tasks share them: the task comes from there with its weights,
-        classes and scores.
+      task_rank: of its task-specific branches, a number or one per stage; None takes that of the source, else that of
+        the first task.
+      seed: for its weights, initialised as in a new model and still to be trained.
+      source: a model with this task and the same shared weights; its weights, classes and scores of the task are taken.
 
     Raises:
-      UserError: if the task is there already, for a merged model or a bare backbone, and for a source with other shared weights.
+      UserError: if the model has the task already, for a merged model or a bare backbone, and for a source with other
+        shared weights.
     """
     if name in model.tasks:
         raise UserError(f"the model has the task {name} already; it has {', '.join(model.tasks)}")
@@ -179,9 +184,8 @@ def add_task(
         raise UserError(f"{what} takes no further task: add {name} to the model that was fine-tuned")
     options = {} if task_rank is None else {"task_rank": task_rank}
     config, arrays = dict(model.config), parameters.host_arrays(model.module)
-    config["scores"] = {
-        key: value for key, value in config.get("scores", {}).items() if "/" in key
-    }  # none that is a mean over tasks
+    # Scores without "/" are means over tasks, which change.
+    config["scores"] = {key: value for key, value in config.get("scores", {}).items() if "/" in key}
     if source is not None:
         refuse_other_weights(model, source, name)
         theirs = only(source.architecture, [name])
@@ -191,10 +195,8 @@ def add_task(
         told, weights = keep_tasks(source.config, parameters.host_arrays(source.module), [name])
         arrays = {**weights, **arrays}
         for part in ("classes", "scores"):
-            config[part] = {
-                **config.get(part, {}),
-                **{k: v for k, v in told.get(part, {}).items() if k.partition("/")[0] == name},
-            }
+            own = {key: value for key, value in told.get(part, {}).items() if key.partition("/")[0] == name}
+            config[part] = {**config.get(part, {}), **own}
     if outputs is None:
         outputs = make_tasks([name])[name].channels
     config["architecture"] = one_more(model.architecture, name, outputs, position, options)
@@ -205,19 +207,18 @@ def add_task(
 
 
 def inference_options(architecture: Architecture) -> dict[str, dict[str, Any]]:
-    """Returns {part: the options that say what a trained model computes, alike for all tasks}."""
+    """Returns {part: the options that determine the outputs of a trained model and are shared by all tasks}."""
     kind, method = model_factory.method_class(architecture["method"]), architecture["method"]
+    options = kind.inference_options(method)
     return {
         "backbone": {key: value for key, value in architecture["backbone"].items() if key != "drop_path_rate"},
         "decoder": {key: value for key, value in architecture["decoder"].items() if key != "dropout"},
-        "method": {
-            key: value for key, value in kind.inference_options(method).items() if key not in kind.PER_TASK_OPTIONS
-        },
+        "method": {key: value for key, value in options.items() if key not in kind.PER_TASK_OPTIONS},
     }
 
 
 def refuse_other_weights(model: Model, source: Model, name: str) -> None:
-    """Raises UserError unless the source has the task, and the model's weights wherever tasks share them."""
+    """Raises UserError unless the source has the task and the model's shared weights."""
     if name not in source.tasks:
         raise UserError(f"the source has no task {name}; it has {', '.join(source.tasks)}")
     here, there = (inference_options(m.architecture) for m in (model, source))
@@ -228,6 +229,5 @@ def refuse_other_weights(model: Model, source: Model, name: str) -> None:
     shared = parameters.flat_variables(model_factory.build(only(model.architecture, ())))
     differing = [path for path in shared if not np.array_equal(here[path], there[path])]
     if differing:
-        raise UserError(
-            f"the task {name} of the source was trained with other shared weights; different: {parameters.list_keys(differing)}"
-        )
+        what = f"the task {name} of the source was trained with other shared weights"
+        raise UserError(f"{what}; different: {parameters.list_keys(differing)}")

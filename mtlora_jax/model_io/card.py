@@ -1,4 +1,4 @@
-"""The model card, README.md of a model folder: what it predicts, how well, how large it is, where it comes from, how to use it."""
+"""The model card, README.md of a model folder: tasks, usage, scores, size, origin."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from mtlora_jax.analysis.param_counts import count_parameters
 from mtlora_jax.model_io import markdown
 from mtlora_jax.tasks import TASKS
 
-# {task: what the Hugging Face Hub files such models under}; the first task of a model that is here decides.
+# {task: pipeline tag of the Hugging Face Hub}; the first task of a model that has one decides.
 PIPELINES = {
     "semseg": "image-segmentation",
     "human_parts": "image-segmentation",
@@ -24,10 +24,11 @@ def card(config: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
     """Markdown with the metadata of the Hugging Face Hub on top.
 
     Args:
-      config: config.json of a model folder: "architecture" and, where known, "classes" {task: names}, "scores" {"TASK/SCORE": value} with
-        the "step" they are of, "training" {"command": str, "config": dict}, "started_from" and "converted_from" (each with "file" and
-        "format"), "base_model" (its name on the Hub), "adapter" {"base": str, "sha256": str}.
-      arrays: {path: array} of what is stored.
+      config: config.json of a model folder: "architecture" and, where known, "classes" {task: names}, "scores"
+        {"TASK/SCORE": value} and the "step" of their evaluation, "training" {"command": str, "config": dict},
+        "started_from" and "converted_from" (each with "file" and "format"), "base_model" (its name on the Hub),
+        "adapter" {"base": str, "sha256": str}.
+      arrays: {path: array} stored in the folder.
     """
     architecture = config["architecture"]
     tasks = list(architecture["tasks"])
@@ -41,24 +42,16 @@ def card(config: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
     environment.filters |= {"code": markdown.code, "block": markdown.block, "as_json": markdown.as_json}
     absent = dict.fromkeys(("step", "started_from", "converted_from", "adapter"))
     training = config.get("training") or {}
+    other = "image-to-image" if tasks else "image-feature-extraction"
+    names = [architecture["backbone"]["name"], *(task.replace("_", "-") for task in tasks)]
     return environment.get_template("card.md").render(
         config={**absent, "scores": {}, "classes": {}, **config},
         command=training.get("command", ""),
         training=training.get("config", {}),
         data={"name": "", "eval_split": "", **training.get("config", {}).get("data", {})},
         title=title(architecture),
-        pipeline=next(
-            (PIPELINES[task] for task in tasks if task in PIPELINES),
-            "image-to-image" if tasks else "image-feature-extraction",
-        ),
-        tags=[
-            "mtlora",
-            "multi-task-learning",
-            "jax",
-            "flax",
-            architecture["backbone"]["name"],
-            *(task.replace("_", "-") for task in tasks),
-        ],
+        pipeline=next((PIPELINES[task] for task in tasks if task in PIPELINES), other),
+        tags=["mtlora", "multi-task-learning", "jax", "flax", *names],
         base_model=markdown.one_line(base_model(config)),
         method=architecture["method"],
         scores=list(table(tasks, config.get("scores") or {})),
@@ -81,22 +74,18 @@ def title(architecture: Mapping[str, Any]) -> str:
 
 
 def table(tasks: list[str], scores: Mapping[str, float]) -> Iterator[dict[str, Any]]:
-    """A row for each score, those of papers' tables first; scores of single classes are left out."""
+    """A row for each score, the primary metric of a task first; scores of single classes are left out."""
     for task in tasks:
         kind = TASKS.get(task)
         own = {name.removeprefix(f"{task}/"): value for name, value in scores.items() if name.startswith(f"{task}/")}
         for name in sorted(own, key=lambda name: kind is None or name != kind.primary_metric):
             if "/" not in name:
-                yield {
-                    "task": task,
-                    "name": name,
-                    "value": own[name],
-                    "note": kind.metric_notes.get(name, "") if kind else "",
-                }
+                note = kind.metric_notes.get(name, "") if kind else ""
+                yield {"task": task, "name": name, "value": own[name], "note": note}
 
 
 def base_model(config: Mapping[str, Any]) -> str:
-    """The base's name on the Hub, as the config gives it or as its converted file tells; empty where it is not known."""
+    """The base's name on the Hub, from the config or from the name of its converted file; empty if unknown."""
     backbone = model_factory.backbone_class(config["architecture"]["backbone"])
     origins = [config.get(key) or {} for key in ("converted_from", "started_from")]
     names = [backbone.hub_name(str(origin.get("file")), str(origin.get("format"))) for origin in origins]

@@ -1,11 +1,11 @@
-"""What the outputs of a model mean: names of classes, stored beside the weights and compared with the data wherever the two meet."""
+"""Class names of a model, stored with its weights and compared with the classes of the data."""
 
 from collections.abc import Mapping, Sequence
 
 from mtlora_jax.errors import UserError
 from mtlora_jax.tasks.task import Task
 
-Classes = Mapping[str, Sequence[str]]  # {task: names}, what config.json has under "classes"
+Classes = Mapping[str, Sequence[str]]  # {task: names}, "classes" in config.json
 
 
 def of(tasks: Mapping[str, Task]) -> dict[str, list[str]]:
@@ -14,12 +14,15 @@ def of(tasks: Mapping[str, Task]) -> dict[str, list[str]]:
 
 
 def names_outputs(task: Task) -> bool:
-    """Whether each output of a task is one of its classes. Data sets may name the two classes of saliency, which has one output."""
+    """Whether each output of a task is one of its classes.
+
+    Saliency is an exception: it has one output, but data sets may name two classes.
+    """
     return len(task.classes) == task.channels > 1
 
 
 def difference(stored: Sequence[str], task: Task) -> str:
-    """The first class that is another one in the data, in words; empty where there is none, and where names mean nothing."""
+    """The first class that differs in the data, in words; empty if there is none, or if classes are not outputs."""
     if not names_outputs(task) or tuple(stored) == task.classes:
         return ""
     pairs = enumerate(zip(stored, task.classes, strict=False))
@@ -30,7 +33,7 @@ def difference(stored: Sequence[str], task: Task) -> str:
 
 
 def differences(stored: Classes, tasks: Mapping[str, Task]) -> dict[str, str]:
-    """{task: what is another class in the data, in words}. What a model does not tell contradicts nothing."""
+    """{task: the class that differs in the data, in words}, of the tasks whose classes are stored."""
     found = {name: difference(stored[name], task) for name, task in tasks.items() if name in stored}
     return {name: told for name, told in found.items() if told}
 
@@ -39,9 +42,12 @@ def check(
     stored: Classes,
     tasks: Mapping[str, Task],
     where: str,
-    advice: str = "give the data whose classes it was trained on",
+    advice: str = "use data with the classes that it was trained on",
 ) -> None:
-    """Raises UserError, naming the model `where` and the first difference, unless its classes are those of the data, in order."""
+    """Raises UserError unless the model's classes are those of the data, in order.
+
+    The error names the model, as `where`, and the first difference.
+    """
     found = differences(stored, tasks)
     if found:
         told = "; ".join(f"{task}: {difference}" for task, difference in found.items())

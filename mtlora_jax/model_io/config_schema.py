@@ -1,4 +1,4 @@
-"""What may stand in config.json of a model folder, which strangers write too: types and bounds, checked before anything is made of it."""
+"""Types and bounds of config.json in a model folder, checked before use, since the file may come from a stranger."""
 
 from typing import Any
 
@@ -9,23 +9,18 @@ from mtlora_jax.schema import LARGEST, either, file_name, list_of, mapping, noth
 from mtlora_jax.tasks import TASKS
 from mtlora_jax.tasks.semseg import SemSeg
 
-LARGEST_FILE = 2**20  # bytes; ours have some thousand
+LARGEST_FILE = 2**20  # bytes; our files have some thousand
 NAMES = list_of(text(200), 1, model_factory.MOST_OUTPUTS)
 
-# The parts of an architecture are checked where a model is built of them.
+# Building the model checks the parts of its architecture.
+DATA = record({}, {"name": file_name, "eval_split": file_name})
 CONFIG = record(
     {"architecture": record(dict.fromkeys(model_factory.PARTS, plain))},
     {
         "classes": mapping(NAMES, TASK_NAME, MOST_TASKS),
         "scores": mapping(either(number(), nothing), text(500)),
         "step": whole(0, LARGEST),
-        "training": record(
-            {},
-            {
-                "command": file_name,
-                "config": record({}, {"data": record({}, {"name": file_name, "eval_split": file_name})}),
-            },
-        ),
+        "training": record({}, {"command": file_name, "config": record({}, {"data": DATA})}),
         "converted_from": record({"file": file_name, "format": text(100)}),
         "started_from": record({"folder": file_name}, {"file": file_name, "format": text(100)}),
         "base_model": text(200),
@@ -35,7 +30,7 @@ CONFIG = record(
 
 
 def check(config: Any) -> None:
-    """Raises UserError, naming the key, unless config.json describes a model that can be built, and says of it what can be shown."""
+    """Raises UserError, naming the key, unless config.json is valid and describes a model that can be built."""
     CONFIG(config, "")
     architecture = config["architecture"]
     try:
@@ -44,12 +39,9 @@ def check(config: Any) -> None:
         raise UserError(f"architecture: {error}") from error
     for task, outputs in architecture["tasks"].items():
         if issubclass(TASKS.get(task, object), SemSeg) and outputs < 2:
-            raise UserError(
-                f"architecture.tasks.{task} = {outputs} must be at least 2: with one class there is nothing to tell apart"
-            )
+            raise UserError(f"architecture.tasks.{task} = {outputs} must be at least 2, the number of classes")
     for task, names in config.get("classes", {}).items():
         outputs = architecture["tasks"].get(task, len(names))
         if issubclass(TASKS.get(task, object), SemSeg) and not len(names) == len(set(names)) == outputs:
-            raise UserError(
-                f"classes.{task} must be {outputs} names, one per output and each another; there are {len(set(names))}"
-            )
+            different = len(set(names))
+            raise UserError(f"classes.{task} must be {outputs} different names, one per output; there are {different}")

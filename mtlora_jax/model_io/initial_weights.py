@@ -1,4 +1,4 @@
-"""The weights that training starts from: those of a model folder, wherever they fit."""
+"""Initial weights of training, from a model folder wherever they fit."""
 
 import pathlib
 from collections.abc import Mapping
@@ -21,27 +21,19 @@ from mtlora_jax.tasks.task import Task
 
 DECODERS = "decoders"
 
-# Attributes of modules that change how, or how fast, they learn, and how they are executed.
-OF_TRAINING = (
-    "dropout",
-    "drop_path_rate",
-    "momentum",
-    "fused",
-    "compute",
-    "remat_blocks",
-    "remat_stages",
-    "remat_decoders",
-)
+# Attributes of modules that affect only training, or only how a module is executed.
+EXECUTION = ("fused", "compute", "remat_blocks", "remat_stages", "remat_decoders")
+OF_TRAINING = ("dropout", "drop_path_rate", "momentum", *EXECUTION)
 
 
 def merged_method(source: str) -> dict[str, Any]:
-    """{"method": ...} of a merged model folder, which no config describes; of any other {}."""
+    """{"method": ...} of a merged model folder, since no config describes it; {} of any other folder."""
     method = model_folder.read_config(source)["architecture"]["method"]
     return {"method": method} if method["name"] == "merged" else {}
 
 
 def origin_of(source: str) -> dict[str, str]:
-    """The model folder that training starts from, and which checkpoint it was converted from."""
+    """The name of the model folder that training starts from, and the checkpoint that it was converted from."""
     there = model_folder.read_config(source)
     known = there.get("converted_from") or there.get("started_from") or {}
     return {
@@ -51,7 +43,7 @@ def origin_of(source: str) -> dict[str, str]:
 
 
 def holds(source: str, started: pathlib.Path) -> bool:
-    """Whether a model folder has the same weights as `started`, the initial weights of a run, wherever both have them."""
+    """Whether a model folder agrees with `started`, the initial weights of a run, in all weights that both have."""
     try:
         (_, there), (_, here) = model_folder.read(source), model_folder.read(started)
     except UserError:
@@ -68,32 +60,29 @@ def load(
     complete: bool = False,
     strict: bool = True,
 ) -> None:
-    """Assigns the weights of a model folder. Low-rank factors and decoders that it has not stay to be initialised.
+    """Assigns the weights of a model folder; low-rank factors and decoders that it lacks remain to be initialised.
 
     Args:
-      model: declared. architecture: what it was built from.
+      model: declared.
+      architecture: of the model.
       source: the model folder.
-      tasks: of the data, for what the outputs mean.
-      complete: it must hold every weight, as an evaluation needs.
-      strict: all that it has must fit. Otherwise low-rank factors and parts of decoders that do not fit are told and left out.
+      tasks: of the data, for the classes of the outputs.
+      complete: require every weight, as an evaluation does.
+      strict: require that all of its weights fit. Otherwise low-rank factors and parts of decoders that do not fit are
+        reported and left out.
 
     Raises:
-      UserError: for a source that is merged (unless the model is), whose backbone is another one, or lacks a part of it, for what does not
-        fit otherwise, by name, and for outputs that mean other classes.
+      UserError: for a merged source (unless the model is merged), another or an incomplete backbone, other classes,
+        and, naming them, other weights that do not fit.
     """
     config, values = model_folder.read(source)
     there = config["architecture"]
     kept = {key: value for key, value in architecture["backbone"].items() if key != "drop_path_rate"}
-    refuse_differences(
-        {**kept, **there["backbone"]},
-        kept,
-        f"init_from = {source} holds another backbone",
-        "see --config.backbone.variant",
-    )
+    another = f"init_from = {source} holds another backbone"
+    refuse_differences({**kept, **there["backbone"]}, kept, another, "see --config.backbone.variant")
     if there["method"]["name"] == "merged" != architecture["method"]["name"]:
-        raise UserError(
-            f"init_from = {source} is merged, which cannot be trained further: start from the model that it was made from"
-        )
+        merged = f"init_from = {source} is merged, which cannot be trained further"
+        raise UserError(f"{merged}: start from the model that it was made from")
     if complete:
         class_names.check(config.get("classes", {}), tasks, f"init_from = {source}")
         parameters.assign(model, values, source)
@@ -113,12 +102,10 @@ def load(
     missing = parameters.assign(model, taken, source, lambda path, variable: fresh(path, variable) != "")
     reasons = parameters.list_keys(list(dict.fromkeys(left_out.values())))
     if left_out and strict:
-        raise UserError(
-            f"init_from = {source} does not fit the config: {reasons}; --config.init_strict=False takes what fits, and starts the rest anew"
-        )
-    console.print(
-        f"weights of {source}" + (f"; {len(missing)} tensors are new (low-rank factors, decoders)" if missing else "")
-    )
+        advice = "--config.init_strict=False takes what fits and initialises the rest"
+        raise UserError(f"init_from = {source} does not fit the config: {reasons}; {advice}")
+    new = f"; {len(missing)} tensors are new (low-rank factors, decoders)" if missing else ""
+    console.print(f"weights of {source}{new}")
     if left_out:
         console.print(f"left out of {source}: {reasons}", markup=False)
 
@@ -126,9 +113,9 @@ def load(
 def misfits(
     model: nnx.Module, architecture: Architecture, whole: nnx.Module, there: Architecture, meaning: Mapping[str, str]
 ) -> dict[str, str]:
-    """{path: what does not fit, in words} of all that the model `whole` has and `model` has not alike, of what may be started anew.
+    """{path: reason in words} of the variables of `whole` that do not fit `model` and may be initialised anew.
 
-    `meaning` tells of tasks whose outputs are other classes.
+    `meaning` has the differing classes of tasks, in words.
     """
     own, found = parameters.flat_variables(model), {}
     outputs = {task: outputs_of(there, task) for task in there["tasks"]}
@@ -155,7 +142,7 @@ def misfits(
 
 
 def computing(model: nnx.Module) -> dict[str, Any]:
-    """{attribute: its value, or values, in all modules} of what says, beside the weights, what a trained model computes."""
+    """{attribute: its value or values in all modules} of the attributes that determine a trained model's outputs."""
     found: dict[str, list[Any]] = {}
     for _, module in nnx.iter_modules(model):
         for name, value in attributes(module).items():
@@ -172,7 +159,7 @@ def attributes(module: nnx.Module) -> dict[str, Any]:
 
 
 def fresh(path: str, variable: nnx.Variable) -> str:
-    """What to call a variable that may be started anew where the source has none; empty for all others."""
+    """What to call a variable that may be initialised anew if the source lacks it; empty for all others."""
     if path.startswith("decoders."):
         return DECODERS
     return variable.described if isinstance(variable, AdapterParam) else ""
@@ -189,7 +176,7 @@ def outputs_of(architecture: Architecture, task: str) -> list[str]:
 
 
 def refuse_differences(there: Mapping[str, Any], here: Mapping[str, Any], what: str, advice: str) -> None:
-    """Raises UserError naming the entries of `here` that are another thing `there`."""
+    """Raises UserError naming the entries of `here` whose values differ in `there`."""
     differing = [key for key in here if there[key] != here[key]]
     if differing:
         told = "; ".join(f"{key} {there[key]} there, {here[key]} in the config" for key in differing)

@@ -1,4 +1,4 @@
-"""Merging: a trained model into one that puts out the same with fewer operations. What folds into what is told in docs/merging.md."""
+"""Merges a trained model into one with the same outputs and fewer operations; docs/merging.md explains how."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,11 +13,12 @@ from mtlora_jax.models import parameters
 
 
 def merge(model: Model) -> Model:
-    """The merged form of a model, which `load`, `predict`, `evaluate` and `export` take like any other, and which cannot be trained.
+    """Merges a model for inference; `model` itself does not change.
 
-    Logits differ from those of `model` by rounding alone (in float32 by less than 1e-5 of the largest). Other than theirs are
-    `features(images)`: task streams of stages with a patch merging carry the normed neighbours that their decoders reduce themselves, and
-    the shared stream of the last stage, which no decoder reads, is not computed in full. `model` stays as it is.
+    `load`, `predict`, `evaluate` and `export` accept the result like any other model, but it cannot be trained. Logits
+    differ from those of `model` by rounding only (in float32 by less than 1e-5 of the largest). `features(images)` does
+    differ: task streams of stages with a patch merging hold the normalised neighbours, which the decoders then reduce
+    themselves, and the shared stream of the last stage, which no decoder reads, is not computed in full.
 
     Raises:
       UserError: for a merged model.
@@ -42,10 +43,9 @@ def merged_arrays(
 
 
 def merged_architecture(architecture: Architecture) -> dict[str, Any]:
-    """What the merged model is built from. Raises UserError for a merged model."""
+    """The architecture of the merged model. Raises UserError for a merged model."""
     method = architecture["method"]
     if method["name"] == "merged":
-        raise UserError(
-            f"the model is merged already; merge the {method['of'].get('name')} model that it was made from"
-        )
+        name = method["of"].get("name")
+        raise UserError(f"the model is merged already; merge the {name} model that it was made from")
     return {**architecture, "method": {"name": "merged", "of": dict(method)}}

@@ -1,4 +1,4 @@
-"""Conversion is exact: every format, every tensor in its place, position tables of other windows."""
+"""Conversion is exact, for every format and tensor; position tables are resized to other windows."""
 
 import json
 import re
@@ -29,22 +29,13 @@ from mtlora_jax.convert.key_mapping import rename
 from mtlora_jax.errors import UserError
 
 SMALL = {
-    "name": "swin",
-    "embed_dim": 24,
-    "depths": [2] * 4,
-    "num_heads": [2, 4, 8, 16],
-    "window_size": 7,
-    "patch_size": 4,
-    "mlp_ratio": 4.0,
+    **{"name": "swin", "embed_dim": 24, "depths": [2] * 4, "num_heads": [2, 4, 8, 16]},
+    **{"window_size": 7, "patch_size": 4, "mlp_ratio": 4.0},
 }
+TASKS = {"semseg": 21, "normals": 3, "sal": 1, "human_parts": 7}
+RANKS = {"semseg": 4, "normals": 3, "sal": 2, "human_parts": 4}
 EXPECTED = {  # tasks, rank, task ranks, merging, values (parameters and batch statistics)
-    "mtlora": (
-        {"semseg": 21, "normals": 3, "sal": 1, "human_parts": 7},
-        8,
-        {"semseg": 4, "normals": 3, "sal": 2, "human_parts": 4},
-        "train",
-        1_490_420 + 4 * 2 * 144,
-    ),
+    "mtlora": (TASKS, 8, RANKS, "train", 1_490_420 + 4 * 2 * 144),
     "mtlora_plus": ({"semseg": 21, "sal": 1}, 6, {"semseg": 4, "sal": 4}, "lora", 1_428_586 + 2 * 2 * 144),
     "swin_multitask": ({"semseg": 21, "normals": 3}, None, None, None, 1_319_148 + 2 * 2 * 144),
 }
@@ -59,7 +50,7 @@ def test_golden_checkpoints(name):
     assert architecture["backbone"] == {**SMALL, "drop_path_rate": 0.2}
     assert list(architecture["tasks"].items()) == list(tasks.items())
     assert architecture["decoder"] == {"name": "hrnet", "channels": [6, 8, 10, 12]}
-    assert architecture["image_size"] == [224, 224]  # off the attention masks
+    assert architecture["image_size"] == [224, 224]  # from the attention masks
     if rank is None:
         assert architecture["method"] == {"name": "full"}
     else:
@@ -97,14 +88,13 @@ def test_golden_values_are_where_they_belong():
         np.testing.assert_array_equal(arrays[path], state[key].numpy().reshape(arrays[path].shape[::-1]).T)
     kernel = state["backbone.patch_embed.proj.weight"].numpy()
     assert arrays["backbone.patch_embed.proj.kernel"][1, 2, 0, 5] == kernel[5, 0, 1, 2]
-    np.testing.assert_array_equal(
-        arrays["decoders.normals.head.norm.var"], state["decoders.decoders.normals.last_layer.1.running_var"].numpy()
-    )
+    variance = state["decoders.decoders.normals.last_layer.1.running_var"].numpy()
+    np.testing.assert_array_equal(arrays["decoders.normals.head.norm.var"], variance)
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_golden_checkpoints_come_back(name, tmp_path):
-    """Through the command, as the reference would load it: the same keys, and every tensor bit by bit, derived buffers too."""
+    """The command restores the same keys, and every tensor bit by bit, including derived buffers."""
     torch = pytest.importorskip("torch")
     source = GOLDEN / name / "checkpoint.pth"
     assert run_command([str(source), str(tmp_path / "ours")]) == 0
@@ -139,23 +129,19 @@ def test_every_layer_has_its_name_in_the_reference(head, method):
     assert mtlora.read_settings(to_mtlora.make_config(architecture))["scale"] == architecture["method"]["scale"]
 
 
+MERGED = {"name": "merged", "of": {"name": "mtlora"}}
+TASK_BASE = {"name": "mtlora", "ts_base": "task"}
+NO_CLASSIFIER = {**HEADS["segformer"], "dead_classifier": False}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"method": {"name": "merged", "of": {"name": "mtlora"}}},
-            "no format for merged models; convert the model that was merged",
-        ),
+        ({"method": MERGED}, "no format for merged models; convert the model that was merged"),
         ({"method": {"name": "adapters"}}, "the reference has no method adapters"),
         ({"tasks": {}, "decoder": None}, "bare backbone without tasks"),
-        (
-            {"method": {"name": "mtlora", "ts_base": "task"}},
-            "the reference computes ts_base 'shared', this model 'task'",
-        ),
-        (
-            {"decoder": {**HEADS["segformer"], "dead_classifier": False}},
-            "the classifier that decoder.dead_classifier = False leaves out",
-        ),
+        ({"method": TASK_BASE}, "the reference computes ts_base 'shared', this model 'task'"),
+        ({"decoder": NO_CLASSIFIER}, "dead_classifier = False leaves out a classifier that the reference has"),
         ({"image_size": [128, 256]}, "square images .* 128x256 pixels"),
         ({"image_size": [96, 96]}, r"windows of 4 divide; .* its grids are \[24, 12, 6, 3\]"),
     ],
@@ -196,15 +182,11 @@ def test_reference_decoders(head, tmp_path):
     assert_equal(conversion.arrays, arrays)
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        {"locations": ["qkv", "fc2"]},
-        {"merging": "lora"},
-        {"task_rank": {"semseg": [0] * 4, "edge": [0] * 4}},
-    ],
-)
-def test_reads_locations_merging_and_absent_task_branches_off_the_tensors(method, tmp_path):
+NO_TASK_BRANCHES = {"task_rank": {"semseg": [0] * 4, "edge": [0] * 4}}
+
+
+@pytest.mark.parametrize("method", [{"locations": ["qkv", "fc2"]}, {"merging": "lora"}, NO_TASK_BRANCHES])
+def test_locations_merging_and_absent_task_branches_are_inferred_from_the_tensors(method, tmp_path):
     architecture = multitask(**method)
     arrays = weights(architecture)
     conversion = convert(saved(tmp_path, reference(arrays)))
@@ -243,15 +225,8 @@ def test_safetensors_need_no_torch(tmp_path, monkeypatch):
 def test_hugging_face_model_gives_the_same_features(tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    config = transformers.SwinConfig(
-        image_size=128,
-        patch_size=4,
-        embed_dim=8,
-        depths=[2, 1, 1, 1],
-        num_heads=[1, 2, 2, 4],
-        window_size=4,
-        mlp_ratio=2.0,
-    )
+    sizes = {"embed_dim": 8, "depths": [2, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 4, "mlp_ratio": 2.0}
+    config = transformers.SwinConfig(image_size=128, patch_size=4, **sizes)
     torch.manual_seed(0)
     model = transformers.SwinModel(config).eval()
     for parameter in model.parameters():  # biases and tables too, which are initialised to zero
@@ -267,10 +242,8 @@ def test_hugging_face_model_gives_the_same_features(tmp_path):
     features = mtlora_jax.load(tmp_path / "ours").features(images)
     assert len(features) == len(expected) == 4
     for ours, theirs in zip(features, expected, strict=True):
-        scale = np.abs(theirs.numpy()).max()
-        np.testing.assert_allclose(
-            np.asarray(ours.shared).reshape(theirs.shape) / scale, theirs.numpy() / scale, atol=1e-5
-        )
+        scale, found = np.abs(theirs.numpy()).max(), np.asarray(ours.shared).reshape(theirs.shape)
+        np.testing.assert_allclose(found / scale, theirs.numpy() / scale, atol=1e-5)
 
 
 def test_resized_tables():
@@ -288,9 +261,8 @@ def test_resized_tables():
     np.testing.assert_allclose(grown[11, inside, 1], straight[inside], atol=0.01)
     torch = pytest.importorskip("torch")
     grid = torch.from_numpy(table.T.reshape(1, 3, 13, 13).copy())
-    expected = torch.nn.functional.interpolate(
-        grid, (23, 23), mode="bicubic", align_corners=False
-    )  # what Swin itself does
+    # As in Swin itself.
+    expected = torch.nn.functional.interpolate(grid, (23, 23), mode="bicubic", align_corners=False)
     np.testing.assert_allclose(resize_table(table, 12), expected.numpy().reshape(3, -1).T, atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""The converter's command: training checkpoints and their pickles, flags, and everything it must refuse."""
+"""The converter's command: training checkpoints and their pickles, flags, and invalid input."""
 
 import os
 import pickle
@@ -27,7 +27,7 @@ class CfgNode(dict):
 
 
 def training_checkpoint(state, **mtlora):
-    """What the reference saves while training, pickled configuration included."""
+    """A training checkpoint as the reference saves it, with its pickled configuration."""
     import torch
 
     state = {key: torch.from_numpy(np.array(x)) for key, x in state.items()}
@@ -37,10 +37,9 @@ def training_checkpoint(state, **mtlora):
         "TRAIN": {"FREEZE_LAYER_NORM": True, "FREEZE_DOWNSAMPLE_REDUCTION": True, "OPTIMIZER": {"BETAS": (0.9, 0.999)}},
     }
     moments = {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(2)}}
-    return {
-        "model": state, "optimizer": {"state": moments, "param_groups": [{"lr": 1e-3, "betas": (0.9, 0.999)}]},
-        "lr_scheduler": {"values": [1.0]}, "max_accuracy": np.float64(1.5), "scaler": {}, "epoch": 7, "config": CfgNode(config),
-    }  # fmt: skip
+    optimizer = {"state": moments, "param_groups": [{"lr": 1e-3, "betas": (0.9, 0.999)}]}
+    schedule = {"lr_scheduler": {"values": [1.0]}, "max_accuracy": np.float64(1.5), "scaler": {}, "epoch": 7}
+    return {"model": state, "optimizer": optimizer, **schedule, "config": CfgNode(config)}
 
 
 @pytest.fixture
@@ -60,9 +59,8 @@ def test_training_checkpoint_with_pickled_configuration(zipped, tmp_path, yacs):
     torch = pytest.importorskip("torch")
     arrays = weights(multitask())
     scales = {"semseg": [1.0, 2.0, 3.0, 4.0], "edge": [6.0]}
-    checkpoint = training_checkpoint(
-        reference(arrays), SHARED_SCALE=[2.0], SCALE_PER_TASK=scales, DROPOUT=[0.1] * 4, SHARED_MODE="matrix"
-    )
+    options = {"SHARED_SCALE": [2.0], "SCALE_PER_TASK": scales, "DROPOUT": [0.1] * 4, "SHARED_MODE": "matrix"}
+    checkpoint = training_checkpoint(reference(arrays), **options)
     torch.save(checkpoint, tmp_path / "c.pth", _use_new_zipfile_serialization=zipped)
     yacs.undo()
     architecture, found, report, _ = convert(tmp_path / "c.pth")
@@ -76,9 +74,8 @@ def test_training_checkpoint_with_pickled_configuration(zipped, tmp_path, yacs):
     assert architecture["method"]["freeze"] == ["norms"]
     assert any("image size 96 (checkpoint's configuration)" in line for line in report)
 
-    architecture, _, report, _ = convert(
-        tmp_path / "c.pth", scale=5.0, image_size=128
-    )  # a flag beats the configuration
+    # Flags take precedence over the configuration.
+    architecture, _, report, _ = convert(tmp_path / "c.pth", scale=5.0, image_size=128)
     assert architecture["image_size"] == [128, 128]
     assert architecture["method"]["scale"] == [5.0] * 4
     assert architecture["method"]["task_scale"] == {"semseg": [5.0] * 4, "edge": [5.0] * 4}
@@ -111,13 +108,9 @@ def test_configurations_of_odd_values(name, value, expected, tmp_path, capsys):
     for part in reversed(name.split(".")):
         config = {part: config}
     state = {key: torch.from_numpy(np.array(x)) for key, x in reference(weights(multitask())).items()}
-    torch.save({"model": state, "config": config}, tmp_path / "c.pth")
-    assert_refused(
-        [tmp_path / "c.pth", tmp_path / "out"],
-        tmp_path / "out",
-        rf"configuration: {name} = .* must be .*{expected}",
-        capsys,
-    )
+    source, out = tmp_path / "c.pth", tmp_path / "out"
+    torch.save({"model": state, "config": config}, source)
+    assert_refused([source, out], out, rf"configuration: {name} = .* must be .*{expected}", capsys)
 
 
 @pytest.mark.parametrize(
@@ -153,10 +146,10 @@ def test_hostile_pickles_are_refused_unrun(kind, tmp_path, capsys):
     assert error.startswith(f"error: {source}: ")
     assert "weights_only" not in error  # PyTorch's message says how to run it
     if kind != "pickle":
-        assert "refused, for it asks to load posix.system, and only" in error
+        assert "refused, since it asks to load posix.system, and only" in error
     assert not marker.exists()
     assert not (tmp_path / "out").exists()
-    pickle.loads(pickle.dumps(content))  # the pickle does bite
+    pickle.loads(pickle.dumps(content))  # the pickle is in fact hostile
     assert marker.exists()
 
 
@@ -166,14 +159,10 @@ def test_command_writes_a_folder_that_loads(tmp_path, capsys):
     source, out = saved(tmp_path, reference(arrays)), tmp_path / "out"
     assert run_command([str(source), str(out), "--scale=2", "--image_size=64"]) == 0
     printed = capsys.readouterr().out
-    for words in (
-        "mtlora (backbone.* with lora_shared_A)",
-        "edge 1, semseg 21",
-        "2/3/4/5 on qkv, proj, fc1, fc2",
-        "2 (flag)",
-        str(out),
-    ):
+    for words in ("mtlora (backbone.* with lora_shared_A)", "edge 1, semseg 21", "2/3/4/5 on qkv, proj, fc1, fc2"):
         assert words in printed
+    assert "2 (flag)" in printed
+    assert str(out) in printed
     found, values = model_folder.read(out)
     assert_equal(values, arrays)
     assert found["architecture"]["method"]["scale"] == [2.0] * 4
@@ -212,15 +201,21 @@ def mixed_decoders():
     return {k: x for k, x in state.items() if is_edge not in k} | {k: x for k, x in other.items() if is_edge in k}
 
 
-WRONG_TENSORS = {
+def with_tensor(state, key, *shape):
+    """A function that adds ones of a shape to the tensors that `state` returns."""
+    return lambda: state() | {key: np.ones(shape)}
+
+
+LAYERS = "backbone.layers.0.blocks."
+WRONG_TENSORS = {  # {case: (tensors, flags, error message)}
     "nothing": (dict, [], "holds no tensors"),
     "other model": (lambda: {"conv1.weight": np.ones(3)}, [], "no Swin Transformer of a known format"),
     "only a head": (lambda: {"head.weight": np.ones(3)}, ["--from=swin"], "holds no weights in the swin format"),
-    "other format": (bare, ["--from=hf"], r"tensors that have no place in the model: .*, \.\.\. \(\d+\)"),
+    "other format": (bare, ["--from=hf"], r"tensors without a place in the model: .*, \.\.\. \(\d+\)"),
     "left over": (
-        lambda: bare() | {"absolute_pos_embed": np.ones((1, 4, 8))},
+        with_tensor(bare, "absolute_pos_embed", 1, 4, 8),
         [],
-        r"no place in the model: absolute_pos_embed \(1\)",
+        r"tensors without a place in the model: absolute_pos_embed \(1\)",
     ),
     "missing": (
         lambda: without(bare(), "layers.2.blocks.0.mlp.fc2.bias"),
@@ -233,12 +228,12 @@ WRONG_TENSORS = {
         "no tensor for backbone.patch_embed.proj.kernel",
     ),
     "shape": (
-        lambda: bare() | {"layers.0.blocks.1.attn.qkv.bias": np.ones(23)},
+        with_tensor(bare, "layers.0.blocks.1.attn.qkv.bias", 23),
         [],
         r"attn.qkv.bias \(23,\) instead of \(24,\)",
     ),
     "rank": (
-        lambda: bare() | {"layers.0.blocks.1.attn.qkv.weight": np.ones(24)},
+        with_tensor(bare, "layers.0.blocks.1.attn.qkv.weight", 24),
         [],
         r"qkv.weight has shape \(24,\), .* not that of a linear",
     ),
@@ -248,7 +243,7 @@ WRONG_TENSORS = {
         r"patch_embed.norm.bias has shape \(\), .* of a vector",
     ),
     "empty": (
-        lambda: bare() | {"layers.0.blocks.0.mlp.fc1.weight": np.ones((16, 0))},
+        with_tensor(bare, "layers.0.blocks.0.mlp.fc1.weight", 16, 0),
         [],
         r"model\.safetensors: layers\.0\.blocks\.0\.mlp\.fc1\.weight has no values",
     ),
@@ -258,7 +253,7 @@ WRONG_TENSORS = {
         r"position table has shape \(48, 1\), expected \(\(2w - 1\)\^2, heads\)",
     ),
     "windows": (
-        lambda: bare() | {"layers.3.blocks.0.attn.relative_position_bias_table": np.ones((9, 4))},
+        with_tensor(bare, "layers.3.blocks.0.attn.relative_position_bias_table", 9, 4),
         [],
         r"windows of \[4, 4, 4, 2\]; make them one with --window_size",
     ),
@@ -278,27 +273,23 @@ WRONG_TENSORS = {
     ),
     "task twice": (adapted, ["--tasks=edge,edge"], "--tasks=edge,edge: expected some of edge, semseg, each once"),
     "trainable scale": (
-        lambda: adapted() | {"backbone.layers.0.blocks.0.mlp.fc1.lora_shared_scale": np.ones(1)},
+        with_tensor(adapted, LAYERS + "0.mlp.fc1.lora_shared_scale", 1),
         [],
-        "backbone.layers.0.blocks.0.mlp.fc1.lora_shared_scale: trainable scales",
+        LAYERS + "0.mlp.fc1.lora_shared_scale: trainable scales",
     ),
     "task scale": (
-        lambda: adapted() | {"backbone.layers.0.blocks.1.mlp.fc1.lora_task_scale.edge": np.ones(1)},
+        with_tensor(adapted, LAYERS + "1.mlp.fc1.lora_task_scale.edge", 1),
         [],
         "lora_task_scale.edge: trainable scales",
     ),
     "addition": (
-        lambda: adapted() | {"backbone.layers.0.blocks.1.mlp.fc1.lora_norm.weight": np.ones(16)},
+        with_tensor(adapted, LAYERS + "1.mlp.fc1.lora_norm.weight", 16),
         [],
         "lora_norm.weight: MTLORA.SHARED_MODE 'addition'",
     ),
-    "split qkv": (
-        lambda: adapted() | {"backbone.layers.0.blocks.0.attn.q.linear.weight": np.ones((8, 8))},
-        [],
-        "SPLIT_QKV",
-    ),
+    "split qkv": (with_tensor(adapted, LAYERS + "0.attn.q.linear.weight", 8, 8), [], "SPLIT_QKV"),
     "shared projections": (
-        lambda: adapted() | {"downsampler.downsample_0.weight": np.ones((2, 16, 1, 1))},
+        with_tensor(adapted, "downsampler.downsample_0.weight", 2, 16, 1, 1),
         [],
         "PER_TASK_DOWNSAMPLER",
     ),
@@ -309,14 +300,14 @@ WRONG_TENSORS = {
         "has no 1x1 projections",
     ),
     "low rank everywhere": (
-        lambda: adapted() | {"backbone.layers.0.blocks.0.mlp.fc1.lora_tasks_A.edge": np.ones((2, 8))},
+        with_tensor(adapted, LAYERS + "0.mlp.fc1.lora_tasks_A.edge", 2, 8),
         [],
-        "left over: backbone.layers.0.blocks.0.mlp.fc1.task_a.edge",
+        f"left over: {LAYERS}0.mlp.fc1.task_a.edge",
     ),
     "twice": (
-        lambda: adapted() | {"backbone.layers.0.blocks.0.mlp.fc1.weight": np.ones((16, 8))},
+        with_tensor(adapted, LAYERS + "0.mlp.fc1.weight", 16, 8),
         [],
-        "are the same tensor backbone.layers.0.blocks.0.mlp.fc1.kernel",
+        f"are the same tensor {LAYERS}0.mlp.fc1.kernel",
     ),
     "third of qkv": (
         lambda: without(hugging_face(weights(BARE)), "swin.encoder.layers.0.blocks.0.attention.self.value.weight"),
@@ -327,7 +318,7 @@ WRONG_TENSORS = {
 
 
 def assert_refused(arguments, out, message, capsys):
-    """One line on stderr, code 2, and nothing written."""
+    """Asserts one line on stderr, exit code 2, and nothing written."""
     before = sorted(out.parent.iterdir())
     assert run_command([*map(str, arguments)]) == 2
     printed = capsys.readouterr()
@@ -357,23 +348,19 @@ def test_wrong_files(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert_refused([tmp_path / "empty", out], out, "holds neither model.safetensors nor pytorch_model.bin", capsys)
     assert_refused([tmp_path / "nowhere.pth", out], out, r"nowhere\.pth: no such file or directory", capsys)
-    assert_refused([tmp_path / "model.safetensors", tmp_path], out, "holds the source", capsys)
-    assert_refused([tmp_path / "model.safetensors", tmp_path / "weights.h5"], out, "is a file", capsys)
-    assert_refused([tmp_path / "model.safetensors"], out, "the following arguments are required: out", capsys)
-    assert_refused(
-        [tmp_path / "model.safetensors", tmp_path / "weights.h5" / "out"], out, r"h5/out: cannot be written \(", capsys
-    )
+    source, file = tmp_path / "model.safetensors", tmp_path / "weights.h5"
+    assert_refused([source, tmp_path], out, "holds the source", capsys)
+    assert_refused([source, file], out, "is a file", capsys)
+    assert_refused([source], out, "the following arguments are required: out", capsys)
+    assert_refused([source, file / "out"], out, r"h5/out: cannot be written \(", capsys)
 
 
 def test_wrong_torch_files(tmp_path, capsys):
     torch = pytest.importorskip("torch")
     out = tmp_path / "out"
     whole = (GOLDEN / "mtlora" / "checkpoint.pth").read_bytes()
-    for name, content in [
-        ("garbage.pth", b"hello world" * 9),
-        ("cut.pth", whole[: len(whole) // 2]),
-        ("empty.pth", b""),
-    ]:
+    damaged = {"garbage.pth": b"hello world" * 9, "cut.pth": whole[: len(whole) // 2], "empty.pth": b""}
+    for name, content in damaged.items():
         (tmp_path / name).write_bytes(content)
         assert_refused([tmp_path / name, out], out, "damaged, or not a PyTorch checkpoint", capsys)
     for content, message in [

@@ -1,4 +1,4 @@
-"""What people really have: the same weights in every container and behind every prefix, without anything in a file being run."""
+"""Checkpoints as they occur in practice, with containers, prefixes and pickles, of which nothing is ever run."""
 
 import argparse
 import json
@@ -38,22 +38,17 @@ SWIN, AVERAGED = as_torch(official(ARRAYS)), as_torch(official(OTHER))
 
 def lightning(state):
     return {
-        "epoch": 3, "global_step": 9, "pytorch-lightning_version": "2.4.0", "state_dict": state, "loops": {"fit_loop": {"state_dict": {}}},
+        **{"epoch": 3, "global_step": 9, "pytorch-lightning_version": "2.4.0"},
+        **{"state_dict": state, "loops": {"fit_loop": {"state_dict": {}}}, "lr_schedulers": []},
         "callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_score": torch.tensor(0.5), "dirpath": "/x"}},
-        "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-3}]}], "lr_schedulers": [],
-        "hparams_name": "kwargs", "hyper_parameters": {"lr": 1e-3, "net": {"depths": [2, 1]}},
-    }  # fmt: skip
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-3}]}],
+        **{"hparams_name": "kwargs", "hyper_parameters": {"lr": 1e-3, "net": {"depths": [2, 1]}}},
+    }
 
 
 PREFIXES = (
-    "module.",
-    "_orig_mod.",
-    "model.",
-    "module._orig_mod.",
-    "_orig_mod.module.",
-    "backbone.",
-    "encoder.",
-    "net.model.backbone.",
+    *("module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module."),
+    *("backbone.", "encoder.", "net.model.backbone."),
 )
 NAMES = ("model", "state_dict", "net", "network", "student", "weights_v2")
 CONTAINERS = {
@@ -65,7 +60,7 @@ CONTAINERS = {
     "Lightning": (lightning(prefixed(SWIN, "model.")), "state_dict.model"),
     "compiled Lightning": (lightning(prefixed(SWIN, "net._orig_mod.")), "state_dict.net._orig_mod"),
     "an ordered dictionary": (OrderedDict(SWIN), ""),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
@@ -88,7 +83,7 @@ def test_names_of_files_through_the_command(suffix, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.module."])
-def test_a_model_of_the_reference_keeps_what_stands_beside_its_backbone(prefix, tmp_path):
+def test_a_model_of_the_reference_keeps_the_parts_beside_its_backbone(prefix, tmp_path):
     arrays = weights(multitask())
     conversion = convert(saved(tmp_path, prefixed(reference(arrays), prefix)))
     assert conversion.format == "mtlora"
@@ -100,18 +95,14 @@ def test_other_formats_behind_prefixes(tmp_path):
         assert_equal(convert(saved(tmp_path, prefixed(layout(ARRAYS), "_orig_mod.module."))).arrays, ARRAYS)
 
 
+STUDENT, TEACHER = prefixed(SWIN, "module.backbone."), prefixed(AVERAGED, "backbone.")
+BOTH = prefixed(SWIN, "model.") | prefixed(AVERAGED, "ema_model.module.")
 EMA = {
     "timm": ({"state_dict": SWIN, "state_dict_ema": AVERAGED}, "state_dict_ema"),
     "model_ema": ({"model": SWIN, "model_ema": AVERAGED}, "model_ema"),
     "nested": ({"model": SWIN, "ema": {"module": AVERAGED, "decay": 0.99}}, "ema.module"),
-    "teacher": (
-        {"student": prefixed(SWIN, "module.backbone."), "teacher": prefixed(AVERAGED, "backbone.")},
-        "teacher.backbone",
-    ),
-    "prefix": (
-        {"state_dict": prefixed(SWIN, "model.") | prefixed(AVERAGED, "ema_model.module.")},
-        "state_dict.ema_model.module",
-    ),
+    "teacher": ({"student": STUDENT, "teacher": TEACHER}, "teacher.backbone"),
+    "prefix": ({"state_dict": BOTH}, "state_dict.ema_model.module"),
     "ema first": ({"ema_state_dict": AVERAGED, "model": SWIN}, "ema_state_dict"),
 }
 
@@ -136,14 +127,11 @@ def refused(arguments, message, capsys):
 
 
 def test_no_averaged_weights_and_too_many_others(tmp_path, capsys):
-    torch.save({"model": SWIN}, tmp_path / "c.pth")
-    refused(
-        [tmp_path / "c.pth", tmp_path / "out", "--ema"], r"--ema: .*c\.pth holds no EMA weights; it has model", capsys
-    )
-    torch.save({"first": SWIN, "second": AVERAGED}, tmp_path / "c.pth")
-    refused(
-        [tmp_path / "c.pth", tmp_path / "out"], r"holds several sets of weights: first, second; .*torch\.save", capsys
-    )
+    source, out = tmp_path / "c.pth", tmp_path / "out"
+    torch.save({"model": SWIN}, source)
+    refused([source, out, "--ema"], r"--ema: .*c\.pth holds no EMA weights; it has model", capsys)
+    torch.save({"first": SWIN, "second": AVERAGED}, source)
+    refused([source, out], r"holds several sets of weights: first, second; .*torch\.save", capsys)
     model_folder.save(tmp_path / "ours", BARE, ARRAYS)
     refused([tmp_path / "ours", tmp_path / "out", "--ema"], "--ema: .*ours is a model folder already", capsys)
 
@@ -191,9 +179,8 @@ def test_what_training_checkpoints_hold_besides_weights(zipped, tmp_path, pickle
         {"hyper_parameters": AttributeDict(lr=1e-3, more=AttributeDict(a=1))},
         {"message_hub": {"log_scalars": {"loss": HistoryBuffer()}}},
     ):
-        torch.save(
-            {"epoch": 3, "state_dict": SWIN, **extra}, tmp_path / "c.pth.tar", _use_new_zipfile_serialization=zipped
-        )
+        content = {"epoch": 3, "state_dict": SWIN, **extra}
+        torch.save(content, tmp_path / "c.pth.tar", _use_new_zipfile_serialization=zipped)
         assert_equal(convert(tmp_path / "c.pth.tar").arrays, ARRAYS)
 
 
@@ -201,13 +188,8 @@ class Poisoned(OrderedDict):
     """Pickles as an ordered dictionary with attributes, which the unpickler of PyTorch sets."""
 
     def __reduce__(self):
-        return (
-            OrderedDict,
-            (),
-            dict.fromkeys(("items", "get", "values", "keys", "copy", "_metadata"), 5),
-            None,
-            iter(self.items()),
-        )
+        attributes = dict.fromkeys(("items", "get", "values", "keys", "copy", "_metadata"), 5)
+        return OrderedDict, (), attributes, None, iter(self.items())
 
 
 def test_a_pickle_cannot_change_how_its_dictionaries_are_read(tmp_path):
@@ -233,11 +215,8 @@ def test_what_cannot_be_opened_tells_how_to_save_it(tmp_path, capsys, pickled_as
 def test_the_second_swin_is_another_network(key, tmp_path, capsys):
     for prefix in ("", "module.", "backbone."):
         state = {k: x for k, x in official(ARRAYS).items() if not k.endswith("bias_table")} | {key: np.ones((1, 1, 1))}
-        refused(
-            [saved(tmp_path, prefixed(state, prefix)), tmp_path / "out"],
-            "is a Swin V2, which is another network and not supported",
-            capsys,
-        )
+        source = saved(tmp_path, prefixed(state, prefix))
+        refused([source, tmp_path / "out"], "is a Swin V2, which is another network and not supported", capsys)
 
 
 def sharded(where, end, state, number=3):
@@ -261,49 +240,46 @@ def test_several_files_with_an_index(end, tmp_path):
     assert_equal(convert(next((tmp_path / "hub").glob("*.index.json"))).arrays, ARRAYS)
 
 
-def change(index, **places):
-    return index | {"weight_map": {**index["weight_map"], **places}}
-
-
 KEY = "swin.embeddings.norm.bias"
-INDICES = {
+
+
+def placed(name, key=KEY):
+    """Changes the map of an index {key: file} so that `key` is in the file `name`."""
+    return lambda places: {"weight_map": places | {key: name}}
+
+
+def elsewhere(places):
+    return placed(next(name for name in places.values() if name != places[KEY]))(places)
+
+
+def without_key(places):
+    return {"weight_map": {key: name for key, name in places.items() if key != KEY}}
+
+
+INDICES = {  # {case: (makes an index of {key: file}, error message)}
     "outside of the folder": (
-        lambda index: change(index, **{KEY: "../c.safetensors"}),
-        r"'\.\./c\.safetensors' is no name of a file in its folder",
+        placed("../c.safetensors"),
+        r"'\.\./c\.safetensors' is not the name of a file in its folder",
     ),
-    "absolute": (lambda index: change(index, **{KEY: "/etc/passwd"}), "'/etc/passwd' is no name of a file"),
-    "itself": (lambda index: change(index, **{KEY: ".."}), "'..' is no name of a file|no such file"),
-    "an empty name": (lambda index: change(index, **{KEY: ""}), "'' is no name of a file"),
-    "a long name": (lambda index: change(index, **{KEY: "a" * 10**4}), "'a{255}' is no name of a file"),
-    "no file": (
-        lambda index: change(index, **{KEY: "c.safetensors"}),
-        r"c\.safetensors: no such file, but .* names it",
-    ),
-    "another file": (
-        lambda index: change(
-            index, **{KEY: next(n for n in index["weight_map"].values() if n != index["weight_map"][KEY])}
-        ),
-        KEY + r" \(1\) is not in the file",
-    ),
-    "no such tensor": (
-        lambda index: change(index, x=index["weight_map"][KEY]),
-        r"x \(1\) is not in the file that it names",
-    ),
-    "a tensor not named": (
-        lambda index: {"weight_map": {k: n for k, n in index["weight_map"].items() if k != KEY}},
-        rf"names no file for {KEY} \(1\)",
-    ),
-    "no map": (lambda index: {"metadata": {}}, "expected an object with weight_map"),
-    "numbers": (lambda index: change(index, **{KEY: 3}), "expected an object with weight_map"),
-    "a list": (lambda index: [], "expected an object with weight_map"),
+    "absolute": (placed("/etc/passwd"), "'/etc/passwd' is not the name of a file"),
+    "itself": (placed(".."), "'..' is not the name of a file|no such file"),
+    "an empty name": (placed(""), "'' is not the name of a file"),
+    "a long name": (placed("a" * 10**4), "'a{255}' is not the name of a file"),
+    "no file": (placed("c.safetensors"), r"c\.safetensors: no such file, but .* names it"),
+    "another file": (elsewhere, KEY + r" \(1\) is not in the file"),
+    "no such tensor": (lambda places: placed(places[KEY], "x")(places), r"x \(1\) is not in the file that it names"),
+    "a tensor not named": (without_key, rf"names no file for {KEY} \(1\)"),
+    "no map": (lambda places: {"metadata": {}}, "expected an object with weight_map"),
+    "numbers": (placed(3), "expected an object with weight_map"),
+    "a list": (lambda places: [], "expected an object with weight_map"),
 }
 
 
 @pytest.mark.parametrize("case", INDICES)
 def test_an_index_that_does_not_fit_its_files(case, tmp_path, capsys):
     changed, message = INDICES[case]
-    index = sharded(tmp_path / "hub", "safetensors", hugging_face(ARRAYS))
-    (tmp_path / "hub" / "model.safetensors.index.json").write_text(json.dumps(changed(index)))
+    places = sharded(tmp_path / "hub", "safetensors", hugging_face(ARRAYS))["weight_map"]
+    (tmp_path / "hub" / "model.safetensors.index.json").write_text(json.dumps(changed(places)))
     refused([tmp_path / "hub", tmp_path / "out"], message, capsys)
     assert not (tmp_path / "out").exists()
 

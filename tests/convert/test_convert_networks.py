@@ -1,4 +1,4 @@
-"""The Swin inside of other networks and other libraries' folders: where it is, what is left out, and what config.json adds."""
+"""Swins inside other networks and in folders of other libraries: prefixes, dropped parts, settings of config.json."""
 
 import json
 import re
@@ -49,24 +49,20 @@ def test_merging_of_openmmlab_computes_the_same(tmp_path):
     torch = pytest.importorskip("torch")
     state = mmseg(ARRAYS)
     images = np.random.default_rng(0).normal(size=(2, 6, 4, 8)).astype(np.float32)
-    merging = {
-        key: torch.from_numpy(state[f"stages.0.downsample.{key}"])
-        for key in ("norm.weight", "norm.bias", "reduction.weight")
-    }
-    quads = torch.nn.functional.unfold(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), 2, stride=2).transpose(
-        1, 2
-    )
-    normed = torch.nn.functional.layer_norm(quads, (32,), merging["norm.weight"], merging["norm.bias"])
-    expected = (normed @ merging["reduction.weight"].T).reshape(2, 3, 2, 16).numpy()
+    names = ("norm.weight", "norm.bias", "reduction.weight")
+    scale, bias, reduction = (torch.from_numpy(state[f"stages.0.downsample.{name}"]) for name in names)
+    planes = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+    quads = torch.nn.functional.unfold(planes, 2, stride=2).transpose(1, 2)
+    normed = torch.nn.functional.layer_norm(quads, (32,), scale, bias)
+    expected = (normed @ reduction.T).reshape(2, 3, 2, 16).numpy()
     module = build(BARE)
     assign(module, convert(saved(tmp_path, state)).arrays, "test")
-    np.testing.assert_allclose(
-        module.backbone.layers[0].downsample(TaskFeatures(images)).shared, expected, atol=1e-4 * np.abs(expected).max()
-    )
+    merged = module.backbone.layers[0].downsample(TaskFeatures(images)).shared
+    np.testing.assert_allclose(merged, expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_segmentation_and_detection_networks(tmp_path, capsys):
-    """All that is left out is told."""
+    """The report lists all dropped parts."""
     torch = pytest.importorskip("torch")
     norms = {f"backbone.norm{i}.{kind}": np.ones(8 * 2**i) for i in range(4) for kind in ("weight", "bias")}
     detection = {"neck.lateral_convs.0.conv.weight": np.ones((2, 2, 1, 1)), "rpn_head.rpn_cls.bias": np.ones(1)}
@@ -96,14 +92,10 @@ def test_segmentation_and_detection_networks(tmp_path, capsys):
 def network(name, **sizes):
     """A segmentation network of Hugging Face around a small Swin."""
     transformers = pytest.importorskip("transformers")
-    swin = transformers.SwinConfig(
-        image_size=128, patch_size=4, embed_dim=8, depths=[2, 1, 1, 1], num_heads=[1, 2, 2, 4], window_size=4, mlp_ratio=2.0,
-        out_features=["stage1", "stage2", "stage3", "stage4"], drop_path_rate=0.15,
-    )  # fmt: skip
-    models = {
-        "UperNet": "UperNetForSemanticSegmentation",
-        "Mask2Former": "Mask2FormerForUniversalSegmentation",
-    }
+    backbone = {"embed_dim": 8, "depths": [2, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 4, "mlp_ratio": 2.0}
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    swin = transformers.SwinConfig(image_size=128, patch_size=4, **backbone, drop_path_rate=0.15, out_features=stages)
+    models = {"UperNet": "UperNetForSemanticSegmentation", "Mask2Former": "Mask2FormerForUniversalSegmentation"}
     config = getattr(transformers, f"{name}Config")(backbone_config=swin, **sizes)
     return getattr(transformers, models[name])(config)
 
@@ -111,10 +103,11 @@ def network(name, **sizes):
 NETWORKS = {
     "UperNet": {"hidden_size": 8, "pool_scales": [1], "auxiliary_in_channels": 32, "auxiliary_channels": 8},
     "Mask2Former": {
-        "hidden_dim": 32, "mask_feature_size": 32, "feature_size": 32, "encoder_feedforward_dim": 8, "encoder_layers": 1,
-        "decoder_layers": 2, "num_attention_heads": 2, "dim_feedforward": 8, "num_queries": 3,
+        **{"hidden_dim": 32, "mask_feature_size": 32, "feature_size": 32, "num_queries": 3},
+        **{"encoder_layers": 1, "encoder_feedforward_dim": 8},
+        **{"decoder_layers": 2, "dim_feedforward": 8, "num_attention_heads": 2},
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -127,38 +120,25 @@ def test_segmentation_networks_of_hugging_face(name, tmp_path):
     assert conversion.architecture["backbone"] == BARE["backbone"] | {"drop_path_rate": 0.15}
     whole = {key: x.detach().numpy() for key, x in model.state_dict().items()}
     projection = next(x for key, x in whole.items() if key.endswith("embeddings.patch_embeddings.projection.weight"))
-    np.testing.assert_array_equal(
-        conversion.arrays["backbone.patch_embed.proj.kernel"], projection.transpose(2, 3, 1, 0)
-    )
+    kernel = conversion.arrays["backbone.patch_embed.proj.kernel"]
+    np.testing.assert_array_equal(kernel, projection.transpose(2, 3, 1, 0))
     assert any(line.startswith("dropped    output norms") for line in conversion.report)
     torch.save(model.state_dict(), tmp_path / "c.bin")
     assert_equal(convert(tmp_path / "c.bin").arrays, conversion.arrays)
 
 
 TIMM = {"architecture": "swin_tiny_patch4_window7_224", "num_classes": 3, "num_features": 64}
-LARGER = {"pretrained_cfg": {"input_size": [3, 96, 96]}, "model_args": {"img_size": 128}}
-FOLDERS = {  # layout, config.json, image size, rate of stochastic depth and where from
-    "timm": (
-        timm,
-        TIMM | {"pretrained_cfg": {"input_size": [3, 96, 96], "tag": "ms_in1k"}},
-        [96, 96],
-        (0.2, "default"),
-    ),
+PRETRAINED = {"pretrained_cfg": {"input_size": [3, 96, 96], "tag": "ms_in1k"}}
+LARGER = PRETRAINED | {"model_args": {"img_size": 128}}
+HF = {"model_type": "swin", "image_size": 96, "window_size": 4, "drop_path_rate": 0.1}
+HF_LARGE = {"architectures": ["SwinModel"], "image_size": 640, "drop_path_rate": 0}
+FOLDERS = {  # layout, config.json, image size, rate of stochastic depth and its origin
+    "timm": (timm, TIMM | PRETRAINED, [96, 96], (0.2, "default")),
     "timm, older": (timm, TIMM | {"input_size": [3, 160, 160]}, [160, 160], (0.2, "default")),
     "timm, other images": (timm, TIMM | LARGER, [128, 128], (0.2, "default")),
-    "hf": (
-        hugging_face,
-        {"model_type": "swin", "image_size": 96, "window_size": 4, "drop_path_rate": 0.1},
-        [96, 96],
-        (0.1, "config.json"),
-    ),
+    "hf": (hugging_face, HF, [96, 96], (0.1, "config.json")),
     "hf, not square": (hugging_face, {"model_type": "swin", "image_size": [64, 128]}, [64, 128], (0.2, "default")),
-    "hf, large": (
-        hugging_face,
-        {"architectures": ["SwinModel"], "image_size": 640, "drop_path_rate": 0},
-        [640, 640],
-        (0.0, "config.json"),
-    ),
+    "hf, large": (hugging_face, HF_LARGE, [640, 640], (0.0, "config.json")),
 }
 
 
@@ -169,9 +149,10 @@ def test_folders_of_the_hub(name, file, tmp_path, capsys):
     layout, config, size, (rate, origin) = FOLDERS[name]
     hub, out = tmp_path / "hub", tmp_path / "out"
     hub.mkdir()
-    saved(hub, layout(ARRAYS), file) if file.endswith("safetensors") else torch.save(
-        as_torch(layout(ARRAYS)), hub / file
-    )
+    if file.endswith("safetensors"):
+        saved(hub, layout(ARRAYS), file)
+    else:
+        torch.save(as_torch(layout(ARRAYS)), hub / file)
     (hub / "config.json").write_text(json.dumps(config))
     for source in (hub, hub / file):
         assert run_command([str(source), str(out), "--overwrite"]) == 0
@@ -221,23 +202,23 @@ def test_another_geometry_than_described_is_told(tmp_path):
 
 
 def test_messages_never_lead_in_a_circle(tmp_path, capsys):
-    """Whatever config.json is, convert says something else than to use convert."""
+    """Whatever config.json holds, convert never advises to use convert."""
     model_folder.save(tmp_path / "ours", BARE, ARRAYS)
     path = tmp_path / "ours" / "config.json"
+    ours = r"is a file of weights of mtlora_jax; expected its model folder, with a valid config\.json"
     for text, message in {
-        '{"architecture": "swin_tiny"}': r"weights of mtlora_jax whose config\.json is missing or damaged",
-        "[]": r"weights of mtlora_jax whose config\.json is missing or damaged",
+        '{"architecture": "swin_tiny"}': ours,
+        "[]": ours,
         '{"architecture": {}}': "config.json",
         '{"architecture": ': r"config\.json is not valid JSON",
     }.items():
         path.write_text(text)
         refused([tmp_path / "ours", tmp_path / "out"], message, capsys)
     path.unlink()
-    refused([tmp_path / "ours", tmp_path / "out"], "is weights of mtlora_jax whose config.json is missing", capsys)
+    refused([tmp_path / "ours", tmp_path / "out"], ours, capsys)
     path.write_text('{"note": "the \\"architecture\\": of nothing", "architecture": "swin_tiny"}')
-    with pytest.raises(
-        UserError, match=rf"config\.json describes no mtlora_jax model; .*convert {tmp_path / 'ours'} OUT"
-    ):
+    message = rf"config\.json does not describe a model of mtlora_jax; .*convert {tmp_path / 'ours'} OUT"
+    with pytest.raises(UserError, match=message):
         model_folder.read(tmp_path / "ours")
 
 
@@ -253,7 +234,7 @@ def test_one_writer_of_a_folder(out, tmp_path, capsys):
 
 
 def test_two_converters_of_one_folder(tmp_path, monkeypatch, capsys):
-    """What another one wrote while this one was reading is not replaced."""
+    """A folder that another converter wrote while this one was reading is not replaced."""
     model_folder.save(tmp_path / "ours", BARE, ARRAYS)
     read = model_folder.read
 
@@ -262,9 +243,8 @@ def test_two_converters_of_one_folder(tmp_path, monkeypatch, capsys):
         return read(where)
 
     monkeypatch.setattr(model_folder, "read", slow)
-    refused(
-        [tmp_path / "ours", tmp_path / "out"], "out is not empty: choose another folder, or say --overwrite", capsys
-    )
+    message = "out is not empty: choose another folder, or say --overwrite"
+    refused([tmp_path / "ours", tmp_path / "out"], message, capsys)
     assert_equal(read(tmp_path / "out")[1], {path: x + 1 for path, x in ARRAYS.items()})
     assert run_command([str(tmp_path / "ours"), str(tmp_path / "out"), "--overwrite"]) == 0
     assert_equal(read(tmp_path / "out")[1], ARRAYS)
@@ -272,7 +252,7 @@ def test_two_converters_of_one_folder(tmp_path, monkeypatch, capsys):
 
 
 def test_a_run_is_no_checkpoint(tmp_path, capsys):
-    """What is wanted lies in it."""
+    """The error names the model inside the run."""
     model_folder.save(tmp_path / "run" / "best", BARE, ARRAYS)
     (tmp_path / "run" / "checkpoints").mkdir()
     refused([tmp_path / "run", tmp_path / "out"], rf"is a run; its best model is {tmp_path / 'run' / 'best'}", capsys)

@@ -1,4 +1,4 @@
-"""Weights are finite floats, and what a damaged or odd file holds is never taken for them."""
+"""Weights must be finite floats; damaged or odd files are refused."""
 
 import io
 import pickle
@@ -46,23 +46,17 @@ def with_one(x, value):
     return x
 
 
-ODD = {  # what a tensor becomes, and what is said of it
+ODD = {  # {case: (changes a tensor, error message)}
     "nan": (lambda x: with_one(x, np.nan), "has 1 values that are not finite, such as nan"),
     "infinite": (lambda x: with_one(x, -np.inf), "has 1 values that are not finite, such as -inf"),
-    "half infinite": (
-        lambda x: with_one(x, np.inf).astype(np.float16),
-        "has 1 values that are not finite, such as inf",
-    ),
-    "beyond float32": (
-        lambda x: with_one(np.asarray(x, np.float64), 1e300),
-        r"has 1 values that are not finite, such as 1e\+300",
-    ),
+    "half": (lambda x: with_one(x, np.inf).astype(np.float16), "has 1 values that are not finite, such as inf"),
+    "beyond float32": (lambda x: with_one(np.float64(x), 1e300), r"has 1 values that are not finite, such as 1e\+300"),
     "complex": (lambda x: np.asarray(x, np.complex64), "is complex64; weights must be floats"),
     "integer": (lambda x: np.asarray(x).astype(np.int32), "is int32; weights must be floats"),
     "bytes": (lambda x: np.asarray(x).astype(np.uint8), "is uint8; weights must be floats"),
-    "truth": (lambda x: np.asarray(x) > 0, "is bool; weights must be floats"),
+    "booleans": (lambda x: np.asarray(x) > 0, "is bool; weights must be floats"),
 }
-FORMATS = {  # state, and one tensor of it
+FORMATS = {  # {format: (state, key of one of its tensors)}
     "official": (official(ARRAYS), "layers.1.blocks.0.mlp.fc1.weight"),
     "timm": (timm(ARRAYS), "layers.1.downsample.norm.bias"),
     "hf": (hugging_face(ARRAYS), "swin.encoder.layers.0.blocks.1.attention.self.key.weight"),
@@ -106,34 +100,27 @@ def test_tensors_of_torch_that_are_not_read(tmp_path, capsys):
 @pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16", "float8_e4m3fn"])
 def test_floats_of_torch_and_parameters(dtype, tmp_path):
     torch = pytest.importorskip("torch")
-    state = {
-        key: x if key.endswith("index") else x.to(getattr(torch, dtype))
-        for key, x in as_torch(official(ARRAYS)).items()
-    }
+    whole, kind = as_torch(official(ARRAYS)), getattr(torch, dtype)
+    state = {key: x if key.endswith("index") else x.to(kind) for key, x in whole.items()}
     state["patch_embed.norm.bias"] = torch.nn.Parameter(state["patch_embed.norm.bias"])
-    state["layers.0.blocks.0.mlp.fc1.weight"] = (
-        state["layers.0.blocks.0.mlp.fc1.weight"].t().contiguous().t()
-    )  # other strides
+    strided = "layers.0.blocks.0.mlp.fc1.weight"
+    state[strided] = state[strided].t().contiguous().t()
     torch.save(state, tmp_path / "c.pth")
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
-    assert_equal(
-        convert(tmp_path / "c.pth").arrays, {path: x.astype(kind).astype(np.float32) for path, x in ARRAYS.items()}
-    )
+    expected = {path: x.astype(kind).astype(np.float32) for path, x in ARRAYS.items()}
+    assert_equal(convert(tmp_path / "c.pth").arrays, expected)
 
 
 def test_what_is_dropped_may_be_anything(tmp_path):
     torch = pytest.importorskip("torch")
-    state = as_torch(official(ARRAYS)) | {
-        "head.weight": torch.ones(3, 4).to_sparse(),
-        "norm.bias": torch.tensor([1, 2]),
-    }
-    state["head.bias"] = torch.full((3,), torch.nan)
-    torch.save(state, tmp_path / "c.pth")
+    dropped = {"head.weight": torch.ones(3, 4).to_sparse(), "norm.bias": torch.tensor([1, 2])}
+    dropped["head.bias"] = torch.full((3,), torch.nan)
+    torch.save(as_torch(official(ARRAYS)) | dropped, tmp_path / "c.pth")
     assert_equal(convert(tmp_path / "c.pth").arrays, ARRAYS)
 
 
 def test_folders_bases_and_outputs(tmp_path, capsys):
-    """Everything else that the command reads, and what it computes."""
+    """Everything else that the command reads, computes and writes."""
     architecture = multitask() | {"image_size": [128, 128]}
     arrays = weights(architecture)
     key = "backbone.layers.0.blocks.0.mlp.fc1.kernel"
@@ -143,24 +130,20 @@ def test_folders_bases_and_outputs(tmp_path, capsys):
     safetensors.numpy.save_file(odd, tmp_path / "odd" / "model.safetensors")
     for flags in ([], ["--merge"], ["--tasks=edge"], ["--adapter", f"--base={tmp_path / 'good'}"]):
         refused([tmp_path / "odd", tmp_path / "out", *flags], rf"model\.safetensors: {key} has 1 values", capsys)
-    refused(
-        [tmp_path / "good", tmp_path / "out", "--adapter", f"--base={tmp_path / 'odd'}"], rf"{key} has 1 values", capsys
-    )
+    flags = ["--adapter", f"--base={tmp_path / 'odd'}"]
+    refused([tmp_path / "good", tmp_path / "out", *flags], rf"{key} has 1 values", capsys)
     with pytest.raises(UserError, match=rf"x\.pth: {key} has 1 values that are not finite"):
         to_mtlora.save(tmp_path / "x.pth", architecture, odd)
     factor = "backbone.layers.0.blocks.0.mlp.fc1.shared_"
     huge = arrays | {factor + end: np.full_like(arrays[factor + end], 1e30) for end in "ab"}
     model_folder.save(tmp_path / "huge", architecture, huge)
-    refused(
-        [tmp_path / "huge", tmp_path / "out", "--merge"],
-        rf"huge, merged: {key} has \d+ values that are not finite",
-        capsys,
-    )
+    message = rf"huge, merged: {key} has \d+ values that are not finite"
+    refused([tmp_path / "huge", tmp_path / "out", "--merge"], message, capsys)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["good", "huge", "odd"]
 
 
 def rezipped(source, out, change, compression=zipfile.ZIP_STORED):
-    """A copy of a zip file, whose records {name: bytes} were changed."""
+    """Copies a zip file with changed records {name: bytes}."""
     with zipfile.ZipFile(source) as archive:
         records = {entry.filename: archive.read(entry) for entry in archive.infolist()}
     with zipfile.ZipFile(out, "w", compression) as archive:
@@ -232,19 +215,18 @@ def test_two_records_of_one_name(checkpoint, tmp_path, capsys):
 
 
 def test_the_other_byte_order(checkpoint, tmp_path, capsys):
+    def marked(records, order):
+        return records | {name: order for name in records if name.endswith("byteorder")}
+
     def swapped(records):
-        floats = {
-            name: np.frombuffer(x, "<f4").astype(">f4").tobytes() for name, x in records.items() if "/data/" in name
-        }
-        return records | floats | {name: b"big" for name in records if name.endswith("byteorder")}
+        values = {name: np.frombuffer(x, "<f4") for name, x in records.items() if "/data/" in name}
+        return marked(records | {name: x.astype(">f4").tobytes() for name, x in values.items()}, b"big")
 
     torch = pytest.importorskip("torch")
     floats = {key: x.float() for key, x in as_torch(official(ARRAYS)).items()}
     torch.save(floats, tmp_path / "floats.pth")
     assert_equal(convert(rezipped(tmp_path / "floats.pth", tmp_path / "c.pth", swapped)).arrays, ARRAYS)
-    odd = rezipped(
-        checkpoint, tmp_path / "c.pth", lambda r: r | {name: b"middle" for name in r if name.endswith("byteorder")}
-    )
+    odd = rezipped(checkpoint, tmp_path / "c.pth", lambda records: marked(records, b"middle"))
     refused([odd, tmp_path / "out"], r"c\.pth: damaged", capsys)
 
 
@@ -260,7 +242,7 @@ def test_before_there_were_zip_files(tmp_path, capsys):
 
 
 class View:
-    """Pickles as a tensor of float32 with a storage that has 4 of them, as PyTorch writes it."""
+    """Pickles, as PyTorch does, a float32 tensor whose storage has 4 values."""
 
     def __init__(self, offset, size, strides):
         self.layout = offset, size, strides
@@ -289,12 +271,8 @@ def test_views_beyond_their_storage(layout, tmp_path, capsys):
     content = io.BytesIO()
     Pickler(content, 2).dump({"model": {"patch_embed.norm.bias": View(*layout)}})
     with zipfile.ZipFile(tmp_path / "c.pth", "w") as archive:
-        records = {
-            "data.pkl": content.getvalue(),
-            "byteorder": b"little",
-            "data/0": np.ones(4, "<f4").tobytes(),
-            "version": b"3\n",
-        }
+        records = {"data.pkl": content.getvalue(), "data/0": np.ones(4, "<f4").tobytes()}
+        records |= {"byteorder": b"little", "version": b"3\n"}
         for name, value in records.items():
             archive.writestr(f"c/{name}", value)
     refused([tmp_path / "c.pth", tmp_path / "out", "--from=swin"], r"c\.pth: damaged", capsys)

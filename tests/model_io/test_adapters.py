@@ -1,4 +1,4 @@
-"""Adapters belong to one base; tasks come and go without a bit of the others moving."""
+"""Adapters belong to one base; adding and dropping tasks leaves the others unchanged bit by bit."""
 
 import json
 import pathlib
@@ -40,15 +40,11 @@ def folders(arrays, tmp_path_factory) -> dict[str, pathlib.Path]:
     root = tmp_path_factory.mktemp("folders")
     where = {name: root / name for name in ("base", "model", "adapter", "other")}
     backbone = {path: array for path, array in arrays.items() if path in parameters.flat_variables(build(BARE))}
-    started = {
-        path: array if path in adapters.frozen_paths(ARCHITECTURE) else array + 1 for path, array in backbone.items()
-    }
+    frozen = adapters.frozen_paths(ARCHITECTURE)
+    started = {path: array if path in frozen else array + 1 for path, array in backbone.items()}
+    changed = {path: array + 1e-6 * path.endswith("blocks.0.mlp.fc1.kernel") for path, array in started.items()}
     model_folder.save(where["base"], BARE, started)
-    model_folder.save(
-        where["other"],
-        BARE,
-        {path: array + 1e-6 * path.endswith("blocks.0.mlp.fc1.kernel") for path, array in started.items()},
-    )
+    model_folder.save(where["other"], BARE, changed)
     model_folder.save(where["model"], ARCHITECTURE, arrays, EXTRA)
     adapters.save_adapter(mtlora_jax.load(where["model"]), where["adapter"], where["base"])
     return where
@@ -66,40 +62,33 @@ def assert_same_arrays(found, expected):
 
 
 def test_base_and_adapter_are_the_model(folders, arrays, model):
-    assert sorted(path.name for path in folders["adapter"].iterdir()) == [
-        "README.md",
-        "adapter.safetensors",
-        "config.json",
-    ]
+    names = {path.name for path in folders["adapter"].iterdir()}
+    assert names == {"README.md", "adapter.safetensors", "config.json"}
     loaded = mtlora_jax.load(folders["adapter"], base=folders["base"])
     assert_same_arrays(parameters.host_arrays(loaded.module), arrays)
     assert loaded.config == model.config
 
 
 def test_what_is_shipped(folders, arrays):
-    """All that the method trains, and the statistics of BatchNorm."""
+    """An adapter holds all trained parameters and the statistics of BatchNorm."""
     shipped = safetensors.numpy.load_file(folders["adapter"] / "adapter.safetensors")
-    layer = "backbone.layers.0.blocks.1.mlp.fc1."
+    layer, embedding = "backbone.layers.0.blocks.1.mlp.fc1.", "backbone.patch_embed.proj."
     assert {layer + "shared_a", layer + "task_b.sal", "backbone.layers.0.downsample.reduction.kernel"} <= shipped.keys()
-    assert {
-        "decoders.sal.head.norm.mean",
-        "decoders.sal.head.norm.var",
-        "backbone.patch_embed.proj.kernel",
-    } <= shipped.keys()
-    assert not {path for path in shipped if re.search(r"(qkv|proj|fc1|fc2)\.(kernel|bias)$", path)} - {
-        "backbone.patch_embed.proj.kernel",
-        "backbone.patch_embed.proj.bias",
-    }
+    assert {"decoders.sal.head.norm.mean", "decoders.sal.head.norm.var", embedding + "kernel"} <= shipped.keys()
+    linear = {path for path in shipped if re.search(r"(qkv|proj|fc1|fc2)\.(kernel|bias)$", path)}
+    assert linear <= {embedding + "kernel", embedding + "bias"}
     assert_same_arrays(shipped, {path: arrays[path] for path in shipped})
 
 
 def test_size_of_the_papers_model():
-    """33 MB for rank 64 and four tasks."""
-    backbone = {"name": "swin", "embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24]}
+    """An adapter of rank 64 with four tasks has 33 MB."""
     architecture = {
-        "backbone": backbone, "tasks": {"semseg": 21, "human_parts": 7, "sal": 1, "normals": 3},
-        "decoder": {"name": "hrnet", "channels": [18, 36, 72, 144]}, "method": {"name": "mtlora"}, "image_size": [448, 448],
-    }  # fmt: skip
+        "backbone": {"name": "swin", "embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24]},
+        "tasks": {"semseg": 21, "human_parts": 7, "sal": 1, "normals": 3},
+        "decoder": {"name": "hrnet", "channels": [18, 36, 72, 144]},
+        "method": {"name": "mtlora"},
+        "image_size": [448, 448],
+    }
     sizes = {path: variable.size for path, variable in parameters.flat_variables(build(architecture)).items()}
     shipped = sum(sizes.values()) - sum(sizes[path] for path in adapters.frozen_paths(architecture))
     assert shipped == 8_344_634 + 4 * 2 * 1080
@@ -107,9 +96,8 @@ def test_size_of_the_papers_model():
 
 
 def test_another_base_is_refused(folders, model, tmp_path):
-    with pytest.raises(
-        UserError, match=r"other is not the base of .*adapter: .* SHA-256 \w{12}, expected \w{12} \(base\)$"
-    ):
+    message = r"other is not the base of .*adapter: .* SHA-256 \w{12}, expected \w{12} \(base\)$"
+    with pytest.raises(UserError, match=message):
         mtlora_jax.load(folders["adapter"], base=folders["other"])
     with pytest.raises(UserError, match=r"other is not the base of this model; other values: .*fc1\.kernel.* \(2\)$"):
         mtlora_jax.save_adapter(model, tmp_path / "x", folders["other"])
@@ -121,9 +109,8 @@ def test_another_base_is_refused(folders, model, tmp_path):
 
 
 def test_an_adapter_alone_is_no_model(folders):
-    with pytest.raises(
-        UserError, match=r"adapter is an adapter of base: open it with --base=BASE or mtlora_jax\.load\(ADAPTER, base="
-    ):
+    advice = r"open it with --base=BASE or mtlora_jax\.load\(ADAPTER, base="
+    with pytest.raises(UserError, match=f"adapter is an adapter of base: {advice}"):
         mtlora_jax.load(folders["adapter"])
     with pytest.raises(UserError, match="model is a whole model and needs no base"):
         mtlora_jax.load(folders["model"], base=folders["base"])
@@ -158,9 +145,8 @@ def test_an_interrupted_save_leaves_nothing(model, folders, tmp_path, monkeypatc
 def test_methods_without_a_base(folders, tmp_path):
     full = micro.architecture("full")
     config = {"architecture": full}
-    with pytest.raises(
-        UserError, match="method full has no adapter, for it trains every weight: ship the model folder"
-    ):
+    message = "method full has no adapter, since it trains every weight: ship the model folder"
+    with pytest.raises(UserError, match=message):
         adapters.write_adapter(tmp_path / "x", config, {}, folders["base"])
 
 
@@ -197,21 +183,16 @@ def test_adding_a_task_moves_no_bit_of_the_others(model, logits):
 
 
 def test_a_task_of_another_model(model, arrays):
-    """Dropped and added again, it is what it was."""
+    """A task that is dropped and added again is unchanged."""
     smaller = mtlora_jax.drop_task(model, "sal")
     again = mtlora_jax.add_task(smaller, "sal", source=model, position=1)
     assert again.architecture == model.architecture
     assert again.config["scores"] == {"semseg/mIoU": 1.0, "sal/mIoU": 2.0}
     assert_same_arrays(parameters.host_arrays(again.module), arrays)
-    other = model_folder.filled(
-        {},
-        ARCHITECTURE,
-        {**arrays, "backbone.patch_embed.norm.bias": arrays["backbone.patch_embed.norm.bias"] + 1},
-        "x",
-    )
-    with pytest.raises(
-        UserError, match=r"trained with other shared weights; different: backbone\.patch_embed\.norm\.bias \(1\)"
-    ):
+    bias = "backbone.patch_embed.norm.bias"
+    other = model_folder.filled({}, ARCHITECTURE, {**arrays, bias: arrays[bias] + 1}, "x")
+    message = rf"trained with other shared weights; different: {bias} \(1\)"
+    with pytest.raises(UserError, match=message):
         mtlora_jax.add_task(smaller, "sal", source=other)
     with pytest.raises(UserError, match="the source has no task depth; it has semseg, sal, normals"):
         mtlora_jax.add_task(model, "depth", source=model)
@@ -221,16 +202,14 @@ def test_a_task_of_another_model(model, arrays):
 
 
 def test_a_further_task_is_trained_beside_the_others(tmp_path):
-    """As docs/models.md says: with what tasks share frozen, by the command, and brought back."""
+    """As in docs/models.md: trained by the command with the shared weights frozen, then added to the first model."""
     tiny_runs.prepare(tmp_path, tasks=("sal",), epochs=2, eval_first=False)
     config = configs.load(str(tmp_path / "micro.py"))
     architecture = from_config(config, {"semseg": 4})
     first = model_folder.filled({}, architecture, micro.random_arrays(architecture), "first")
     mtlora_jax.drop_task(mtlora_jax.add_task(first, "sal"), "semseg").save(tmp_path / "sal")
-    beside = (
-        "--config.method.merging=freeze",
-        "--config.method.freeze=('ta_lora','patch_embed','norms','position_tables')",
-    )
+    groups = "('ta_lora','patch_embed','norms','position_tables')"
+    beside = ("--config.method.merging=freeze", f"--config.method.freeze={groups}")
     tiny_runs.run(tmp_path, "second", f"--config.init_from={tmp_path / 'sal'}", *beside)
     second = mtlora_jax.load(tmp_path / "second" / "best")
     both = mtlora_jax.add_task(first, "sal", source=second)
@@ -247,7 +226,7 @@ def test_tasks_that_cannot_be(model):
         mtlora_jax.add_task(model, "sal")
     with pytest.raises(UserError, match="unknown task 'segmentation'"):
         mtlora_jax.add_task(model, "segmentation")
-    with pytest.raises(UserError, match="none"):
+    with pytest.raises(UserError, match="tasks sal: the model is a bare backbone without tasks"):
         keep_tasks({"architecture": BARE}, {}, ["sal"])
     with pytest.raises(UserError, match="expected some of semseg, sal, normals, each once"):
         keep_tasks(model.config, {}, [])
@@ -256,18 +235,12 @@ def test_tasks_that_cannot_be(model):
 def test_options_per_task():
     one_rank = micro.architecture(task_rank=2)
     assert one_more(one_rank, "edge", 1, None, {})["method"] == one_rank["method"]
-    assert one_more(one_rank, "edge", 1, 0, {"task_rank": 5})["method"]["task_rank"] == {
-        "semseg": 2,
-        "sal": 2,
-        "normals": 2,
-        "edge": 5,
-    }
+    ranks = one_more(one_rank, "edge", 1, 0, {"task_rank": 5})["method"]["task_rank"]
+    assert ranks == {"semseg": 2, "sal": 2, "normals": 2, "edge": 5}
     assert one_more(ARCHITECTURE, "edge", 1, None, {})["method"]["task_rank"]["edge"] == [1, 2]
     merged = {**ARCHITECTURE, "method": {"name": "merged", "of": ARCHITECTURE["method"]}}
-    assert only(merged, ["sal"])["method"] == {
-        "name": "merged",
-        "of": {**ARCHITECTURE["method"], "task_rank": {"sal": 2}},
-    }
+    of = {**ARCHITECTURE["method"], "task_rank": {"sal": 2}}
+    assert only(merged, ["sal"])["method"] == {"name": "merged", "of": of}
 
 
 def test_command(folders, arrays, tmp_path, capsys):
@@ -280,9 +253,8 @@ def test_command(folders, arrays, tmp_path, capsys):
     assert list(config["architecture"]["tasks"]) == ["normals", "sal"]
     assert "adapter" not in config
     assert config["scores"] == {"sal/mIoU": 2.0}
-    assert_same_arrays(
-        model_folder.read(tmp_path / "whole")[1], {p: a for p, a in arrays.items() if "semseg" not in p.split(".")}
-    )
+    kept = {path: array for path, array in arrays.items() if "semseg" not in path.split(".")}
+    assert_same_arrays(model_folder.read(tmp_path / "whole")[1], kept)
     assert "tasks normals, sal" in capsys.readouterr().out
     assert json.loads((tmp_path / "whole" / "config.json").read_text()) == config
 
@@ -312,9 +284,10 @@ WRONG_FLAGS = {
 @pytest.mark.parametrize("message", WRONG_FLAGS)
 def test_wrong_flags(message, folders, tmp_path, capsys):
     source, *flags = WRONG_FLAGS[message]
-    flags = [
-        f"--base={folders.get(flag[7:], tmp_path / 'base')}" if flag.startswith("--base=") else flag for flag in flags
-    ]
+    bases = {
+        f"--base={name}": f"--base={folders.get(name, tmp_path / 'base')}" for name in ("base", "other", "nowhere")
+    }
+    flags = [bases.get(flag, flag) for flag in flags]
     assert run_command([str(folders[source]), str(tmp_path / "out.bin"), *flags]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -336,14 +309,11 @@ def test_merged_models_load_and_lose_tasks_like_any_other(tmp_path, capsys):
     assert_same_bits(mtlora_jax.drop_task(model, "sal")(images), logits, ["semseg", "normals"])
     with pytest.raises(UserError, match="a merged model takes no further task"):
         mtlora_jax.add_task(model, "edge")
-    for flags, message in {
-        ("out", "--merge"): "the model is merged already",
-        (
-            "out",
-            "--adapter",
-            f"--base={source}",
-        ): "a model of the method merged has no adapter, for its low-rank factors are in the weights",
-        ("out.pth", "--to=mtlora"): "--to=mtlora: the reference has no format for merged models",
+    without = "a model of the method merged has no adapter, since its low-rank factors are in the weights"
+    for message, flags in {
+        "the model is merged already": ["out", "--merge"],
+        without: ["out", "--adapter", f"--base={source}"],
+        "--to=mtlora: the reference has no format for merged models": ["out.pth", "--to=mtlora"],
     }.items():
         assert run_command([merged, str(tmp_path / flags[0]), *flags[1:]]) == 2
         assert re.fullmatch(rf"error: {message}.*\n", capsys.readouterr().err)
@@ -352,28 +322,22 @@ def test_merged_models_load_and_lose_tasks_like_any_other(tmp_path, capsys):
 
 LAYER = "backbone.layers.0.blocks.1.mlp.fc1."
 SHARED_A, KERNEL, BIAS = (LAYER + name for name in ("shared_a", "kernel", "bias"))
-ODD_ADAPTERS = {  # what the tensors become, and what is said of them
+ODD_ADAPTERS = {  # {name: (changes the tensors, error message)}
     "a frozen tensor": (lambda t, a: t | {KERNEL: a[KERNEL] + 1}, rf"nothing else; of the base: {KERNEL} \(1\)$"),
     "the same frozen tensor": (lambda t, a: t | {BIAS: a[BIAS]}, rf"of the base: {BIAS} \(1\)$"),
     "everything": (lambda t, a: a, r"of the base: .*, \.\.\. \(\d+\)$"),
     "another name": (lambda t, a: t | {"decoders.depth.bias": a[BIAS]}, r"left over: decoders\.depth\.bias \(1\)$"),
     "nothing": (lambda t, a: {"x": a[BIAS]}, r"left over: x \(1\); missing: "),
     "one less": (lambda t, a: {k: x for k, x in t.items() if k != SHARED_A}, rf"missing: {SHARED_A} \(1\)$"),
-    "no statistics": (
-        lambda t, a: {k: x for k, x in t.items() if not k.endswith(".var")},
-        r"missing: decoders\..*\.var",
-    ),
-    "not finite": (
-        lambda t, a: t | {SHARED_A: t[SHARED_A] * np.nan},
-        rf"adapter\.safetensors: {SHARED_A} has \d+ values",
-    ),
+    "no statistics": (lambda t, a: {k: t[k] for k in t if not k.endswith(".var")}, r"missing: decoders\..*\.var"),
+    "not finite": (lambda t, a: t | {SHARED_A: t[SHARED_A] * np.nan}, rf"\.safetensors: {SHARED_A} has \d+ values"),
     "integers": (lambda t, a: t | {SHARED_A: t[SHARED_A].astype(np.int32)}, rf"{SHARED_A} is int32; weights must be"),
 }
 
 
 @pytest.mark.parametrize("name", ODD_ADAPTERS)
 def test_an_adapter_holds_what_was_trained_and_nothing_else(name, folders, arrays, tmp_path, capsys):
-    """Else it would replace weights of the base after their hash was checked."""
+    """Otherwise it could replace weights of the base after their hash was checked."""
     change, message = ODD_ADAPTERS[name]
     odd = pathlib.Path(shutil.copytree(folders["adapter"], tmp_path / "odd"))
     trained = safetensors.numpy.load_file(odd / "adapter.safetensors")
@@ -395,7 +359,7 @@ def test_a_base_that_is_not_finite(folders, tmp_path):
         mtlora_jax.load(folders["adapter"], base=tmp_path / "base")
 
 
-def test_an_adapter_that_tells_no_hash(folders, tmp_path):
+def test_an_adapter_without_a_hash(folders, tmp_path):
     odd = pathlib.Path(shutil.copytree(folders["adapter"], tmp_path / "odd"))
     config = json.loads((odd / "config.json").read_text())
     (odd / "config.json").write_text(json.dumps(config | {"adapter": {}}))

@@ -1,4 +1,4 @@
-"""The model card says what config.json knows, in words the Hugging Face Hub reads."""
+"""The model card shows the contents of config.json, in a form that the Hugging Face Hub reads."""
 
 import copy
 import re
@@ -65,10 +65,7 @@ def test_scores_training_and_numbers(full):
     assert "| semseg | mIoU | 61.23 |  |" in lines
     assert "| semseg | 3 | a, b, c |" in lines
     means = [line for line in lines if line.startswith("| normals | ") and "degrees" in line]
-    assert [line.split(" | ")[1:3] for line in means] == [
-        ["mean", "18.25"],
-        ["rmse", "27.5"],
-    ]  # that of the papers comes first
+    assert [line.split(" | ")[1:3] for line in means] == [["mean", "18.25"], ["rmse", "27.5"]]  # the primary one first
     assert "| all | delta_m | +2.54 | percent over models of one task each |" in lines
     assert "    python -m mtlora_jax.main --config=configs/x.py" in lines
     assert "IoU/a" not in full
@@ -121,12 +118,8 @@ def test_training_leaves_what_the_card_tells(tmp_path, monkeypatch):
     origin = {"file": "swin.pth", "format": "swin"}
     model_folder.save(tmp_path / "swin", bare, parameters.host_arrays(micro.fresh(bare)), {"converted_from": origin})
     assert origin_of(str(tmp_path / "swin")) == {"folder": "swin", **origin}
-    model_folder.save(
-        tmp_path / "best",
-        bare,
-        parameters.host_arrays(micro.fresh(bare)),
-        {"started_from": {"folder": "swin", **origin}},
-    )
+    started = {"started_from": {"folder": "swin", **origin}}
+    model_folder.save(tmp_path / "best", bare, parameters.host_arrays(micro.fresh(bare)), started)
     assert origin_of(str(tmp_path / "best")) == {"folder": "best", **origin}
 
     monkeypatch.setattr(sys, "orig_argv", ["/usr/bin/python3", "-m", "mtlora_jax.main", "--config=a b.py"])
@@ -154,16 +147,14 @@ HOSTILE = (
 
 
 def tokens_of(text: str) -> list:
-    """Everything Markdown makes of a card, without its metadata."""
-    parser = (
-        pytest.importorskip("markdown_it").MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
-    )
-    parsed = parser.parse(text.split("---\n", 2)[2])
+    """All Markdown tokens of a card, without its metadata."""
+    parser = pytest.importorskip("markdown_it").MarkdownIt("commonmark", {"html": True})
+    parsed = parser.enable(["table", "strikethrough"]).parse(text.split("---\n", 2)[2])
     return [part for token in parsed for part in (token, *(token.children or ()))]
 
 
 def shape_of(text: str) -> list[str]:
-    """The kinds of what Markdown makes of a card, without code and text inside of lines, of which there may be more or less."""
+    """Types of the Markdown tokens of a card, without inline text and code, whose number may differ."""
     inside = ("text", "softbreak", "code_inline", "html_inline", "fence", "code_block", "html_block")
     return [token.type for token in tokens_of(text) if token.type not in inside]
 
@@ -175,7 +166,7 @@ def html_of(text: str) -> set[str]:
 
 
 def with_text(text: str, scores: dict) -> dict:
-    """A config.json that has a text in every place that holds one."""
+    """A config.json with `text` in every place that holds a text."""
     architecture = copy.deepcopy(ARCHITECTURE)
     architecture["method"]["task_rank"][text[:100].replace("\udcff", "")] = 1
     return {

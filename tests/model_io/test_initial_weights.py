@@ -1,4 +1,4 @@
-"""What training takes of a model folder: what fits, and nothing without a word."""
+"""Training starts from the weights of a model folder that fit, and reports the others."""
 
 import copy
 import re
@@ -32,7 +32,7 @@ def source(arrays, tmp_path_factory) -> str:
 
 
 def loaded(source: str, architecture, names=NAMES, **options) -> dict[str, np.ndarray]:
-    """The arrays that a model has after starting from `source`, without those that are to be new."""
+    """The arrays of a model that starts from `source`, without those still to be initialised."""
     model = build(architecture)
     initial_weights.load(model, source, architecture, make_tasks(architecture["tasks"], {"semseg": names}), **options)
     values = {path: variable.get_value() for path, variable in parameters.flat_variables(model).items()}
@@ -48,17 +48,11 @@ def changed(**parts):
 
 FEWER = micro.architecture(tasks=("semseg", "sal"), task_rank={"semseg": [1, 2], "sal": 2})
 CLASSIFIER = {f"decoders.semseg.head.classifier.{name}" for name in ("kernel", "bias")}
-OTHERS = {
-    "more classes": (
-        changed(tasks={"semseg": 4}),
-        [*NAMES, "grey"],
-        "decoders.semseg.head.classifier: 3 classes there, 4 here",
-    ),
-    "other names": (
-        SOURCE,
-        ["red", "blue", "green"],
-        "decoders.semseg.head.classifier: class 1 is 'green' there, 'blue' here",
-    ),
+MORE, SWAPPED = [*NAMES, "grey"], ["red", "blue", "green"]
+HEAD = "decoders.semseg.head.classifier"
+OTHERS = {  # {case: (architecture, names of the classes, error message)}
+    "more classes": (changed(tasks={"semseg": 4}), MORE, f"{HEAD}: 3 classes there, 4 here"),
+    "other names": (SOURCE, SWAPPED, f"{HEAD}: class 1 is 'green' there, 'blue' here"),
     "ranks": (changed(method={"rank": [3, 4]}), NAMES, "low-rank factors: rank 2 there, 4 here"),
     "task ranks": (changed(method={"task_rank": 2}), NAMES, "task-specific factors: rank 1 there, 2 here"),
     "fewer tasks": (FEWER, NAMES, "the config has no task normals"),
@@ -68,7 +62,7 @@ OTHERS = {
     "channels": (changed(decoder={"channels": [2, 4]}), NAMES, "decoders.sal.projections.1: 3 channels there, 4 here"),
 }
 
-NEW = {  # paths that are started anew, by a part of their name
+NEW = {  # {case: pattern in the paths that are initialised anew}
     "more classes": "semseg.head.classifier",
     "other names": "semseg.head.classifier",
     "ranks": "layers.1.*shared_",
@@ -102,26 +96,24 @@ def test_what_fits_is_taken_when_asked(source, arrays, case, capsys):
     own = parameters.flat_variables(build(architecture))
     new = own.keys() - found.keys()
     assert all(re.search(NEW[case], path) for path in new)
-    assert {
-        path for path in own if path.startswith("backbone.") and not re.search("shared_|task_", path)
-    } <= found.keys()
+    backbone = {path for path in own if path.startswith("backbone.") and not re.search("shared_|task_", path)}
+    assert backbone <= found.keys()
     assert all(np.array_equal(found[path], arrays[path]) for path in found)
     assert told in " ".join(capsys.readouterr().out.split())
 
 
 def test_only_the_classifier_of_other_classes_is_new(source):
     own = parameters.flat_variables(build(SOURCE)).keys()
-    assert own - loaded(source, SOURCE, ["red", "blue", "green"], strict=False).keys() == CLASSIFIER
+    assert own - loaded(source, SOURCE, SWAPPED, strict=False).keys() == CLASSIFIER
     more = OTHERS["more classes"][0]
-    assert own - loaded(source, more, [*NAMES, "grey"], strict=False).keys() == CLASSIFIER
+    assert own - loaded(source, more, MORE, strict=False).keys() == CLASSIFIER
 
 
 def test_an_evaluation_needs_all_of_it(source, tmp_path):
     assert loaded(source, SOURCE, complete=True)
-    with pytest.raises(
-        UserError, match="predicts other classes than the data has: semseg: class 1 is 'green' there, 'blue' here"
-    ):
-        loaded(source, SOURCE, ["red", "blue", "green"], complete=True, strict=False)
+    message = "predicts other classes than the data has: semseg: class 1 is 'green' there, 'blue' here"
+    with pytest.raises(UserError, match=message):
+        loaded(source, SOURCE, SWAPPED, complete=True, strict=False)
     with pytest.raises(UserError, match="does not fit the model; left over"):
         loaded(source, FEWER, complete=True, strict=False)
 
@@ -134,11 +126,8 @@ def test_an_evaluation_computes_what_was_trained(source, option):
     with pytest.raises(UserError, match=f"computes something else: .*{name} .* there, .* in the config") as error:
         loaded(source, changed(method=option), complete=True)
     assert "give the values it was trained with" in str(error.value)
-    assert loaded(
-        source,
-        changed(method={"dropout": 0.5, "scale": [4, 4.0], "freeze": ["norms"]}, backbone={"drop_path_rate": 0.0}),
-        complete=True,
-    )
+    harmless = {"dropout": 0.5, "scale": [4, 4.0], "freeze": ["norms"]}
+    assert loaded(source, changed(method=harmless, backbone={"drop_path_rate": 0.0}), complete=True)
 
 
 def test_defaults_of_classes_count_as_attributes():
@@ -171,10 +160,8 @@ def test_the_backbone_must_be_whole(arrays, tmp_path, strict):
     model_folder.save(tmp_path / "less", bare, dict(list(backbone.items())[1:]))
     with pytest.raises(UserError, match=f"missing: {next(iter(backbone))}"):
         loaded(str(tmp_path / "less"), SOURCE, strict=strict)
-    for part, told in (
-        ({"window_size": 2}, "window_size 4 there, 2 in the config"),
-        ({"mlp_ratio": 4.0}, "mlp_ratio 2.0 there, 4.0"),
-    ):
+    window, ratio = {"window_size": 2}, {"mlp_ratio": 4.0}
+    for part, told in ((window, "window_size 4 there, 2 in the config"), (ratio, "mlp_ratio 2.0 there, 4.0")):
         with pytest.raises(UserError, match=f"holds another backbone: {told}"):
             loaded(str(tmp_path / "bare"), changed(backbone=part), strict=strict)
     defaults = {key: value for key, value in SOURCE["backbone"].items() if key != "mlp_ratio"}

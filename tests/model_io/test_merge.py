@@ -34,12 +34,12 @@ HEADS = {
 
 
 def shallow(**options: Any) -> dict[str, Any]:
-    """The default method on one block per stage, each of them a last one."""
+    """The default method with one block per stage, which is also the last block of the stage."""
     architecture = micro.architecture(**options)
     return architecture | {"backbone": architecture["backbone"] | {"depths": [1, 1]}}
 
 
-# For every file in configs/ something of the same structure, and what no file has.
+# A small architecture of the same structure for every file in configs/, and further ones.
 CASES = {
     "mtlora": micro.architecture(),  # with a task rank per task and stage
     "mtlora_plus": micro.architecture(merging="lora"),
@@ -62,18 +62,12 @@ CASES = {
 
 
 def structure(architecture: dict[str, Any]) -> tuple:
-    """What decides how a model merges."""
+    """The properties that determine how a model merges."""
     method = architecture["method"]
     specific = method.get("task_rank", 0) != 0
     locations = frozenset(method.get("locations", ("qkv", *TASK_LAYERS)))
-    return (
-        method["name"],
-        specific,
-        method.get("merging"),
-        method.get("ts_base", "shared"),
-        locations,
-        architecture["decoder"]["name"],
-    )
+    options = (method["name"], specific, method.get("merging"), method.get("ts_base", "shared"), locations)
+    return (*options, architecture["decoder"]["name"])
 
 
 @functools.cache
@@ -108,24 +102,23 @@ NOT_MERGED = {"bitfit_tiny_448.py"}  # an encoder of its own for each task
 
 def test_every_config_is_covered():
     assert {path.name for path in CONFIGS.glob("*.py")} == set(ARGUMENTS) | NOT_MERGED
-    covered = {
-        structure(CASES[name] | {"method": {"merging": "train", "task_rank": 4} | CASES[name]["method"]})
-        for name in CASES
-    }
+
+    def with_defaults(architecture):
+        return architecture | {"method": {"merging": "train", "task_rank": 4} | architecture["method"]}
+
+    covered = {structure(with_defaults(architecture)) for architecture in CASES.values()}
     for file, arguments in ARGUMENTS.items():
         for argument in arguments:
             config = configs.load(str(CONFIGS / (f"{file}:{argument}" if argument else file)), ("data.root=none",))
-            architecture = model_factory.from_config(
-                config, {name: task.channels for name, task in build_tasks(config).items()}
-            )
-            method = {"merging": "train", "task_rank": 4} | architecture["method"]
-            assert structure(architecture | {"method": method}) in covered, f"{file}:{argument}"
+            outputs = {name: task.channels for name, task in build_tasks(config).items()}
+            architecture = model_factory.from_config(config, outputs)
+            assert structure(with_defaults(architecture)) in covered, f"{file}:{argument}"
 
 
 @pytest.mark.parametrize("ts_base", ["shared", "task"])
 @pytest.mark.parametrize("locations", SUBSETS, ids="+".join)
 def test_nothing_dead_is_left(locations, ts_base):
-    """Every weight of a merged model counts for some logit, and no product was added."""
+    """Some logit depends on every weight of a merged model, and no product was added."""
     architecture = shallow(locations=locations, ts_base=ts_base)
     before, _ = macs_of(model_factory.build(architecture), (32, 32))
     after, used = macs_of(model_factory.build(merged_architecture(architecture)), (32, 32))
@@ -135,21 +128,19 @@ def test_nothing_dead_is_left(locations, ts_base):
 
 
 def test_factors_are_gone_where_they_fold():
-    """The shared stream ends in the last block: its factors stay where a layer after it starts from the shared input."""
+    """The shared stream ends in the last block; its factors remain if a later layer starts from the shared input."""
+    first, last = "layers.0.blocks.1.", "layers.1.blocks.0."
+    all_but_last_fc2 = {f"{first}attn.proj", f"{first}mlp.fc1", f"{first}mlp.fc2", f"{last}attn.proj", f"{last}mlp.fc1"}
     for name, left in {
-        "mtlora": {"layers.0.blocks.1.attn.proj", "layers.0.blocks.1.mlp.fc1", "layers.0.blocks.1.mlp.fc2"}
-        | {"layers.1.blocks.0.attn.proj", "layers.1.blocks.0.mlp.fc1"},
-        "mtlora_plus": {"layers.0.blocks.1.attn.proj", "layers.0.blocks.1.mlp.fc1", "layers.0.blocks.1.mlp.fc2"}
-        | {"layers.1.blocks.0.attn.proj", "layers.1.blocks.0.mlp.fc1"},
+        "mtlora": all_but_last_fc2,
+        "mtlora_plus": all_but_last_fc2,
         "ta_only": set(),
-        "task base": {"layers.0.blocks.1.attn.proj"},
+        "task base": {f"{first}attn.proj"},
         "fc1 alone": set(),
     }.items():
         _, arrays = merged_arrays(CASES[name], arrays_of(name))
-        factors = {
-            path.removeprefix("backbone.").removesuffix(".shared_a") for path in arrays if path.endswith(".shared_a")
-        }
-        assert factors == left, name
+        factors = [path.removesuffix(".shared_a") for path in arrays if path.endswith(".shared_a")]
+        assert {path.removeprefix("backbone.") for path in factors} == left, name
         assert not any("norm" in path.split(".")[-2] for path in arrays if path.startswith("decoders."))
         assert all(array.dtype == np.float32 for array in arrays.values())
 
@@ -171,19 +162,15 @@ def test_weights_that_merge_are_those_of_the_equations():
     reduction = "backbone.layers.0.downsample.reduction."
     reduced = arrays[f"{reduction}kernel"] + scale * arrays[f"{reduction}shared_a"] @ arrays[f"{reduction}shared_b"]
     close("decoders.sal.projections.0.kernel", reduced @ arrays["decoders.sal.projections.0.kernel"])
-    head = {
-        name: arrays[f"decoders.sal.head.{name}"] for name in ("fuse.kernel", "fuse.bias", *(f"norm.{n}" for n in NORM))
-    }
+    names = ("fuse.kernel", "fuse.bias", "norm.scale", "norm.bias", "norm.mean", "norm.var")
+    head = {name: arrays[f"decoders.sal.head.{name}"] for name in names}
     gain = head["norm.scale"] / np.sqrt(head["norm.var"] + 1e-5)
     close("decoders.sal.head.fuse.kernel", head["fuse.kernel"] * gain)
     close("decoders.sal.head.fuse.bias", (head["fuse.bias"] - head["norm.mean"]) * gain + head["norm.bias"])
 
 
-NORM = ("scale", "bias", "mean", "var")
-
-
 def test_values_fold_in_double_precision():
-    """Sums that cancel in float32 do not: 1 + 1e-9 - 1 is 1e-9."""
+    """Differences that float32 would lose are kept: 1 + 1e-9 - 1 is 1e-9."""
     layer = Linear(1, 1)
     parameters.assign(layer, {"kernel": np.ones((1, 1)), "bias": np.ones(1)}, "values")
     value = map_weights(lambda w, b: w + 1e-9 - b, layer.kernel, layer.bias).get_value()
@@ -192,7 +179,7 @@ def test_values_fold_in_double_precision():
 
 
 def test_merging_keeps_the_model_and_what_is_said_of_it(tmp_path):
-    """A merged folder opens like any other and gives what the merged model gave."""
+    """A saved merged model opens like any other and has the same outputs."""
     extra = {"scores": {"sal/maxF": 70.0}}
     model_folder.save(tmp_path / "model", CASES["one task"], arrays_of("one task"), extra)
     model = mtlora_jax.load(tmp_path / "model")
@@ -221,20 +208,17 @@ def test_nothing_of_a_merged_model_trains():
 
 
 @pytest.mark.parametrize(
-    ("method", "message"),
+    ("options", "message"),
     [
-        ({"name": "merged"}, "method 'merged' needs of"),
-        ({"name": "merged", "of": "mtlora"}, "method.of = 'mtlora' must be the name and options"),
-        ({"name": "merged", "of": {"name": "merged", "of": {"name": "full"}}}, "cannot be merged again"),
-        (
-            {"name": "merged", "of": {"name": "mtlora", "rnak": 3}},
-            "method 'mtlora' has no option 'rnak'; did you mean rank",
-        ),
+        ({}, "method 'merged' needs of"),
+        ({"of": "mtlora"}, "method.of = 'mtlora' must be the name and options"),
+        ({"of": {"name": "merged", "of": {"name": "full"}}}, "cannot be merged again"),
+        ({"of": {"name": "mtlora", "rnak": 3}}, "method 'mtlora' has no option 'rnak'; did you mean rank"),
     ],
 )
-def test_refused(method, message):
+def test_refused(options, message):
     with pytest.raises(UserError, match=message):
-        model_factory.build(CASES["full"] | {"method": method})
+        model_factory.build(CASES["full"] | {"method": {"name": "merged", **options}})
 
 
 def test_arrays_that_do_not_fit():
@@ -245,15 +229,9 @@ def test_arrays_that_do_not_fit():
 
 def task_layer(ts_base: str) -> tuple[TaskLoRALinear, dict[str, np.ndarray]]:
     """A layer 5 -> 4 with random weights, and those weights in float64."""
-    layer = TaskLoRALinear(
-        Linear(5, 4),
-        rank=2,
-        scale=3.0,
-        dropout=0.0,
-        task_rank={"a": 1, "b": 3},
-        task_scale={"a": 2.0, "b": 0.5},
-        ts_base=ts_base,
-    )
+    shared = {"rank": 2, "scale": 3.0, "dropout": 0.0}
+    of_tasks = {"task_rank": {"a": 1, "b": 3}, "task_scale": {"a": 2.0, "b": 0.5}}
+    layer = TaskLoRALinear(Linear(5, 4), **shared, **of_tasks, ts_base=ts_base)
     rng = np.random.default_rng(0)
     values = {path: rng.normal(size=variable.shape) for path, variable in parameters.flat_variables(layer).items()}
     parameters.assign(layer, values, "values")
@@ -261,7 +239,7 @@ def task_layer(ts_base: str) -> tuple[TaskLoRALinear, dict[str, np.ndarray]]:
 
 
 def merged_layer(layer, **needs):
-    """What `replace` puts in the place of a layer."""
+    """The layer that `replace` puts in the place of another."""
     holder = types.SimpleNamespace(layer=layer)
     replace((holder, "layer"), **needs)
     return holder.layer
@@ -304,11 +282,8 @@ def test_norm_folds_into_the_layer_before(kind, bias):
     norm = BatchNorm(4)
     rng = np.random.default_rng(0)
     for module in (layer, norm):
-        parameters.assign(
-            module,
-            {path: np.abs(rng.normal(size=v.shape)) for path, v in parameters.flat_variables(module).items()},
-            "values",
-        )
+        values = {path: np.abs(rng.normal(size=v.shape)) for path, v in parameters.flat_variables(module).items()}
+        parameters.assign(module, values, "values")
     x = np.float32(rng.normal(size=(2, 6, 7, 5)))
     expected = norm(layer(x), False)
     left = norm.fold_into(layer)

@@ -1,4 +1,4 @@
-"""Model folders: what is written comes back, and what is broken is named."""
+"""Model folders: round trips, loaded models, and errors that name the damage."""
 
 import json
 import pathlib
@@ -70,9 +70,8 @@ def test_round_trip(saved, arrays):
 
 def test_arrays_that_are_not_contiguous(arrays, tmp_path):
     """A safetensors file written from strided memory would hold other numbers."""
-    model_folder.save(
-        tmp_path / "model", ARCHITECTURE, {path: np.asfortranarray(value) for path, value in arrays.items()}
-    )
+    strided = {path: np.asfortranarray(value) for path, value in arrays.items()}
+    model_folder.save(tmp_path / "model", ARCHITECTURE, strided)
     for path, value in model_folder.read(tmp_path / "model")[1].items():
         np.testing.assert_array_equal(value, arrays[path])
 
@@ -99,20 +98,20 @@ def test_a_bare_backbone(tmp_path):
 
 
 def photograph(height: int, width: int) -> np.ndarray:
-    """uint8 (H, W, 3), smooth enough that resizing it makes sense."""
+    """A uint8 image (H, W, 3), smooth enough that resizing it makes sense."""
     small = np.random.default_rng(0).integers(0, 256, (5, 4, 3), np.uint8)
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 def assert_close(found, expected, atol=1e-5):
-    """Within `atol` of the largest value."""
+    """Asserts equality within `atol` times the largest value."""
     assert found.dtype == np.float32
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=0, atol=atol * np.abs(expected).max())
 
 
 def test_bytes_are_evaluated_as_in_training(model, arrays):
-    """One image of the model's size, without a batch axis, gives what the evaluation step sees of it."""
+    """One image of the model's size, without a batch axis, has the logits of the evaluation step."""
     image = photograph(32, 32)
     graph, *parts = parameters.partition(micro.holding(ARCHITECTURE, arrays), lambda path, variable: True)
     forward = micro.jit(lambda parts, images: logits_of(*parts[::2], parts[1], images, graph=graph))
@@ -131,10 +130,8 @@ def test_other_sizes_are_resized_as_in_evaluations(model):
     found = model(image)
     assert list(found) == list(micro.TASKS)
     for task, outputs in micro.TASKS.items():
-        expected = cv2.resize(np.asarray(inside[task]), (26, 44), interpolation=cv2.INTER_LINEAR).reshape(
-            44, 26, outputs
-        )
-        assert_close(found[task], expected)
+        expected = cv2.resize(np.asarray(inside[task]), (26, 44), interpolation=cv2.INTER_LINEAR)
+        assert_close(found[task], expected.reshape(44, 26, outputs))
 
 
 def test_padding_adds_zeros_that_are_cut_off(model, arrays):
@@ -200,7 +197,9 @@ def test_functions_of_the_package_hide_behind_no_module():
         assert not (ROOT / "mtlora_jax" / f"{name}.py").exists()
 
 
-CONFIG = '{"format": 1, "architecture": {"backbone": %s, "tasks": %s, "decoder": null, "method": {}, "image_size": []}, "adapter": %s}'
+PARTS = '{"backbone": %s, "tasks": %s, "decoder": null, "method": {}, "image_size": []}'
+CONFIG = f'{{"format": 1, "architecture": {PARTS}, "adapter": %s}}'
+INCOMPLETE = '{"format": 1, "architecture": {"backbone": {}, "image_size": [32, 32]}}'
 ADAPTER = json.dumps({"base": "swin", "sha256": "0" * 64})
 
 
@@ -210,14 +209,11 @@ ADAPTER = json.dumps({"base": "swin", "sha256": "0" * 64})
         (None, r"copy is not a model folder: it has no config\.json"),
         ("{ not JSON", r"config\.json is not valid JSON: "),
         ("\udcff", r"config\.json: is not UTF-8 text"),
-        ("[]", r"config\.json describes no mtlora_jax model"),
-        ('{"model_type": "swin"}', r"config\.json describes no mtlora_jax model"),
-        ('{"format": 1, "architecture": "swin"}', r"config\.json describes no mtlora_jax model"),
+        ("[]", r"config\.json does not describe a model of mtlora_jax"),
+        ('{"model_type": "swin"}', r"config\.json does not describe a model of mtlora_jax"),
+        ('{"format": 1, "architecture": "swin"}', r"config\.json does not describe a model of mtlora_jax"),
         ('{"format": 2, "architecture": {}}', r"config\.json has format 2; this version reads 1"),
-        (
-            '{"format": 1, "architecture": {"backbone": {}, "image_size": [32, 32]}}',
-            r"config\.json: architecture = .* must be .* with backbone, tasks, decoder, method",
-        ),
+        (INCOMPLETE, r"config\.json: architecture = .* must be .* with backbone, tasks, decoder, method"),
         (CONFIG % ('"swin"', "{}", ADAPTER), r'config\.json: architecture: backbone = "swin" must be an object'),
         (CONFIG % ("{}", '["sal"]', ADAPTER), r'config\.json: architecture: tasks = \["sal"\] must be an object'),
         (CONFIG % ("{}", "{}", '"swin"'), r'config\.json: adapter = "swin" must be an object with base, sha256'),
@@ -233,22 +229,14 @@ def test_damaged_config(copy, text, message):
 
 
 def test_scores_that_are_no_numbers(arrays, tmp_path):
-    model_folder.save(
-        tmp_path / "model",
-        ARCHITECTURE,
-        arrays,
-        {"scores": {"sal/mIoU": float("nan"), "sal/F": None, "normals/mean": 3.5}},
-    )
-    assert model_folder.read_config(tmp_path / "model")["scores"] == {
-        "sal/mIoU": None,
-        "sal/F": None,
-        "normals/mean": 3.5,
-    }
+    scores = {"sal/mIoU": float("nan"), "sal/F": None, "normals/mean": 3.5}
+    model_folder.save(tmp_path / "model", ARCHITECTURE, arrays, {"scores": scores})
+    assert model_folder.read_config(tmp_path / "model")["scores"] == {**scores, "sal/mIoU": None}
 
 
 @pytest.fixture
 def run(saved, tmp_path) -> pathlib.Path:
-    """What is left of a run that was evaluated."""
+    """The folder of a run that was evaluated."""
     (tmp_path / "run" / "checkpoints" / "24").mkdir(parents=True)
     (tmp_path / "run" / "config.json").write_text('{"seed": 0}')
     for name in ("initial", "best"):
@@ -259,9 +247,8 @@ def run(saved, tmp_path) -> pathlib.Path:
 @pytest.mark.parametrize("inside", ["", "checkpoints", "checkpoints/24", "bset"])
 def test_a_run_in_place_of_its_model(run, inside):
     what = "is a run" if not inside else f"is part of the run {run}"
-    with pytest.raises(
-        UserError, match=f"{re.escape(f'{run / inside} {what}')}; its best model is {re.escape(str(run / 'best'))}$"
-    ):
+    message = re.escape(f"{run / inside} {what}; its best model is {run / 'best'}")
+    with pytest.raises(UserError, match=f"{message}$"):
         mtlora_jax.load(run / inside)
     shutil.rmtree(run / "best")
     with pytest.raises(UserError, match=f"{re.escape(f'{run / inside} {what}')}; it has no best model yet"):
@@ -279,8 +266,8 @@ def test_little_is_left_of_a_run(run, kept):
 
 
 def commands(base: pathlib.Path, where: pathlib.Path) -> dict:
-    """{place that takes a model folder: what is called with `where`}."""
-    out = str(base / "out")
+    """{place that takes a model folder: calls it with `where`}."""
+    out, tasks = str(base / "out"), micro.tasks_of(ARCHITECTURE)
     image = base / "image.png"
     cv2.imwrite(str(image), photograph(32, 32))
     return {
@@ -288,9 +275,7 @@ def commands(base: pathlib.Path, where: pathlib.Path) -> dict:
         "export": lambda: export([f"--model={where}", f"--output={out}"]),
         "convert": lambda: convert([str(where), out]),
         "base": lambda: convert([str(where / "best"), out, "--adapter", f"--base={where}"]),
-        "init": lambda: initial_weights.load(
-            build(ARCHITECTURE), str(where), ARCHITECTURE, micro.tasks_of(ARCHITECTURE)
-        ),
+        "init": lambda: initial_weights.load(build(ARCHITECTURE), str(where), ARCHITECTURE, tasks),
         "origin": lambda: initial_weights.origin_of(str(where)),
     }
 
