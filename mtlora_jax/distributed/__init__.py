@@ -1,1 +1,1 @@
-"""Several devices and processes: shardings, start and end of processes, preemption, agreement on what they were given."""
+"""Several devices and processes: shardings, start and end of processes, preemption, agreement on inputs."""

@@ -1,6 +1,7 @@
-"""Compares what all processes of a job must agree on, before they compute together.
+"""Compares the inputs of all processes of a job before they compute together.
 
-Without this, a process with another config or other data would spoil the training silently, or make all of them wait forever.
+Without this, a process with another config or other data would spoil the training silently, or make all processes wait
+forever.
 """
 
 import functools
@@ -24,7 +25,8 @@ from mtlora_jax.errors import UserError
 Value = TypeVar("Value")
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
-# Each host may keep its files elsewhere and read them in its own way; their contents are compared instead.
+# Keys that may differ: each host may keep its files elsewhere and read them in its own way; contents are compared
+# instead.
 OWN = ("init_from", "data.root", "data.num_workers", "delta_m_baseline_runs", "wandb.project", "wandb.mode")
 SAMPLES = 3  # examples of a split whose contents are compared
 
@@ -43,10 +45,9 @@ def require_same(
     for process, other in enumerate(everyone[1:], 1):
         for key in {**first, **other}:
             if key not in first or key not in other or first[key] != other[key]:
-                here, there = (json.dumps(own[key]) if key in own else "not there" for own in (first, other))
-                raise UserError(
-                    f"the processes differ in {key}: {here} in process 0, {there} in process {process}; {advice}"
-                )
+                here, there = (json.dumps(own[key]) if key in own else "missing" for own in (first, other))
+                found = f"{here} in process 0, {there} in process {process}"
+                raise UserError(f"the processes differ in {key}: {found}; {advice}")
 
 
 def run_together(action: Callable[[], Value]) -> Value:
@@ -108,16 +109,11 @@ def _checksum(data: Dataset, index: int) -> Any:
         example = data[index]
     except UserError:
         return "cannot be read"
-    return {
-        name: zlib.crc32(np.ascontiguousarray(value).tobytes())
-        for name, value in example.items()
-        if isinstance(value, np.ndarray)
-    }
+    arrays = {name: value for name, value in example.items() if isinstance(value, np.ndarray)}
+    return {name: zlib.crc32(np.ascontiguousarray(value).tobytes()) for name, value in arrays.items()}
 
 
 def describe_arrays(arrays: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """{`what` and path: shape and CRC-32} of each array."""
-    values = {path: np.ascontiguousarray(jax.device_get(array)) for path, array in arrays.items()}
-    return {
-        f"{what} {path}": [list(value.shape), zlib.crc32(value.view(np.uint8).data)] for path, value in values.items()
-    }
+    """{"`what` PATH": [shape, CRC-32]} of each array."""
+    values = {f"{what} {path}": np.ascontiguousarray(jax.device_get(array)) for path, array in arrays.items()}
+    return {name: [list(value.shape), zlib.crc32(value.view(np.uint8).data)] for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""Ending a run when it is asked to: by a signal, as clusters send one before they take a machine away, or by Ctrl-C."""
+"""Ends a run on request: by a signal, as clusters send before they take a machine away, or by Ctrl-C."""
 
 import collections
 import contextlib
@@ -20,28 +20,34 @@ from mtlora_jax.console import console
 from mtlora_jax.distributed import sharding
 from mtlora_jax.errors import UserError
 
-# Besides SIGTERM and Ctrl-C: SIGHUP, when a terminal is closed, and those by which SLURM, LSF and Grid Engine warn of a time limit.
+# Besides SIGTERM and Ctrl-C: SIGHUP of a closed terminal, and the warnings of SLURM, LSF and Grid Engine before a time
+# limit.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
-IMPATIENT = 1.0  # seconds after which a second Ctrl-C counts; launchers pass the same one on twice
-LAG = 2  # steps for which several processes let their question travel, so that none waits for the answer
+IMPATIENT = 1.0  # seconds after which a second Ctrl-C counts, since launchers pass the first one on twice
+LAG = 2  # steps between the question to all processes and the use of its answer, so that none has to wait for it
 
 
 class Stopped(SystemExit):
-    """The run was asked to stop and does so where it can go on later. The exit code is 128 + the signal's number, such as 143 or 130."""
+    """Stops a run on request, at a place where it can be resumed.
+
+    The exit code is 128 + the signal's number, such as 143 or 130.
+    """
 
 
 class Shutdown:
-    """Listens for `SIGNALS` inside `with`; the program asks `check()` wherever it could stop.
+    """Listens for `SIGNALS` inside `with`; the program calls `check()` wherever it can stop.
 
-    A signal handler of Python runs in the main thread and between two bytecodes, so not while XLA compiles. Here a thread hears the
-    signal, whatever the main thread does, and if no `check` comes within the grace period, it ends the process itself: what was saved by
-    then is all that there is to save, and clusters kill what does not end by itself. A second Ctrl-C ends the process at once.
+    Python runs signal handlers in the main thread between two bytecodes, so not while XLA compiles. Here a thread
+    receives the signal, whatever the main thread does. If no `check` follows within the grace period, the thread ends
+    the process, because clusters kill processes that do not end by themselves; the run then resumes from its newest
+    checkpoint. A second Ctrl-C ends the process at once.
 
     Args:
-      grace_seconds: less than what the cluster grants (Kubernetes and SLURM: 30), since a checkpoint may be to be finished after it.
+      grace_seconds: shorter than the cluster's (Kubernetes and SLURM: 30), since a checkpoint may have to be finished
+        afterwards.
 
     Attributes:
-      before_exit: called by the thread before it ends the process: finishes what is being written.
+      before_exit: called by the thread before it ends the process, to finish files that are being written.
     """
 
     def __init__(self, grace_seconds: float):
@@ -71,9 +77,8 @@ class Shutdown:
         self._thread.join()
         os.close(self._read)
         if self.asked and not self._stopping and isinstance(error, UserError):
-            print(
-                error, file=sys.stderr
-            )  # a data worker that was just starting hears the signal too, and its death is no fault
+            # A data worker that was just starting gets the signal too; that it ends is not an error of the run.
+            print(error, file=sys.stderr)
             self.stop()
 
     @property
@@ -82,12 +87,15 @@ class Shutdown:
         return self._signal is not None
 
     def check(self, mesh: Mesh) -> None:
-        """Raises Stopped if any process was asked to stop; of several, all do at the same call, of which each must make as many."""
+        """Raises Stopped if any process was asked to stop.
+
+        Several processes do so at the same call; all of them must make the same number of calls.
+        """
         if self.asked if jax.process_count() == 1 else self._any_process_asked(mesh):
             self.stop()
 
     def stop(self) -> None:
-        """Raises Stopped. From here on the thread leaves the main thread all the time it needs."""
+        """Raises Stopped. From then on, the main thread may take as long as it needs."""
         self._stopping = True
         raise Stopped(128 + (self._signal or signal.SIGTERM))
 
@@ -101,13 +109,12 @@ class Shutdown:
         if number is None:
             return
         self._signal = number
-        if number == signal.SIGHUP:  # the terminal is gone: what is printed there would be an error
+        if number == signal.SIGHUP:  # the terminal is gone, so printing to it would fail
             nowhere = os.open(os.devnull, os.O_WRONLY)
             for terminal in self._terminals:
                 os.dup2(nowhere, terminal)
-        console.print(
-            f"{signal.Signals(number).name}: the run is saved and ends after this step ({self._grace:.0f} s at most)"
-        )
+        name, grace = signal.Signals(number).name, f"{self._grace:.0f} s"
+        console.print(f"{name}: the run is saved and ends after this step ({grace} at most)")
         heard = time.monotonic()
         while self._hear([signal.SIGINT], heard + self._grace) == signal.SIGINT:
             if time.monotonic() - heard > IMPATIENT:
@@ -115,12 +122,10 @@ class Shutdown:
         if time.monotonic() >= heard + self._grace and not self._stopping:
             with contextlib.suppress(Exception):
                 self.before_exit()
-            self._exit(
-                128 + number, f"no step ended within {self._grace:.0f} s; the run goes on from its newest checkpoint"
-            )
+            self._exit(128 + number, f"no step ended within {grace}; the run goes on from its newest checkpoint")
 
     def _hear(self, numbers: Collection[int], deadline: float | None) -> int | None:
-        """The next signal of `numbers`; None at the deadline, and when `with` is left."""
+        """The next signal of `numbers`; None at the deadline, and at the end of `with`."""
         while True:
             timeout = None if deadline is None else max(deadline - time.monotonic(), 0)
             ready, _, _ = select.select([self._read], [], [], timeout)

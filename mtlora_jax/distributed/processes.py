@@ -1,6 +1,7 @@
-"""Several processes as one program, on JAX's own distributed runtime: the same command on every host (or for every GPU).
+"""Several processes as one program, on JAX's own distributed runtime.
 
-After `initialize`, `jax.devices()` are those of all processes and every collective spans them. Nothing here is needed for one process.
+The same command runs on every host (or for every GPU). After `initialize`, `jax.devices()` are those of all processes,
+and every collective spans them. A single process needs nothing of this.
 """
 
 import importlib.util
@@ -20,8 +21,8 @@ from mtlora_jax.console import console
 from mtlora_jax.distributed import sharding
 from mtlora_jax.errors import UserError
 
-START_SECONDS = 300  # in which all processes must have been started
-LEAVE_SECONDS = 30  # a process that failed waits so long for the others to end too; then they are ended
+START_SECONDS = 300  # within which all processes must have started
+LEAVE_SECONDS = 30  # for which a failed process waits for the others to end; then they are ended
 
 
 def initialize(
@@ -30,16 +31,16 @@ def initialize(
     process: int | None = None,
     timeout: int = START_SECONDS,
 ) -> None:
-    """Joins the other processes where the arguments, SLURM or a TPU pod say that there are any; else does nothing.
+    """Joins the other processes, if the arguments, SLURM or a TPU pod say that there are any.
 
-    Must come before anything is computed. Afterwards only process 0 prints. Ends the process with one line and exit code 2 when the
-    processes do not meet in time, because JAX's own client would then abort with a stack trace.
+    Must be called before anything is computed. Afterwards only process 0 prints. If the processes do not meet in time,
+    this process ends with one line and exit code 2, because JAX's own client would abort with a stack trace.
 
     Args:
-      coordinator: HOST:PORT at which process 0 can be reached by all; the port must be free there.
-      processes: how many; 1 runs this process alone, whatever SLURM or the TPU say.
+      coordinator: HOST:PORT at which all processes can reach process 0; the port must be free there.
+      processes: their number; 1 runs this process alone, whatever SLURM or the TPU say.
       process: number of this one, from 0.
-      timeout: seconds the processes have to meet.
+      timeout: seconds within which the processes must meet.
 
     Raises:
       UserError: for arguments that are incomplete or contradict one another, or a port that is taken.
@@ -50,9 +51,8 @@ def initialize(
         return
     if coordinator and process == 0:
         _check_port(int(coordinator.rpartition(":")[2]))
-    jax.config.update(
-        "jax_enable_preemption_service", False
-    )  # it would take SIGTERM, which `mtlora_jax.distributed.preemption` listens for
+    # That service would take SIGTERM, which `mtlora_jax.distributed.preemption` listens for.
+    jax.config.update("jax_enable_preemption_service", False)
     watch = threading.Timer(timeout, _give_up, [coordinator or "their coordinator", timeout])
     watch.daemon = True
     watch.start()
@@ -71,9 +71,8 @@ def check_flags(coordinator: str | None, processes: int | None, process: int | N
     if processes == 1:
         return None
     if coordinator is None or processes is None or process is None:
-        raise UserError(
-            "several processes need all of --coordinator_address=HOST:PORT --num_processes=N --process_id=I"
-        )
+        flags = "--coordinator_address=HOST:PORT --num_processes=N --process_id=I"
+        raise UserError(f"several processes need all of {flags}")
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UserError(f"--coordinator_address={coordinator} must be HOST:PORT, such as node1:12345")
@@ -85,22 +84,20 @@ def check_flags(coordinator: str | None, processes: int | None, process: int | N
 
 
 def detect_cluster(environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """Arguments of `jax.distributed.initialize` for what the environment tells; None for a single process.
+    """Arguments of `jax.distributed.initialize` according to environment variables; None for a single process.
 
-    What is left out of the arguments, JAX finds itself on SLURM and on TPUs.
+    JAX itself finds the remaining arguments on SLURM and on TPUs.
     """
-    tasks = int(
-        environment.get("SLURM_STEP_NUM_TASKS", 1)
-    )  # set by srun for what it starts; a batch script itself is alone
+    tasks = int(environment.get("SLURM_STEP_NUM_TASKS", 1))  # srun sets it; a batch script itself is alone
     if tasks > 1:
-        # JAX gives each task the one device of its local number. A task that has a node to itself takes all of them ([]: no restriction).
+        # JAX gives each task only the device of its local number. A task alone on its node takes all ([]: no
+        # restriction).
         alone = tasks == int(environment.get("SLURM_STEP_NUM_NODES", 1))
         return {"num_processes": tasks} | ({"local_device_ids": []} if alone else {})
-    workers = environment.get("TPU_PROCESS_ADDRESSES") or environment.get(
-        "TPU_WORKER_HOSTNAMES", ""
-    )  # GKE sets one of them
+    # GKE sets one of them.
+    workers = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES", "")
     slices = int(environment.get("MEGASCALE_NUM_SLICES") or 1)
-    # `import jax` sets TPU_SKIP_MDS_QUERY where it finds no TPU. Elsewhere, the metadata server of a TPU VM tells the rest.
+    # `import jax` sets TPU_SKIP_MDS_QUERY if it finds no TPU. On a TPU VM, the metadata server knows the rest.
     tpu_vm = importlib.util.find_spec("libtpu") is not None and "TPU_SKIP_MDS_QUERY" not in environment
     return {} if "," in workers or slices > 1 or (tpu_vm and not workers) else None
 
@@ -108,8 +105,8 @@ def detect_cluster(environment: Mapping[str, str]) -> dict[str, Any] | None:
 def exit_process(code: int) -> NoReturn:
     """Ends this process with `code` after an error.
 
-    Processes that fail alike end together. If the others go on, JAX ends them after LEAVE_SECONDS at the latest; this one does not wait
-    to be ended with them, which would hide its exit code and its message.
+    Processes that fail alike end together. If the others continue, JAX ends them after at most `LEAVE_SECONDS`. This
+    process ends before that, since otherwise its exit code and message would be lost.
     """
     if not jax.distributed.is_initialized():
         sys.exit(code)
@@ -124,20 +121,19 @@ def exit_process(code: int) -> NoReturn:
 
 
 def _check_port(port: int) -> None:
-    """Raises UserError for a port that is taken, on which JAX's service would crash."""
+    """Raises UserError for a port that is taken, since JAX's service would crash."""
     try:
         socket.create_server(("", port)).close()
     except OSError as error:
-        raise UserError(
-            f"port {port} of --coordinator_address cannot be used on this host: {error.strerror}; choose another one"
-        ) from error
+        what = f"port {port} of --coordinator_address cannot be used on this host"
+        raise UserError(f"{what}: {error.strerror}; choose another one") from error
 
 
 def _connect() -> None:
-    """One collective over all devices, while all processes are at the same place.
+    """Runs one collective over all devices while all processes are at the same place.
 
-    On CPUs, a group of devices must meet within 30 s the first time it computes together, and for later collectives there is no limit: the
-    first training step, reached when a process has compiled it, must not be the first collective.
+    On CPUs, the devices of a group must meet within 30 s for their first collective; later ones have no limit. That
+    first one must not be the training step, since processes reach it only when each has compiled it.
     """
     mesh = sharding.make_mesh()
     ones = jax.make_array_from_process_local_data(
@@ -148,10 +144,7 @@ def _connect() -> None:
 
 
 def _give_up(coordinator: str, timeout: int) -> None:
-    print(
-        f"error: the processes did not all meet at {coordinator} within {timeout} s: is the same command running for each of them, and can "
-        "this address be reached from every host?",
-        file=sys.stderr,
-        flush=True,
-    )
+    what = f"the processes did not all meet at {coordinator} within {timeout} s"
+    advice = "check that the same command runs for each of them, and that every host can reach this address"
+    print(f"error: {what}: {advice}", file=sys.stderr, flush=True)
     os._exit(2)

@@ -1,4 +1,4 @@
-"""One mesh with the axis `data`: batches are split over it, parameters are on every device."""
+"""One mesh with the axis `data`: batches are split over it, parameters are replicated."""
 
 import json
 from collections.abc import Mapping
@@ -36,7 +36,10 @@ def check_batch_size(batch_size: int, mesh: Mesh, key: str) -> None:
 
 
 def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's part of a batch -> global arrays (B, ...). Strings (`image_id`) stay on the host and are left out."""
+    """Makes global arrays (B, ...) from this process's part of a batch.
+
+    Strings (`image_id`) are left out; they stay on the host.
+    """
     return {
         key: jax.make_array_from_process_local_data(batch_sharding(mesh), value)
         for key, value in batch.items()
@@ -45,22 +48,22 @@ def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
 
 
 def replicate(tree: Tree, mesh: Mesh) -> Tree:
-    """Arrays that every process holds, the same in each -> the same arrays on every device of all processes."""
+    """Puts arrays that are equal in all processes on every device of all of them."""
     everywhere = replicated_sharding(mesh)
     if jax.process_count() == 1:
         return jax.device_put(tree, everywhere)
-    # device_put would compare each array with those of the other processes, one collective for each.
+    # device_put would run a collective per array to compare it between processes.
     return jax.tree.map(lambda array: jax.make_array_from_process_local_data(everywhere, np.asarray(array)), tree)
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is here. Raises if they are at barriers of other names."""
+    """Waits until all processes are here. Raises if they are at barriers of different names."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def assert_equal_across_processes(value: bool, otherwise: str) -> bool:
-    """`value`, which must be the same in all processes; else raises UserError(otherwise) in all of them."""
+    """Returns `value` if it is the same in all processes; else raises UserError(otherwise) in all of them."""
     values = multihost_utils.process_allgather(np.asarray(value)) if jax.process_count() > 1 else np.asarray([value])
     if values.all() != values.any():
         raise UserError(otherwise)
@@ -68,7 +71,7 @@ def assert_equal_across_processes(value: bool, otherwise: str) -> bool:
 
 
 def allgather_json(value: Any) -> list[Any]:
-    """What each process has for a JSON-able value, in their order; all must take part."""
+    """The JSON-able values of all processes, in their order. Every process must call it."""
     if jax.process_count() == 1:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)

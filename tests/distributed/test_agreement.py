@@ -1,4 +1,4 @@
-"""What the processes of a job must agree on, with made-up other processes; whole jobs are in test_distributed."""
+"""Agreement between the processes of a job, with made-up other processes; whole jobs are in test_distributed."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from mtlora_jax.errors import UserError
 
 @pytest.fixture
 def others(monkeypatch):
-    """A list of functions that make of this process's values those of further processes."""
+    """A list of functions that compute the values of further processes from those of this one."""
     functions = []
 
     def of_all(value):
@@ -35,17 +35,15 @@ def test_alone_a_process_agrees():
 
 def test_the_first_difference_is_told_with_both_values(others):
     others += [lambda value: value, lambda value: value | {"b": [2.5]}]
-    with pytest.raises(
-        UserError,
-        match=r"the processes differ in b: \[1\] in process 0, \[2.5\] in process 2; give all processes the same",
-    ):
+    message = r"the processes differ in b: \[1\] in process 0, \[2.5\] in process 2; give all processes the same"
+    with pytest.raises(UserError, match=message):
         agreement.require_same({"a": 0, "b": (1,)})
 
 
 @pytest.mark.parametrize("change", [lambda value: {}, lambda value: value | {"more": 1}])
 def test_a_key_that_is_not_everywhere(others, change):
     others.append(change)
-    with pytest.raises(UserError, match="not there"):
+    with pytest.raises(UserError, match="0 in process 0, missing in process 1|missing in process 0, 1 in process 1"):
         agreement.require_same({"a": 0})
 
 

@@ -1,4 +1,4 @@
-"""Several devices and several processes, as whole commands over localhost: what they compute, who writes, and how they end."""
+"""Several devices and processes as whole commands over localhost: results, outputs, and how they end."""
 
 import json
 import pathlib
@@ -26,11 +26,13 @@ pytestmark = pytest.mark.xdist_group("distributed")
 CONFIG = """
 from mtlora_jax.defaults import default, of_any_type
 
+SIZES = {"embed_dim": 8, "depths": (2,), "num_heads": (1,), "window_size": 4}
+
 
 def get_config():
     config = default("mtlora")
     with config.unlocked():
-        config.backbone = {"name": "swin", "embed_dim": 8, "depths": (2,), "num_heads": (1,), "window_size": 4, "drop_path_rate": 0.2}
+        config.backbone = {"name": "swin", **SIZES, "drop_path_rate": 0.2}
     config.method.update({"rank": 2, "task_rank": 1})
     config.tasks = ("semseg", "sal")
     config.image_size = (32, 32)
@@ -46,27 +48,26 @@ def get_config():
     config.eval_first = True
     config.optimizer.reference_batch_size = 8
     config.optimizer.learning_rate = 0.1
-    config.optimizer.eps = 1.0  # Adam divides gradients that are zero but for rounding by their own size
+    config.optimizer.eps = 1.0  # otherwise Adam would scale up gradients that are only rounding errors
     config.optimizer.warmup_epochs = 1.0
     config.log_every_steps = 1
     config.delta_m_baseline = of_any_type({})
     return config
 """
-IMAGES, VALIDATION = 12, 11  # a batch reaches into the next epoch; 11 can be divided by no number of devices
+IMAGES, VALIDATION = 12, 11  # a batch reaches into the next epoch; no number of devices divides 11
 STEPS = 60  # of the run that is stopped
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> pathlib.Path:
-    """A folder with a data set, a config, and weights as after training, which tell images apart."""
+    """A folder with a data set, a config, and weights as after training, whose scores depend on the images."""
     path = tmp_path_factory.mktemp("distributed")
     write_tiny_dataset(path / "data", train=IMAGES, val=VALIDATION)
     text = CONFIG.replace("ROOT", repr(str(path / "data")))
     (path / "micro.py").write_text(text.replace("INIT", repr(str(path / "weights"))))
     config = load(str(path / "micro.py"))
-    architecture = model_factory.from_config(
-        config, {name: task.channels for name, task in experiments.build_tasks(config).items()}
-    )
+    outputs = {name: task.channels for name, task in experiments.build_tasks(config).items()}
+    architecture = model_factory.from_config(config, outputs)
     model_folder.save(path / "weights", architecture, micro.random_arrays(architecture))
     return path
 
@@ -83,13 +84,12 @@ def many(request, base) -> Job:
 
 
 def assert_same_losses(log: list[dict], expected: list[dict], tolerance: float = 1e-5) -> None:
-    kept = [
-        [{"step": line["step"]} | {k: v for k, v in line.items() if k.startswith("loss")} for line in lines]
-        for lines in (log, expected)
-    ]
-    assert [line["step"] for line in kept[0]] == [line["step"] for line in kept[1]]
-    for ours, theirs in zip(*kept, strict=True):
-        assert ours == pytest.approx(theirs, rel=tolerance)
+    def losses(line):
+        return {key: value for key, value in line.items() if key.startswith("loss")}
+
+    assert [line["step"] for line in log] == [line["step"] for line in expected]
+    for ours, theirs in zip(log, expected, strict=True):
+        assert losses(ours) == pytest.approx(losses(theirs), rel=tolerance)
 
 
 def trained(base: pathlib.Path, workdir: pathlib.Path) -> dict[str, np.ndarray]:
@@ -103,7 +103,7 @@ def trained(base: pathlib.Path, workdir: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def assert_same_weights(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], tolerance: float = 1e-5) -> None:
-    """Relative to the size of each array."""
+    """Asserts equality within a tolerance relative to the norm of each array."""
     assert ours.keys() == theirs.keys()
     for path, value in theirs.items():
         assert np.linalg.norm(ours[path] - value) <= tolerance * np.linalg.norm(value), path
@@ -116,7 +116,7 @@ def test_devices_and_processes_change_nothing(many, one, base):
     assert_same_losses(many.log(), one.log())
     after, start = trained(base, one.workdir), safetensors.numpy.load_file(base / "weights" / "model.safetensors")
     moved = [np.linalg.norm(value - start[path]) / np.linalg.norm(value) for path, value in after.items()]
-    assert np.median(moved) > 1e-3  # far more than what is tolerated
+    assert np.median(moved) > 1e-3  # far more than the tolerance
     assert_same_weights(trained(base, many.workdir), after)
 
 
@@ -167,29 +167,19 @@ def test_stopped_on_two_processes_it_goes_on_with_one(base):
     assert_same_weights(trained(base, resumed.workdir), trained(base, whole.workdir), 1e-4)
 
 
+def start_two(base: pathlib.Path, workdir: pathlib.Path, flags: list[list[str]]) -> list[subprocess.Popen]:
+    """Starts the training command in two processes, each with its own further flags."""
+    command = [sys.executable, "-m", "mtlora_jax.main", f"--config={base / 'micro.py'}", f"--workdir={workdir}"]
+    command += [f"--coordinator_address=localhost:{free_port()}", "--num_processes=2"]
+    pipes = {"env": environment(1), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return [subprocess.Popen([*command, f"--process_id={i}", *more], **pipes) for i, more in enumerate(flags)]
+
+
 @pytest.mark.slow
 def test_what_one_host_lacks_ends_the_job(base):
-    """Process 1 of 2 finds no data: it says so and all end, within the time that `leave` grants and what JAX needs."""
-    port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "mtlora_jax.main",
-        f"--config={base / 'micro.py'}",
-        f"--workdir={base / 'lacking'}",
-    ]
-    command += [f"--coordinator_address=localhost:{port}", "--num_processes=2"]
+    """Process 1 of 2 finds no data: both report that and end in time."""
     roots = [base / "data", base / "nowhere"]
-    both = [
-        subprocess.Popen(
-            [*command, f"--process_id={i}", f"--config.data.root={root}"],
-            env=environment(1),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i, root in enumerate(roots)
-    ]
+    both = start_two(base, base / "lacking", [[f"--config.data.root={root}"] for root in roots])
     told = [process.communicate(timeout=400)[1] for process in both]
     assert [process.returncode for process in both] == [2, 2]
     assert f"error: {base / 'nowhere'}: no such folder" in told[1]
@@ -198,7 +188,7 @@ def test_what_one_host_lacks_ends_the_job(base):
 
 
 def differing(base: pathlib.Path) -> dict[str, tuple[list[str], str]]:
-    """{what differs in process 1: (its flags, what both processes tell)}."""
+    """{what differs in process 1: (its flags, the error of both processes)}."""
     fewer = write_tiny_dataset(base / "fewer", train=IMAGES, val=VALIDATION)
     split = fewer / "splits" / "val.txt"
     split.write_text("".join(split.read_text().splitlines(keepends=True)[1:]))
@@ -207,35 +197,25 @@ def differing(base: pathlib.Path) -> dict[str, tuple[list[str], str]]:
     path = next(path for path in arrays if path.startswith("backbone."))
     config = model_folder.read_config(base / "weights")
     model_folder.save(base / "copy", config["architecture"], {**arrays, path: np.nextafter(arrays[path], 9)})
+    rate, root = "--config.optimizer.learning_rate", "--config.data.root"
     return {
-        "config": (
-            ["--config.optimizer.learning_rate=0.2"],
-            "config.optimizer.learning_rate: 0.1 in process 0, 0.2 in process 1",
-        ),
+        "config": ([f"{rate}=0.2"], "config.optimizer.learning_rate: 0.1 in process 0, 0.2 in process 1"),
         "weights": ([f"--config.init_from={base / 'copy'}"], f"first weights of {path}: "),
-        "images": (
-            [f"--config.data.root={base / 'fewer'}"],
-            "number of images of val: 11 in process 0, 10 in process 1",
-        ),
-        "contents": ([f"--config.data.root={base / 'other'}"], "contents of train train0: "),
+        "images": ([f"{root}={base / 'fewer'}"], "number of images of val: 11 in process 0, 10 in process 1"),
+        "contents": ([f"{root}={base / 'other'}"], "contents of train train0: "),
         "mode": (["--mode=evaluate"], 'mode: "train" in process 0, "evaluate" in process 1'),
-        "a bad value": (["--config.optimizer.learning_rate=nan"], "optimizer.learning_rate = nan must be finite"),
+        "a bad value": ([f"{rate}=nan"], "optimizer.learning_rate = nan must be finite"),
     }
 
 
 @pytest.mark.slow
 def test_processes_that_differ_end_together_and_say_in_what(base):
-    port = free_port()
     for what, (flags, told) in differing(base).items():
         workdir = base / f"differ_{what}"
-        command = [sys.executable, "-m", "mtlora_jax.main", f"--config={base / 'micro.py'}", f"--workdir={workdir}"]
-        command += [f"--coordinator_address=localhost:{port}", "--num_processes=2"]
-        pipes = {"env": environment(1), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        both = [subprocess.Popen([*command, f"--process_id={i}", *(flags if i else [])], **pipes) for i in range(2)]
+        both = start_two(base, workdir, [[], flags])
+        message = rf"^error: (the processes differ in |process 1: |){re.escape(told)}"
         for process, (_, printed) in [(process, process.communicate(timeout=400)) for process in both]:
             assert process.returncode == 2, printed
-            assert re.search(
-                rf"^error: (the processes differ in |process 1: |){re.escape(told)}", printed, re.MULTILINE
-            ), printed
+            assert re.search(message, printed, re.MULTILINE), printed
             assert printed.count("error: ") == 1
         assert not workdir.exists()

@@ -18,10 +18,7 @@ pytestmark = pytest.mark.xdist_group("joining")
     ("environment", "expected"),
     [
         ({}, None),
-        (
-            {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"},
-            None,
-        ),  # a batch script itself, which srun has not started
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),  # a batch script itself, without srun
         ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NUM_NODES": "1", "SLURM_NTASKS": "4"}, None),  # the shell of salloc
         ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2"}, {"num_processes": 2, "local_device_ids": []}),
         ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2"}, {"num_processes": 8}),
@@ -35,21 +32,18 @@ def test_clusters_are_recognised(environment, expected):
 
 
 def test_flags_say_who_is_who():
-    assert processes.check_flags("node1:12345", 4, 3) == {
-        "coordinator_address": "node1:12345",
-        "num_processes": 4,
-        "process_id": 3,
-    }
+    expected = {"coordinator_address": "node1:12345", "num_processes": 4, "process_id": 3}
+    assert processes.check_flags("node1:12345", 4, 3) == expected
     assert processes.check_flags(None, 1, None) is None
+
+
+INCOMPLETE = "several processes need all of --coordinator_address=HOST:PORT --num_processes=N --process_id=I"
 
 
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (
-            (None, 2, 0),
-            "several processes need all of --coordinator_address=HOST:PORT --num_processes=N --process_id=I",
-        ),
+        ((None, 2, 0), INCOMPLETE),
         (("node1:1234", None, None), "several processes need all of"),
         ((None, None, 1), "several processes need all of"),
         (("node1", 2, 0), "--coordinator_address=node1 must be HOST:PORT, such as node1:12345"),

@@ -1,4 +1,4 @@
-"""Placing arrays on the devices there are; several devices and processes are in test_distributed.py."""
+"""Placing arrays on the devices of one process; several processes are in test_distributed.py."""
 
 import jax
 import numpy as np
@@ -20,10 +20,8 @@ def test_all_devices_are_in_one_row(mesh):
 
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_a_batch_needs_images(batch_size, mesh):
-    with pytest.raises(
-        UserError,
-        match=f"eval_batch_size = {batch_size} must be a positive multiple of the number of devices, {mesh.size}",
-    ):
+    message = f"eval_batch_size = {batch_size} must be a positive multiple of the number of devices, {mesh.size}"
+    with pytest.raises(UserError, match=message):
         sharding.check_batch_size(batch_size, mesh, "eval_batch_size")
 
 
