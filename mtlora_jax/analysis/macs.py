@@ -1,4 +1,4 @@
-"""Multiply-accumulates of a forward pass, counted on the traced program: what is executed, and with whose weights."""
+"""Multiply-accumulates of a forward pass, counted by module on the traced program."""
 
 import collections
 import dataclasses
@@ -14,28 +14,13 @@ from jax.interpreters import partial_eval
 from mtlora_jax.models import parameters
 from mtlora_jax.models.multitask import MultiTaskModel
 
-# Arithmetic on single elements, of which two count as one multiply-accumulate, and reductions, counted per element that goes in.
-NORMS = {
-    "add",
-    "add_any",
-    "sub",
-    "mul",
-    "div",
-    "square",
-    "integer_pow",
-    "sqrt",
-    "rsqrt",
-    "pow",
-    "neg",
-    "abs",
-    "sign",
-    "max",
-    "min",
-}
-ELEMENTWISE = NORMS | {"exp", "exp2", "expm1", "log", "log1p", "erf", "erfc", "logistic", "tanh"}
+# Elementwise operations, two of which count as one multiply-accumulate, and reductions, counted per input element.
+ARITHMETIC = {"add", "add_any", "sub", "mul", "div", "neg", "abs", "sign", "max", "min"}
+POWERS = {"square", "integer_pow", "sqrt", "rsqrt", "pow"}
+ELEMENTWISE = ARITHMETIC | POWERS | {"exp", "exp2", "expm1", "log", "log1p", "erf", "erfc", "logistic", "tanh"}
 REDUCTIONS = {"reduce_sum", "reduce_max", "reduce_min", "reduce_prod"}
 
-Mark = frozenset[str] | None  # the weights that a value is computed from, or None where it depends on the image
+Mark = frozenset[str] | None  # the weights that a value is computed from, or None if it depends on the image
 
 
 @dataclasses.dataclass
@@ -46,8 +31,8 @@ class Macs:
       by_module: {module: multiply-accumulates of matrix products and convolutions with its weights}; see `module_of`.
       attention: of products of activations with activations.
       interpolation: of the matrix products by which JAX resizes feature maps and logits.
-      elementwise: operations on single elements, such as those of norms, softmax, GELU, biases and residuals; two are as one
-        multiply-accumulate. Moving of data is not counted.
+      elementwise: operations on single elements, such as those of norms, softmax, GELU, biases and residuals; two make
+        one multiply-accumulate. Data movement is not counted.
     """
 
     by_module: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
@@ -57,7 +42,7 @@ class Macs:
 
     @property
     def linear(self) -> int:
-        """Linear layers, low-rank branches and convolutions: what papers count."""
+        """Linear layers, low-rank branches and convolutions, as papers count them."""
         return self.by_module.total()
 
     @property
@@ -67,12 +52,15 @@ class Macs:
 
     @property
     def everything(self) -> float:
-        """All that is counted here."""
+        """Sum of all counts."""
         return self.products + self.interpolation + self.elementwise / 2
 
 
 def trace(model: nnx.Module, image_size: tuple[int, int]) -> tuple[Any, dict[str, bool]]:
-    """The program of a forward pass of one image without what no logit depends on, and {path: whether any logit depends on it}."""
+    """(program, {path: whether any logit depends on it}) of the forward pass of one image.
+
+    The program has only operations that some logit depends on.
+    """
     graph = nnx.graphdef(model)
     shapes = {path: jax.ShapeDtypeStruct(v.shape, v.dtype) for path, v in parameters.flat_variables(model).items()}
     images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
@@ -83,9 +71,10 @@ def trace(model: nnx.Module, image_size: tuple[int, int]) -> tuple[Any, dict[str
 
 
 def macs_of(model: MultiTaskModel, image_size: tuple[int, int], fused: bool = False) -> tuple[Macs, dict[str, bool]]:
-    """The counts, and {path: whether any logit depends on it}. Works on a declared model.
+    """(counts, {path: whether any logit depends on it}). Works on a declared model.
 
-    `fused` counts what the program executes, otherwise every layer on its own as papers do; see `mtlora_jax.model_factory.configure`.
+    With `fused`, counts the fused program that is executed; otherwise every layer on its own, as papers do. See
+    `mtlora_jax.model_factory.configure`.
     """
     configured = model.fused
     model.set_fused(fused)
@@ -103,7 +92,7 @@ def count(jaxpr: Any, marks: Sequence[Mark], counted: Macs, times: int = 1, resi
     Args:
       jaxpr: the program.
       marks: of its inputs.
-      counted: what is added to.
+      counted: the counts to add to.
       times: how often the program runs.
       resizes: whether it is part of an interpolation.
     """
@@ -127,15 +116,9 @@ def count(jaxpr: Any, marks: Sequence[Mark], counted: Macs, times: int = 1, resi
         elif name in REDUCTIONS and jnp.issubdtype(equation.invars[0].aval.dtype, jnp.floating):
             counted.elementwise += times * equation.invars[0].aval.size
         for inner in subprograms(equation.params.values()):
-            same = len(inner.invars) == len(own)
+            inputs = own if len(inner.invars) == len(own) else [None] * len(inner.invars)
             resized = resizes or equation.params.get("name") == "_resize"
-            count(
-                inner,
-                own if same else [None] * len(inner.invars),
-                counted,
-                times * equation.params.get("length", 1),
-                resized,
-            )
+            count(inner, inputs, counted, times * equation.params.get("length", 1), resized)
 
 
 def subprograms(values: Any) -> Iterator[Any]:
@@ -150,7 +133,7 @@ def subprograms(values: Any) -> Iterator[Any]:
 
 
 def module_of(path: str) -> str:
-    """The row of a parameter in tables: patch embedding, all blocks of a stage, its merging, or the decoder of a task."""
+    """The module of a parameter in tables: patch embedding, blocks of a stage, patch merging, or decoder of a task."""
     parts = path.split(".")
     return ".".join(parts[:4] if "".join(parts[2:3]).isdigit() else parts[:2])
 

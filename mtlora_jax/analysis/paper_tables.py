@@ -1,4 +1,4 @@
-"""What the tables of the MTLoRA paper (arXiv 2403.20320) print about size and cost, and what this package counts."""
+"""Sizes and costs printed in the tables of the MTLoRA paper (arXiv 2403.20320), and counted by this package."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,25 +19,30 @@ ALL = ("qkv", "proj", "fc1", "fc2")
 
 
 REMARKS = (
-    f"{OTHER_HEADS}: the paper counts SegFormer heads of width 256 on normed features before merging, which this package does not have",
+    f"{OTHER_HEADS}: the paper counts SegFormer heads of width 256 on normalised features before merging, "
+    "which this package does not have",
     f"{DEAD}: a layer that the reference's head has and never calls",
-    "not at hand: these rows were computed, but nobody here has seen what the paper prints",
+    "not at hand: these rows were computed, but the printed numbers were not available here",
     "Table 1 has more rows (adapters, prompts, hypernetworks), of methods that this package does not have",
-    "Table 6 is the plain multi-task Swin, without low-rank branches; its print is 0.2 to 0.5 % above linear layers and convolutions alone",
-    "Table 7, two and three tasks: task rank 8 and frozen merging is the setting that gives the printed counts; the paper does not tell it",
+    "Table 6 is the plain multi-task Swin, without low-rank branches; "
+    "the printed numbers are 0.2 to 0.5 % above linear layers and convolutions alone",
+    "Table 7, two and three tasks: task rank 8 and frozen merging give the printed counts; "
+    "the paper does not state these settings",
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of a table: Swin-Tiny at 448.
+    """A row of a table, for Swin-Tiny at 448.
 
     Attributes:
-      table, name: which, and how it is called here.
-      method: see `mtlora_jax.methods.METHODS`; `options` are changes to it.
-      printed: 10^6 trainable parameters, or in Table 6 10^9 multiply-accumulates; None where the print was not at hand.
+      table: its number.
+      name: of the row, chosen here.
+      method: see `mtlora_jax.methods.METHODS`.
+      options: changes to the method's defaults.
+      printed: 10^6 trainable parameters, or in Table 6 10^9 multiply-accumulates; None if the number was not at hand.
       tasks, decoder: of the model.
-      single: whether what is printed is the sum over models of one task each.
+      single: whether the printed number is a sum over models of one task each.
       note: why the numbers differ.
     """
 
@@ -52,7 +57,7 @@ class Row:
     note: str = ""
 
     def architectures(self) -> list[dict[str, Any]]:
-        """Of the models whose sum is printed."""
+        """Architectures of the models whose sum is printed."""
         config = default(self.method)
         with config.unlocked():
             config.method.update(self.options)
@@ -76,10 +81,7 @@ ROWS = (
     *(mtlora(1, f"MTLoRA r={rank}", printed, rank=rank) for rank, printed in ((16, 4.95), (32, 6.08), (64, 8.34))),
     *(mtlora(1, f"MTLoRA+ r={rank}", None, rank=rank, task_rank=rank, merging="lora") for rank in (4, 8, 16)),
     *(mtlora(2, f"r=64 without {out}", None, locations=tuple(name for name in ALL if name != out)) for out in ALL),
-    *(
-        mtlora(3, f"r=64, frozen {group}", None, freeze=(group,))
-        for group in ("patch_embed", "norms", "position_tables")
-    ),
+    *(mtlora(3, f"r=64, frozen {name}", None, freeze=(name,)) for name in ("patch_embed", "norms", "position_tables")),
     mtlora(3, "r=64, frozen merging", None, merging="freeze"),
     Row(5, "HRNet decoders", "decoders_only", 1.94, note=CUT),
     mtlora(5, "HRNet, MTLoRA r=32", 6.08, rank=32),
@@ -94,13 +96,7 @@ ROWS = (
 )
 TABLE_6 = (
     *(
-        Row(
-            6,
-            f"{count} {'task' if count == 1 else 'tasks'}, one encoder",
-            "full",
-            printed,
-            tasks=tuple(OUTPUTS)[:count],
-        )
+        Row(6, f"{count} task{'s' * (count > 1)}, one encoder", "full", printed, tasks=tuple(OUTPUTS)[:count])
         for count, printed in enumerate((18.48, 19.50, 20.49, 21.49), 1)
     ),
     *(
@@ -111,7 +107,7 @@ TABLE_6 = (
 
 
 def trainable(row: Row) -> int:
-    """Trained values, all models together."""
+    """Number of trained values, over all models of a row."""
     total = 0
     for architecture in row.architectures():
         counts = count_parameters(model_factory.build(architecture), model_factory.method_of(architecture))
@@ -120,12 +116,15 @@ def trainable(row: Row) -> int:
 
 
 def linear_macs(row: Row) -> int:
-    """Multiply-accumulates of linear layers and convolutions for one image, all models together."""
+    """Multiply-accumulates of linear layers and convolutions for one image, over all models of a row."""
     return sum(macs_of(model_factory.build(architecture), (448, 448))[0].linear for architecture in row.architectures())
 
 
 def entries() -> Iterator[dict[str, Any]]:
-    """The rows by table: computed here and printed there, trained values, in Table 6 multiply-accumulates; printed None: not at hand."""
+    """The rows by table, with the computed and the printed number.
+
+    Numbers are trained values, in Table 6 multiply-accumulates. "printed" is None if the number was not at hand.
+    """
     for row in sorted((*ROWS, *TABLE_6), key=lambda row: row.table):
         counts, unit = (linear_macs, 1e9) if row.table == 6 else (trainable, 1e6)
         printed = None if row.printed is None else round(row.printed * unit)
@@ -133,13 +132,10 @@ def entries() -> Iterator[dict[str, Any]]:
 
 
 def compared() -> Iterator[tuple[str, str, str, str, str]]:
-    """(table, row, computed, printed, note) for people."""
+    """(table, row, computed, printed, note) as text."""
     for entry in entries():
         of_macs = entry["table"] == 6
         computed = f"{entry['computed'] / 1e9:.2f} G" if of_macs else f"{entry['computed']:,}"
-        printed = (
-            f"{entry['printed'] / (1e9 if of_macs else 1e6):.2f} {'G' if of_macs else 'M'}"
-            if entry["printed"]
-            else "not at hand"
-        )
+        factor, unit = (1e9, "G") if of_macs else (1e6, "M")
+        printed = f"{entry['printed'] / factor:.2f} {unit}" if entry["printed"] else "not at hand"
         yield str(entry["table"]), entry["row"], computed, printed, entry["note"]

@@ -1,4 +1,4 @@
-"""Counts: parameters by group and by module, which of them nothing depends on, multiply-accumulates of one forward pass."""
+"""Counts of parameters by group and module, of unused ones, and of multiply-accumulates of a forward pass."""
 
 import collections
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from mtlora_jax.models.multitask import MultiTaskModel
 
 
 def group_of_each(model: nnx.Module) -> dict[str, str]:
-    """{path: the most telling of its groups} of all parameters. Works on a declared model."""
+    """{path: the most specific of its groups} of all parameters. Works on a declared model."""
     return {path: groups_of(v)[0] for path, v in parameters.flat_variables(model).items() if isinstance(v, nnx.Param)}
 
 
@@ -36,7 +36,7 @@ def count_by(name_of: Mapping[str, str], model: nnx.Module, method: Method) -> d
 
 
 def summarise(model: MultiTaskModel, method: Method, image_size: tuple[int, int]) -> dict[str, Any]:
-    """Everything that is counted, JSON-able; see `python -m mtlora_jax.summary --help` for what the keys mean."""
+    """All counts of a model, JSON-able; `python -m mtlora_jax.summary --help` explains the keys."""
     groups = count_parameters(model, method)
     macs, used = macs_of(model, image_size)
     own = {path: v for path, v in parameters.flat_variables(model).items() if isinstance(v, nnx.Param)}
@@ -53,16 +53,18 @@ def summarise(model: MultiTaskModel, method: Method, image_size: tuple[int, int]
 
 
 def gmacs_of(macs: Macs) -> dict[str, float]:
-    """Three counts of 10^9 multiply-accumulates, by what they count."""
+    """10^9 multiply-accumulates, counted in three ways."""
     return {"gmacs": macs.products / 1e9, "gmacs_linear": macs.linear / 1e9, "gmacs_everything": macs.everything / 1e9}
 
 
 def count_modules(model: MultiTaskModel, method: Method, macs: Macs) -> dict[str, dict[str, float]]:
-    """{module: {"total", "trainable", "gmacs"}}, in the order in which images pass; `gmacs` of products with the module's weights."""
+    """{module: {"total", "trainable", "gmacs"}}, in the order of the forward pass.
+
+    "gmacs" counts products with the module's weights.
+    """
     modules = {path: module_of(path) for path in parameters.flat_variables(model)}
     counts = count_by(modules, model, method)
-    encoder = sorted(
-        (name for name in counts if name.startswith("backbone.")), key=lambda name: name != "backbone.patch_embed"
-    )
+    encoder = [name for name in counts if name.startswith("backbone.")]
+    encoder.sort(key=lambda name: name != "backbone.patch_embed")
     order = [*encoder, *(f"decoders.{task}" for task in model.tasks)]
     return {name: {**counts[name], "gmacs": macs.by_module[name] / 1e9} for name in order}

@@ -1,4 +1,4 @@
-"""What a run writes down and shows: lines on the terminal, log.jsonl, TensorBoard events, Weights & Biases, a trace."""
+"""Outputs of a run: lines on the terminal, log.jsonl, TensorBoard events, Weights & Biases, a trace."""
 
 from mtlora_jax.console import console, print_columns, print_parameters, print_scores, print_table
 from mtlora_jax.metric_writers.profiler import Profiler, memory

@@ -1,4 +1,4 @@
-"""What the machine is doing: memory, and a trace of some steps."""
+"""Memory use, and a trace of some steps."""
 
 import pathlib
 
@@ -10,9 +10,10 @@ from mtlora_jax.console import console
 
 
 def memory() -> dict[str, float]:
-    """{"memory/host_gb": resident in this process, "memory/device_gb": the most that one of its devices held so far}, in 10^9 bytes.
+    """Memory use in 10^9 bytes: "memory/host_gb" and "memory/device_gb".
 
-    The second is absent where the backend does not tell, as on the CPU.
+    The former is resident in this process; the latter is the highest peak so far of its devices. It is absent if the
+    backend does not report it, as on the CPU.
     """
     used = {"memory/host_gb": psutil.Process().memory_info().rss / 1e9}
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
@@ -21,7 +22,10 @@ def memory() -> dict[str, float]:
 
 
 class Profiler:
-    """A profile of `steps` steps from `first_step` on, in WORKDIR/trace, for TensorBoard's profile plugin, XProf or Perfetto."""
+    """Traces `steps` steps from `first_step` on to WORKDIR/trace.
+
+    TensorBoard's profile plugin, XProf and Perfetto show the trace.
+    """
 
     def __init__(self, workdir: pathlib.Path, first_step: int, steps: int):
         self._folder = workdir / "trace"
@@ -29,7 +33,7 @@ class Profiler:
         self._running = False
 
     def step(self, step: int) -> None:
-        """To be called before each step with its number; starts or ends the trace where it is due."""
+        """Starts or ends the trace if it is due. Call it before each step, with its number."""
         if self._running and step >= self._end:
             self.close()
         elif not self._running and self._first <= step < self._end:
@@ -38,12 +42,11 @@ class Profiler:
             self._running = True
 
     def close(self) -> None:
-        """Ends the trace if it is running, as at the end of a run that has fewer steps."""
+        """Ends the trace if it is still running, for example in a run with fewer steps."""
         if not self._running:
             return
         self._running = False
-        jax.block_until_ready(
-            [jnp.zeros((), device=device) + 0 for device in jax.local_devices()]
-        )  # devices lag behind the host
+        # Devices lag behind the host.
+        jax.block_until_ready([jnp.zeros((), device=device) + 0 for device in jax.local_devices()])
         jax.profiler.stop_trace()
         console.print(f"trace of steps {self._first} to {self._end - 1}: {self._folder}")

@@ -1,24 +1,24 @@
-"""What TensorBoard shows, in WORKDIR/tensorboard."""
+"""Event files for TensorBoard, in WORKDIR/tensorboard."""
 
 import pathlib
 import time
 from collections.abc import Mapping
 
 import numpy as np
-from tensorboardX import summary  # imports PyTorch where that is installed, and that takes seconds
+from tensorboardX import summary  # takes seconds where PyTorch is installed, since it imports it
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]  (made at run time)
 
 
 class TensorBoard:
-    """A file of events, written where it is called.
+    """A file of events, written in the caller's thread.
 
-    The SummaryWriter of tensorboardX leaves that to a thread. On a full disk it ends with a traceback; its queue then fills up, and the
-    program waits for it forever. Here the caller gets an OSError.
+    The SummaryWriter of tensorboardX writes in a thread of its own. On a full disk that thread ends with a traceback,
+    its queue fills up, and the program waits forever. Here the caller gets an OSError.
 
     Args:
-      folder: of the files; made if need be.
-      purge_step: what earlier files hold of this step and later ones is not shown any more.
+      folder: of the files; created if needed.
+      purge_step: TensorBoard no longer shows entries of earlier files from this step on.
     """
 
     def __init__(self, folder: pathlib.Path, purge_step: int):
@@ -27,13 +27,13 @@ class TensorBoard:
         self._write(purge_step, session_log=SessionLog(status=SessionLog.START))
 
     def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Curves by tag: one more point for each. They are on the disk when this returns."""
+        """Adds a point to the curve of each tag. Points are on the disk when this returns."""
         for tag, value in scalars.items():
             self._write(step, summary=summary.scalar(tag, value))
         self._file.flush()
 
     def images(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
-        """Pictures by tag, RGB uint8 (H, W, 3)."""
+        """Adds pictures by tag, RGB uint8 (H, W, 3)."""
         for tag, picture in pictures.items():
             self._write(step, summary=summary.image(tag, picture, dataformats="HWC"))
         self._file.flush()

@@ -1,4 +1,4 @@
-"""How fast a run goes, how long it will still take, and how much of that is waiting for data."""
+"""Rate and remaining time of a run, and the share of time spent waiting for data."""
 
 import collections
 import statistics
@@ -6,19 +6,19 @@ import time
 from collections.abc import Callable
 from typing import Self
 
-REMEMBERED = 9  # stretches and evaluations that count
+REMEMBERED = 9  # number of last stretches, and of last evaluations, that count
 
 
 class StepTimer:
-    """Seconds per training step and per evaluation, each measured on its own, for the rate and the remaining time.
+    """Estimates rate and remaining time from the seconds per training step and per evaluation.
 
-    Both are (lower) medians of the last few measurements: a pause of the machine, or the compilation inside the first evaluation, spoils
-    one measurement and leaves the estimate where it was.
+    Both are (lower) medians of the last few measurements. A pause of the machine, or the compilation inside the first
+    evaluation, thus spoils one measurement but not the estimate.
 
     Args:
-      evaluation_steps: how many training steps an evaluation is assumed to take until one was timed, so that the remaining time does not
-        jump when it was. A forward pass costs about a third of a training step.
-      clock: seconds since some moment.
+      evaluation_steps: assumed cost of an evaluation in training steps until one has been timed, so that the remaining
+        time does not jump then. A forward pass costs about a third of a training step.
+      clock: returns seconds since some moment.
     """
 
     def __init__(self, evaluation_steps: float = 0.0, clock: Callable[[], float] = time.monotonic):
@@ -30,7 +30,7 @@ class StepTimer:
         self._steps = 0
 
     def start(self) -> None:
-        """Starts a stretch of training; what came before (compilation, evaluation, checkpoints) does not count."""
+        """Starts a stretch of training; time before it (compilation, evaluation, checkpoints) does not count."""
         self._since, self._steps = self._clock(), 0
 
     def elapsed(self) -> float:
@@ -42,7 +42,10 @@ class StepTimer:
         self._steps += 1
 
     def steps_per_second(self) -> float | None:
-        """Of the last stretches; None before any was timed. Ends this one: call it when the steps counted are done."""
+        """Rate over the last stretches; None before any was timed.
+
+        Ends the current stretch, so call it when the counted steps are done.
+        """
         if self._steps:
             self._step_seconds.append(self.elapsed() / self._steps)
             self.start()
@@ -54,7 +57,7 @@ class StepTimer:
         self._eval_seconds.append(seconds)
 
     def format_remaining(self, steps: int, evaluations: int) -> str:
-        """The time left, as h:mm:ss."""
+        """The time left, as h:mm:ss; "?" before any stretch was timed."""
         step_seconds = _typical(self._step_seconds)
         if step_seconds is None:
             return "?"
@@ -66,7 +69,7 @@ class StepTimer:
 
 
 class DataWaitTimer:
-    """Adds up the time spent inside `with`, around `next(batches)`: how long the devices' host waits for data."""
+    """Adds up the time spent inside `with`, around `next(batches)`, in which the host waits for data."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock = clock
@@ -80,7 +83,7 @@ class DataWaitTimer:
         self._waited += self._clock() - self._entered
 
     def take_share(self, seconds: float) -> float:
-        """Fraction, 0 to 1, of a stretch of so many seconds that was waiting since the last call; counts from 0 again."""
+        """Share, 0 to 1, of the last `seconds` that was spent waiting since the previous call; resets the sum."""
         waited, self._waited = self._waited, 0.0
         return min(waited / seconds, 1.0) if seconds > 0 else 0.0
 

@@ -1,4 +1,4 @@
-"""Weights & Biases as a guest: whatever becomes of it, the run goes on."""
+"""Weights & Biases, whose failures never stop a run."""
 
 import contextlib
 import pathlib
@@ -13,18 +13,19 @@ import numpy as np
 from mtlora_jax.console import console
 from mtlora_jax.io import files
 
-WAITING = 1000  # entries at most that wait to be sent; what comes on top is dropped
-PATIENCE = 30.0  # seconds that the end of a run waits for what is still to be sent
+WAITING = 1000  # largest number of entries waiting to be sent; further ones are dropped
+PATIENCE = 30.0  # seconds that the end of a run waits for entries still to be sent
 
 
 class WeightsAndBiases:
-    """Sends scalars and pictures from a thread of its own, so that neither a missing package nor a slow or absent network holds up a run.
+    """Sends scalars and pictures from a thread of its own.
 
-    What goes wrong is told in one line, once; from then on nothing is sent. Needs pip install mtlora_jax[wandb].
+    Neither a missing package nor a slow or absent network thus delays the run. The first error is reported in one line;
+    after it nothing is sent. Needs pip install mtlora_jax[wandb].
 
     Args:
-      workdir: of the run. WORKDIR/wandb_id holds the id under which a resumed run goes on.
-      project: where the run is filed.
+      workdir: of the run. WORKDIR/wandb_id holds the id under which a resumed run continues.
+      project: of the run at Weights & Biases.
       mode: "offline" writes below WORKDIR/wandb, to be sent later by `wandb sync`; "online" sends at once.
     """
 
@@ -49,7 +50,7 @@ class WeightsAndBiases:
         self._put((step, dict(pictures)))
 
     def close(self) -> None:
-        """Waits for what is still to be sent, half a minute at most."""
+        """Waits for entries still to be sent, for at most `PATIENCE` seconds."""
         self._put(None)
         self._thread.join(PATIENCE)
         if self._thread.is_alive():
@@ -67,14 +68,12 @@ class WeightsAndBiases:
             run = wandb.init(resume="allow", settings=wandb.Settings(console="off", silent=True), **self._options)
             while entry := self._waiting.get():
                 step, values = entry
-                shown = {
-                    tag: wandb.Image(value) if isinstance(value, np.ndarray) else value for tag, value in values.items()
-                }
-                run.log(shown, step=step)
+                images = {tag: wandb.Image(value) for tag, value in values.items() if isinstance(value, np.ndarray)}
+                run.log({**values, **images}, step=step)
             run.finish()
         except ImportError:
             _warn("the package is missing: pip install mtlora_jax[wandb]")
-        except BaseException as error:  # it is only a guest; some of its errors end the interpreter
+        except BaseException as error:  # some of its errors would end the interpreter
             _warn(" ".join(str(error).split()) or type(error).__name__)
 
 

@@ -1,4 +1,4 @@
-"""Scalars and pictures of one run by step, in WORKDIR/log.jsonl, WORKDIR/tensorboard and, on request, Weights & Biases."""
+"""Scalars and pictures of one run, for log.jsonl, TensorBoard and, on request, Weights & Biases."""
 
 import functools
 import json
@@ -17,12 +17,14 @@ from mtlora_jax.metric_writers.weights_and_biases import WeightsAndBiases
 
 
 class MetricWriter:
-    """Does nothing in any process but the first.
+    """Writes scalars and pictures by step, in WORKDIR/log.jsonl, WORKDIR/tensorboard and, on request, Weights & Biases.
+
+    Does nothing in any process but the first.
 
     Args:
-      workdir: of the run; must exist where `active`.
-      start_step: the run goes on from there. What was recorded of later steps is forgotten, since they will be recorded again; at 0, where
-        the run begins, all of it is.
+      workdir: of the run; must exist if `active`.
+      start_step: the step from which the run continues. Entries of later steps are dropped, since they will be recorded
+        again; at 0, where a run begins, all entries are.
       active: whether this is the process that writes.
       wandb: False, or {"project": str, "mode": "online" or "offline"}; no project means no Weights & Biases.
     """
@@ -36,7 +38,7 @@ class MetricWriter:
         path = workdir / "log.jsonl"
         forget_after(path, start_step)
         try:
-            # A line is with the system as soon as it ends, so a kill loses none.
+            # Each line is handed to the system as soon as it ends, so that a kill loses none.
             self._log = path.open("a", buffering=1, encoding="utf-8")
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({files.describe_error(error)})") from error
@@ -50,12 +52,15 @@ class MetricWriter:
         return TensorBoard(self._folder, self._purge_step)
 
     def open(self) -> None:
-        """Opens what else the first line would open, and wait for."""
+        """Opens the files for TensorBoard, which takes seconds that the first line would otherwise take."""
         if self._active:
             _ = self._tensorboard
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Appends one line and the TensorBoard scalars of a step. What is not finite is null in the line, so that it is strict JSON."""
+        """Appends one line and the TensorBoard scalars of a step.
+
+        Values that are not finite are null in the line, so that it is strict JSON.
+        """
         if not self._active:
             return
         self._log.write(json.dumps({"step": step, **finite_or_none(scalars)}, allow_nan=False) + "\n")
@@ -83,18 +88,20 @@ class MetricWriter:
 
 
 def finite_or_none(scalars: Mapping[str, float]) -> dict[str, float | None]:
-    """The scalars for a JSON file, which has no word for NaN and infinity."""
+    """The scalars for a JSON file, with None for NaN and infinity, which JSON lacks."""
     return {name: value if math.isfinite(value) else None for name, value in scalars.items()}
 
 
 def forget_after(path: pathlib.Path, step: int) -> None:
-    """Drops the lines of a log that belong to steps after `step`, or all lines if that is 0. A kill leaves the old log or the new one."""
+    """Drops the lines of a log that belong to steps after `step`, or all lines if that is 0.
+
+    A kill leaves either the old log or the new one.
+    """
     if not path.exists():
         return
     lines = list(parse_lines(path))
     odd = sum(line is None for _, line in lines[:-1])  # the last line of a killed run may be cut off
     if odd:
         console.print(f"{path}: {odd} lines that no run writes are left out")
-    files.write_text(
-        path, "".join(f"{text}\n" for text, line in lines if line is not None and 0 < step >= line["step"])
-    )
+    kept = [text for text, line in lines if line is not None and 0 < step >= line["step"]]
+    files.write_text(path, "".join(f"{text}\n" for text in kept))

@@ -1,4 +1,4 @@
-"""The command that counts: what it prints, and what it says to a mistake."""
+"""The summary command: its output, and its error messages."""
 
 import json
 import os
@@ -14,42 +14,31 @@ from mtlora_jax.analysis import paper_tables
 from mtlora_jax.analysis.paper_tables import CUT, OTHER_HEADS, REMARKS, ROWS, TABLE_6, linear_macs, trainable
 from mtlora_jax.errors import UserError
 
-R64 = (
-    "--config=configs/mtlora_tiny_448.py:64",
-    "--config.data.root=none",
-)  # class counts of the tasks, not of a data set at hand
+# Without a data set, which could have other numbers of classes.
+R64 = ("--config=configs/mtlora_tiny_448.py:64", "--config.data.root=none")
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
-    """The command as a user gives it in the repository."""
+    """Runs the command as a user does in the repository."""
     command = [sys.executable, "-m", "mtlora_jax.summary", *args]
-    return subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, timeout=600
-    )
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture(scope="module")
 def told() -> dict[str, Any]:
-    """What --json prints of the published model, for a batch of 8."""
+    """The output of --json for the published model and a batch of 8."""
     done = run(*R64, "--json", "--batch_size=8")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)  # which has nothing else in it
 
 
 def test_json(told):
-    counted = [
-        "trainable",
-        "total",
-        "groups",
-        "trainable_unused",
-        "gmacs",
-        "gmacs_linear",
-        "gmacs_everything",
-        "gmacs_fused",
-        "modules",
+    assert list(told) == [
+        *("trainable", "total", "groups", "trainable_unused"),
+        *("gmacs", "gmacs_linear", "gmacs_everything", "gmacs_fused", "modules"),
+        *("tasks", "image_size", "method", "gmacs_merged", "total_merged", "per_task", "memory"),
     ]
-    described = ["tasks", "image_size", "method"]
-    assert list(told) == [*counted, *described, "gmacs_merged", "total_merged", "per_task", "memory"]
     assert told["trainable"] == 8_344_634
     assert told["total"] == 34_262_906
     assert told["groups"] == {
@@ -80,19 +69,13 @@ def test_multiply_accumulates(told):
 
 
 def test_modules(told):
-    stages = [
-        f"backbone.layers.{i}.{part}"
-        for i in range(4)
-        for part in ("blocks", "downsample")
-        if (i, part) != (3, "downsample")
-    ]
+    *stages, _ = [f"backbone.layers.{i}.{part}" for i in range(4) for part in ("blocks", "downsample")]
     assert list(told["modules"]) == ["backbone.patch_embed", *stages, *(f"decoders.{task}" for task in told["tasks"])]
     for key, whole in (("total", "total"), ("trainable", "trainable"), ("gmacs", "gmacs_linear")):
         assert sum(count[key] for count in told["modules"].values()) == pytest.approx(told[whole])
     assert told["modules"]["decoders.semseg"]["total"] == 500_709
-    assert told["modules"]["backbone.layers.0.downsample"]["gmacs"] * 1e9 == pytest.approx(
-        5 * 3136 * 384 * 192
-    )  # shared and four tasks
+    merging = told["modules"]["backbone.layers.0.downsample"]["gmacs"] * 1e9
+    assert merging == pytest.approx(5 * 3136 * 384 * 192)  # of the shared stream and four tasks
 
 
 def test_task_by_task(told):
@@ -110,16 +93,8 @@ def test_task_by_task(told):
 def test_memory(told):
     """MTLoRA at 448 in a batch of 8."""
     memory = told["memory"]
-    assert list(memory) == [
-        "parameters",
-        "gradients",
-        "optimizer",
-        "batch",
-        "activations",
-        "recomputed",
-        "total",
-        "batch_size",
-    ]
+    parts = ["parameters", "gradients", "optimizer", "batch", "activations", "recomputed"]
+    assert list(memory) == [*parts, "total", "batch_size"]
     assert memory["batch_size"] == 8
     assert memory["gradients"] == 4 * told["trainable"]
     assert memory["parameters"] == 4 * (told["total"] + 8 * 1080)  # and the statistics of four BatchNorms
@@ -129,18 +104,10 @@ def test_memory(told):
 def test_tables(told, capsys):
     summary.tell(told)
     printed = capsys.readouterr().out
-    for number in (
-        "8,344,634",
-        "245,760",
-        "30.40",
-        "30.96",
-        "25.96",
-        "21.45",
-        "backbone.layers.2.blocks",
-        "+554,695",
-        "activations",
-    ):
-        assert number in printed
+    for text in ("8,344,634", "245,760", "30.40", "30.96", "25.96", "21.45", "+554,695"):
+        assert text in printed
+    for text in ("backbone.layers.2.blocks", "activations"):
+        assert text in printed
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.table}: {row.name}")
@@ -160,9 +127,8 @@ def test_paper_as_json(capsys, monkeypatch):
     monkeypatch.setattr(paper_tables, "TABLE_6", TABLE_6[:1])
     summary.main(["--paper", "--json"])
     told = json.loads(capsys.readouterr().out)
-    assert told["rows"][0] == {
-        "table": 1, "row": "decoders only", "computed": 1_946_624, "printed": 1_940_000, "note": "cut off, not rounded"
-    }  # fmt: skip
+    numbers = {"computed": 1_946_624, "printed": 1_940_000}
+    assert told["rows"][0] == {"table": 1, "row": "decoders only", **numbers, "note": "cut off, not rounded"}
     assert told["rows"][1]["printed"] is None
     assert (told["rows"][2]["table"], told["rows"][2]["printed"]) == (6, 18_480_000_000)
     assert told["rows"][2]["computed"] == pytest.approx(18.44e9, abs=0.005e9)
@@ -184,10 +150,7 @@ def test_a_mistake_is_one_line():
         ([*R64, "--config.tasks=semseg,saal"], "unknown task 'saal'; did you mean 'sal'"),
         ([*R64, "--config.image_size=8,8"], "image_size"),
         ([*R64, "--batch_size=0"], "--batch_size=0 must be at least 1"),
-        (
-            [*R64, "--batch_size=6", "--config.encoder_microbatches=4"],
-            "encoder_microbatches = 4 must be at least 1 and divide the 6 images",
-        ),
+        ([*R64, "--batch_size=6", "--config.encoder_microbatches=4"], "= 4 must be at least 1 and divide the 6 images"),
         (["--paper", "--config=configs/mtlora_tiny_448.py:64"], "unknown flag --config"),
         (["--paper", "--batch_size=8"], "--batch_size: --paper compares no memory"),
     ],

@@ -1,4 +1,4 @@
-"""What a run writes down: the log and its resumption, TensorBoard, Weights & Biases as a guest, the clock, tables."""
+"""Outputs of a run: the log and its resumption, TensorBoard, Weights & Biases, timers, tables."""
 
 import json
 import math
@@ -92,7 +92,7 @@ def test_only_the_first_process_writes(tmp_path):
 
 
 class FakeWandb(types.ModuleType):
-    """Takes notes of what it is called with."""
+    """Records the calls that it gets."""
 
     def __init__(self, fails=None):
         super().__init__("wandb")
@@ -176,7 +176,7 @@ def test_without_a_project_there_is_no_weights_and_biases(tmp_path, monkeypatch)
 
 
 class Clock:
-    """Time that passes when told to."""
+    """A clock that tests set."""
 
     def __init__(self):
         self.now = 100.0
@@ -211,7 +211,7 @@ def test_rate_and_remaining_time():
     assert timer.format_remaining(7200, 0) == "1:00:00"
 
 
-def test_an_hour_asleep_does_not_move_the_remaining_time():
+def test_a_pause_of_an_hour_does_not_change_the_remaining_time():
     clock = Clock()
     timer = StepTimer(clock=clock)
     for _ in range(3):
@@ -223,7 +223,7 @@ def test_an_hour_asleep_does_not_move_the_remaining_time():
     assert seconds_of(timer.format_remaining(1000, 0)) == before
 
 
-def test_nor_does_it_so_early_in_a_run():
+def test_a_pause_early_in_a_run_does_not_change_the_remaining_time():
     clock = Clock()
     timer = StepTimer(clock=clock)
     stretch(timer, clock)
@@ -241,9 +241,9 @@ def test_remaining_time_follows_a_change_that_lasts():
     assert timer.format_remaining(1000, 0) == "0:16:40"
 
 
-def test_an_evaluation_does_not_move_the_remaining_time():
+def test_an_evaluation_does_not_change_the_remaining_time():
     clock = Clock()
-    timer = StepTimer(evaluation_steps=50, clock=clock)  # so many steps' worth of time
+    timer = StepTimer(evaluation_steps=50, clock=clock)
     stretch(timer, clock)
     before = seconds_of(timer.format_remaining(1000, 10))
     assert before == 500 + 10 * 25
@@ -309,16 +309,10 @@ def test_trace_of_a_run_that_ends_before(tmp_path):
 
 
 def test_tables(capsys):
-    scores = {
-        "semseg/mIoU": 50.0,
-        "semseg/IoU/cat": 20.0,
-        "semseg/IoU/cat/dog": 80.0,
-        "normals/mean": 17.0,
-        "delta_m": math.nan,
-    }
-    print_columns(
-        {"at 448x448": scores, "at original size": {"semseg/mIoU": 51.25}}, "Scores of it", {"normals/mean": "degrees"}
-    )
+    scores = {"semseg/mIoU": 50.0, "semseg/IoU/cat": 20.0, "semseg/IoU/cat/dog": 80.0}
+    scores |= {"normals/mean": 17.0, "delta_m": math.nan}
+    columns = {"at 448x448": scores, "at original size": {"semseg/mIoU": 51.25}}
+    print_columns(columns, "Scores of it", {"normals/mean": "degrees"})
     printed = capsys.readouterr().out
     rows = [line.replace("│", " ").replace("┃", " ").split() for line in printed.splitlines()]
     expected = "semseg/mIoU 50.00 51.25", "normals/mean 17.00 degrees", "delta_m nan", "cat 20.00", "cat/dog 80.00"
