@@ -31,9 +31,8 @@ def make_forward(model: Model) -> Forward:
     Images are uint8 RGB or normalised floats. Raises UserError for a bare backbone.
     """
     if not model.tasks:
-        raise UserError(
-            "the model folder holds a bare backbone without tasks: there are no logits to export; fine-tune it first"
-        )
+        what = "the model folder holds a bare backbone without tasks"
+        raise UserError(f"{what}: there are no logits to export; fine-tune it first")
     graph = nnx.graphdef(model.module)
 
     def run(weights: parameters.Flat, images: jax.Array) -> dict[str, jax.Array]:

@@ -39,7 +39,7 @@ EXPORTED_FILES = {export.PROGRAM, export.WEIGHTS, export.METADATA, export.LOADER
 
 
 def parse_words(flag: str, text: str, allowed: Sequence[str]) -> list[str]:
-    """Parses the comma-separated words of a flag, without repetitions. Raises UserError for a word that is not allowed."""
+    """Parses the comma-separated words of a flag, without repetitions. Raises UserError for other words."""
     words = list(dict.fromkeys(text.split(",")))
     for word in words:
         if word not in allowed:
@@ -61,13 +61,11 @@ def check_output(folder: pathlib.Path) -> None:
     """Raises UserError if writing `folder` would destroy anything but an earlier export."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output={folder} is a file; expected the name of a folder")
-    foreign = (
-        sorted(path.name for path in folder.iterdir() if path.name not in EXPORTED_FILES) if folder.exists() else []
-    )
+    present = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    foreign = [name for name in present if name not in EXPORTED_FILES]
     if foreign:
-        raise UserError(
-            f"--output={folder} holds {parameters.list_keys(foreign)}, which were not exported: choose another folder"
-        )
+        what = f"--output={folder} holds {parameters.list_keys(foreign)}"
+        raise UserError(f"{what}, which were not exported: choose another folder")
 
 
 def write_stablehlo(
@@ -87,19 +85,15 @@ def write_stablehlo(
         console.print(f"this model has to know the size of its images: {only}", markup=False)
         exported = export.export_stablehlo(model, platforms, size, inputs)
     program = exported.serialize()
+    arrays = {path: array.astype("<f4") for path, array in parameters.host_arrays(model.module).items()}
+    loader = importlib.resources.files(export).joinpath(export.LOADER).read_text(encoding="utf-8")
     files.write_bytes(folder / export.PROGRAM, program)
-    weights.write(
-        folder / export.WEIGHTS,
-        {path: array.astype("<f4") for path, array in parameters.host_arrays(model.module).items()},
-    )
-    files.write_text(
-        folder / export.LOADER, importlib.resources.files(export).joinpath(export.LOADER).read_text(encoding="utf-8")
-    )
+    weights.write(folder / export.WEIGHTS, arrays)
+    files.write_text(folder / export.LOADER, loader)
     sides = "of any size" if size is None else f"of {size[0]}x{size[1]}"
     console.print(f"{export.PROGRAM}: {len(program) / 1e6:.2f} MB for {', '.join(platforms)}, {inputs} images {sides}")
-    console.print(
-        f"{export.WEIGHTS}: {(folder / export.WEIGHTS).stat().st_size / 1e6:.1f} MB, {time.monotonic() - start:.0f} s"
-    )
+    megabytes = (folder / export.WEIGHTS).stat().st_size / 1e6
+    console.print(f"{export.WEIGHTS}: {megabytes:.1f} MB, {time.monotonic() - start:.0f} s")
     return export.make_metadata(model, size, inputs) | {"stablehlo": export.describe_program(exported)}
 
 
@@ -107,9 +101,10 @@ def write_onnx(model: Model, size: export.Size, inputs: str, folder: pathlib.Pat
     """Writes the ONNX model; returns the metadata."""
     start = time.monotonic()
     about = onnx.convert(model, size, inputs, folder / onnx.FILE)
+    megabytes = (folder / onnx.FILE).stat().st_size / 1e6
     console.print(
-        f"{onnx.FILE}: {(folder / onnx.FILE).stat().st_size / 1e6:.1f} MB, {inputs} images of {size[0]}x{size[1]}, logits of onnxruntime "
-        f"within {about['difference']:.1e} of the largest, {time.monotonic() - start:.0f} s"
+        f"{onnx.FILE}: {megabytes:.1f} MB, {inputs} images of {size[0]}x{size[1]}, "
+        f"logits of onnxruntime within {about['difference']:.1e} of the largest, {time.monotonic() - start:.0f} s"
     )
     return export.make_metadata(model, size, inputs) | {"onnx": about}
 

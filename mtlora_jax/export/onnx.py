@@ -91,9 +91,8 @@ def fold_constants(program: ClosedJaxpr) -> ClosedJaxpr:
                 results = run(inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ()), operands)
             else:
                 sizes = [size for variable in equation.outvars for size in variable.aval.shape]
-                known = not any(isinstance(value, Tracer) for value in operands) and all(
-                    isinstance(size, int) for size in sizes
-                )
+                fixed = all(isinstance(size, int) for size in sizes)
+                known = fixed and not any(isinstance(value, Tracer) for value in operands)
                 with jax.ensure_compile_time_eval() if known else contextlib.nullcontext():
                     results = equation.primitive.bind(*operands, **equation.params)
                 results = results if equation.primitive.multiple_results else [results]

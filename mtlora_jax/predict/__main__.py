@@ -1,12 +1,13 @@
 """Predicts photographs with a model and writes a page, images and arrays.
 
     python -m mtlora_jax.predict --model=runs/r64/best --images=photos/ --output=predictions/
-    python -m mtlora_jax.predict --model=runs/ccp/best --images=data/ccp/images --output=predictions/ --labels=data/ccp --only=0003,0006
+    python -m mtlora_jax.predict --model=runs/ccp/best --images=data/ccp/images --output=predictions/ \\
+        --labels=data/ccp --only=0003,0006
 
 writes, for each ID (the file name without its suffix, shortened if very long),
 
     index.html            a page with everything, to open in a browser
-    TASK/ID.png           the prediction at the photograph's size; classes as a palette image whose values are class indices
+    TASK/ID.png           the prediction at the photograph's size; classes as a palette image of class indices
     overlay/ID.png        each task blended over the photograph, with its legend
     panels/ID.png         the photograph and all tasks in a row, and the labels below
     legends/TASK.png      all colours of a task
@@ -85,9 +86,8 @@ def predict(args: argparse.Namespace, files: Mapping[str, pathlib.Path], outputs
 def build_tasks(model: Any) -> dict[str, Task]:
     """Builds the tasks of a model, with its class names if it has them. Raises UserError for a bare backbone."""
     if not model.tasks:
-        raise UserError(
-            "the model folder holds a bare backbone without tasks: there is nothing to predict; fine-tune it first"
-        )
+        what = "the model folder holds a bare backbone without tasks"
+        raise UserError(f"{what}: there is nothing to predict; fine-tune it first")
     classes = dict(model.config.get("classes") or {})
     for name, task in make_tasks(model.tasks, classes).items():
         outputs = model.architecture["tasks"][name]
@@ -100,9 +100,8 @@ def check_output(folder: pathlib.Path, tasks: Mapping[str, Task]) -> None:
     """Raises UserError if predictions would replace other files, such as the labels of a data set."""
     taken = [name for name in tasks if (folder / name).exists()]
     if taken and not (folder / LEGENDS).exists():
-        raise UserError(
-            f"{folder} holds {', '.join(taken)} from elsewhere, which predictions would replace; choose another --output"
-        )
+        what = f"{folder} holds {', '.join(taken)} from elsewhere"
+        raise UserError(f"{what}, which predictions would replace; choose another --output")
 
 
 class Predictor:
@@ -135,9 +134,8 @@ class Predictor:
                 gallery.add(name, photograph, self._one(shorten_name(name), file, photograph), written)
                 done += 1
         if not done:
-            raise UserError(
-                reason if len(files) == 1 else f"none of the {len(files)} images can be read, the last: {reason}"
-            )
+            all_bad = f"none of the {len(files)} images can be read, the last: {reason}"
+            raise UserError(reason if len(files) == 1 else all_bad)
         page = gallery.page().encode()
         path = self._outputs.write("index.html", page)
         console.print(f"{done} images in {time.monotonic() - started:.0f} s, {len(files) - done} left out")
@@ -160,11 +158,8 @@ class Predictor:
         self._outputs.write_image(f"overlay/{name}.png", draw_overlay(photograph, views))
         self._outputs.write_image(f"panels/{name}.png", draw_view_panel(photograph, views))
         if self._save_raw:
-            raw = {
-                f"{task}/{key}": array
-                for task in self._tasks
-                for key, array in postprocess(self._tasks[task], logits[task]).items()
-            }
+            results = {name: postprocess(task, logits[name]) for name, task in self._tasks.items()}
+            raw = {f"{name}/{key}": array for name, result in results.items() for key, array in result.items()}
             self._outputs.write_arrays(f"raw/{name}.npz", raw)
         return views
 

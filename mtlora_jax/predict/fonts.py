@@ -10,13 +10,8 @@ Font = PIL.ImageFont.ImageFont | PIL.ImageFont.FreeTypeFont
 # Pillow's own font has ASCII only. It looks for these in the system's font folders: common ones with many scripts, on
 # Linux, macOS and Windows.
 FONTS = (
-    *(
-        "DejaVuSans.ttf",
-        "NotoSans-Regular.ttf",
-        "NotoSansCJK-Regular.ttc",
-        "wqy-microhei.ttc",
-        "DroidSansFallbackFull.ttf",
-    ),
+    *("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc"),
+    *("wqy-microhei.ttc", "DroidSansFallbackFull.ttf"),
     *("Arial Unicode.ttf", "arial.ttf", "msyh.ttc", "malgun.ttf", "msgothic.ttc"),
 )
 
@@ -28,10 +23,8 @@ def choose_font(text: str, size: int) -> tuple[str, Font]:
     Missing letters are written as \\uXXXX.
     """
     font = min(installed_fonts(size), key=lambda font: len(missing_letters(text, font)))
-    missing = missing_letters(text, font)
-    return "".join(
-        letter.encode("ascii", "backslashreplace").decode() if letter in missing else letter for letter in text
-    ), font
+    codes = {letter: letter.encode("ascii", "backslashreplace").decode() for letter in missing_letters(text, font)}
+    return "".join(codes.get(letter, letter) for letter in text), font
 
 
 @functools.cache
@@ -48,9 +41,8 @@ def installed_fonts(size: int) -> tuple[Font, ...]:
 
 def missing_letters(text: str, font: Font) -> set[str]:
     """Returns the letters that the font draws as a box, as it draws U+FFFF, which is not a character."""
-    return {
-        letter for letter in text if not letter.isspace() and draw_letter(letter, font) == draw_letter("\uffff", font)
-    }
+    box = draw_letter("\uffff", font)
+    return {letter for letter in text if not letter.isspace() and draw_letter(letter, font) == box}
 
 
 def draw_letter(letter: str, font: Font) -> tuple[Any, bytes]:

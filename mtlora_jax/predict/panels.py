@@ -47,11 +47,8 @@ class View:
     @classmethod
     def create(cls, task: Task, values: np.ndarray, label: np.ndarray | None = None) -> "View":
         """Creates a view of `values` and `label`, as `Task.visualize` takes them; label maps (H, W) for class tasks."""
-        nothing = (
-            values == 0
-            if predicts_class(task) and task.classes[:1] == ("background",)
-            else np.zeros(values.shape[:2], bool)
-        )
+        has_background = predicts_class(task) and task.classes[:1] == ("background",)
+        nothing = values == 0 if has_background else np.zeros(values.shape[:2], bool)
         legend = task.legend(values)
         if label is None:
             return cls(task.visualize(values), legend, nothing, None, legend)
@@ -84,7 +81,10 @@ def draw_panel(rows: Sequence[Mapping[str, np.ndarray]], height: int, width: int
 
 
 def draw_overlay(photograph: np.ndarray, views: Mapping[str, View]) -> PIL.Image.Image:
-    """Draws each task's prediction blended over the photograph (H, W, 3), with title and legend, in `COLUMNS` columns."""
+    """Draws each task's prediction blended over the photograph (H, W, 3), with title and legend.
+
+    There are at most `COLUMNS` columns.
+    """
     height, width = fit_size(photograph, TILE)
     legends = [draw_legend(view.legend) for view in views.values()]
     below = max(legend.height for legend in legends)

@@ -1,4 +1,4 @@
-"""Exported models: the same logits as the model folder gives, from a program that this package has no part in."""
+"""Exported models have the logits of the model folder, and run without this package."""
 
 import importlib
 import json
@@ -32,15 +32,8 @@ CLASSES = {"semseg": ["sky", "road", "car"]}
 FILES = ["load.py", "metadata.json", "model.jax_export", "weights.safetensors"]
 TOLERANCE = 1e-5  # of the largest logit: two programs that round differently
 
-LOADER_NEEDS = (
-    "jax",
-    "numpy",
-    "flatbuffers",
-    "jaxlib",
-    "ml_dtypes",
-    "opt_einsum",
-    "scipy",
-)  # the last four are JAX's own requirements
+JAX_NEEDS = ("jaxlib", "ml_dtypes", "opt_einsum", "scipy")
+LOADER_NEEDS = ("jax", "numpy", "flatbuffers", *JAX_NEEDS)
 
 
 def saved(where: pathlib.Path, architecture: dict) -> pathlib.Path:
@@ -65,7 +58,7 @@ def small(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def exported(source, tmp_path_factory) -> pathlib.Path:
-    """Everything by default."""
+    """An export with all defaults."""
     out = tmp_path_factory.mktemp("exports") / "deep" / "out"
     main([f"--model={source}", f"--output={out}"])
     return out
@@ -81,9 +74,8 @@ def assert_same(logits, model, images):
     for task in model.tasks:
         assert logits[task].dtype == np.float32
         assert logits[task].shape == wanted[task].shape
-        np.testing.assert_allclose(
-            logits[task], wanted[task], rtol=0, atol=TOLERANCE * np.abs(wanted[task]).max(), err_msg=task
-        )
+        tolerance = TOLERANCE * np.abs(wanted[task]).max()
+        np.testing.assert_allclose(logits[task], wanted[task], rtol=0, atol=tolerance, err_msg=task)
 
 
 def test_one_artifact_takes_any_batch_and_size(exported, model):
@@ -102,7 +94,7 @@ def test_what_is_too_small_or_not_uint8_is_refused(exported):
 
 
 def test_the_loader_needs_neither_this_package_nor_flax(exported, model, tmp_path):
-    """Run by a Python that has nothing but what the loader says it needs."""
+    """It runs in a Python with only the packages that the loader says it needs."""
     packages = [pathlib.Path(importlib.import_module(name).__file__ or "").parent for name in LOADER_NEEDS]
     site = tmp_path / "site"
     site.mkdir()
@@ -115,7 +107,8 @@ def test_the_loader_needs_neither_this_package_nor_flax(exported, model, tmp_pat
         env = {**os.environ, "PYTHONPATH": str(site)}
         return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
 
-    found = "import importlib.util; print([name for name in ('mtlora_jax', 'flax', 'safetensors') if importlib.util.find_spec(name)])"
+    absent = ("mtlora_jax", "flax", "safetensors")
+    found = f"import importlib.util; print([name for name in {absent} if importlib.util.find_spec(name)])"
     assert python("-c", found).stdout == "[]\n"
     np.save(tmp_path / "images.npy", photographs(3, 33, 45))
     done = python(exported / "load.py", "images.npy", "logits.npz")
@@ -192,7 +185,7 @@ def test_decoders_only(tmp_path):
 
 
 def test_a_model_that_has_to_know_the_size(small, tmp_path, monkeypatch, capsys):
-    """Small images change the windows, so an export that promised them could not be traced."""
+    """Small images change the windows, so that a model for images of any size cannot be traced."""
     monkeypatch.setattr(Swin, "smallest_open_side", 1)
     main([f"--model={small}", f"--output={tmp_path / 'out'}"])
     assert "has to know the size of its images: exported for 32x32 alone" in " ".join(capsys.readouterr().out.split())
@@ -204,7 +197,7 @@ def test_a_model_that_has_to_know_the_size(small, tmp_path, monkeypatch, capsys)
     ("window", "depths", "side"), [(7, [2, 2, 6, 2], 225), (12, [2, 2, 18, 2], 385), (4, [2, 1], 33)]
 )
 def test_smallest_open_side(window, depths, side):
-    """The coarsest map has a pixel for 32 of the image (8 with two stages) and must be larger than the window."""
+    """The coarsest map has a stride of 32 pixels (8 with two stages) and must be larger than the window."""
     options = {**ARCHITECTURE["backbone"], "depths": depths, "num_heads": [1] * len(depths), "window_size": window}
     bare = {**ARCHITECTURE, "backbone": options, "tasks": {}, "decoder": None, "method": {"name": "full"}}
     assert model_factory.build(bare).backbone.smallest_open_side == side
@@ -276,15 +269,14 @@ def test_an_earlier_export_is_replaced_whole_or_not_at_all(small, tmp_path, monk
 
 def test_onnx_without_its_libraries(source, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
-    with pytest.raises(
-        UserError, match=r"--format=onnx needs jax2onnx, which is not installed: pip install 'mtlora_jax\[onnx\]'"
-    ):
+    message = r"--format=onnx needs jax2onnx, which is not installed: pip install 'mtlora_jax\[onnx\]'"
+    with pytest.raises(UserError, match=message):
         main([f"--model={source}", f"--output={tmp_path / 'out'}", "--format=onnx"])
     assert not (tmp_path / "out").exists()
 
 
 def test_what_depends_on_constants_alone_is_computed_ahead():
-    """And programs in programs are written out: jit, checkpoint, custom derivatives."""
+    """Inner programs are inlined as well: jit, checkpoint, custom derivatives."""
 
     def run(x):
         table = jnp.sqrt(jnp.arange(4.0).reshape(2, 2)) @ jnp.ones((2, 3))
@@ -327,8 +319,7 @@ def test_onnx_metadata(onnx_folder):
 def test_an_onnx_model_that_computes_something_else_is_not_written(small, tmp_path, monkeypatch):
     pytest.importorskip("jax2onnx")
     monkeypatch.setattr(onnx, "TOLERANCE", 0.0)
-    with pytest.raises(
-        UserError, match=r"the ONNX model is not this model: onnxruntime's logits differ by .* of the largest"
-    ):
+    message = r"the ONNX model is not this model: onnxruntime's logits differ by .* of the largest"
+    with pytest.raises(UserError, match=message):
         main([f"--model={small}", f"--output={tmp_path / 'out'}", "--format=onnx"])
     assert not list(tmp_path.iterdir())

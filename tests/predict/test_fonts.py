@@ -1,4 +1,4 @@
-"""Words in pictures: the font that has all letters, and what is written where none has them."""
+"""Text in pictures: the choice of a font, and codes for letters that no font has."""
 
 import matplotlib
 import numpy as np
@@ -13,7 +13,7 @@ DEJAVU = f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf"  # Latin, Gree
 
 @pytest.fixture
 def installed(monkeypatch):
-    """Sets which fonts the machine has besides that of Pillow."""
+    """Sets the fonts of the machine, apart from Pillow's own."""
 
     def install(*names):
         monkeypatch.setattr(fonts, "FONTS", names)
@@ -46,9 +46,8 @@ def test_letters_that_no_font_has_are_written_as_numbers(installed, names, text,
 
 def test_legends_leave_room_for_every_script(installed):
     installed(DEJAVU)
-    image = panels.draw_legend(
-        Legend({"дорога": (255, 0, 0), "路": (0, 0, 255)}, bar=((0, 0, 0), (9, 9, 9)), ends=("näher", "ferner"))
-    )
+    swatches = {"дорога": (255, 0, 0), "路": (0, 0, 255)}
+    image = panels.draw_legend(Legend(swatches, bar=((0, 0, 0), (9, 9, 9)), ends=("näher", "ferner")))
     assert image.size == (panels.TILE, 2 * panels.LINE + panels.MARGIN)
     pixels = np.asarray(image).reshape(-1, 3).tolist()
     assert [255, 0, 0] in pixels

@@ -1,4 +1,4 @@
-"""The page: it holds all it shows, and works in a real browser."""
+"""The page is self-contained, and works in a real browser."""
 
 import base64
 import html.parser
@@ -24,15 +24,9 @@ BARE = "later 9"  # has no label, though others do
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), "")
 # No start page, no updates, no account: the browser talks to nobody.
 FLAGS = (
-    *(
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-    ),
-    *("--disable-component-update", "--disable-sync", "--window-size=1000,800", "--enable-logging=stderr"),
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+    *("--window-size=1000,800", "--enable-logging=stderr"),
 )
 
 
@@ -42,12 +36,8 @@ def example(number, size=(60, 90)):
     photograph = rng.integers(0, 256, (*size, 3), np.uint8)
     classes = np.full(size, number % 2, np.uint8)
     classes[: size[0] // 2] = 2
-    values = {
-        "semseg": classes,
-        "human_parts": classes,
-        "sal": rng.random((*size, 1)),
-        "depth": rng.uniform(0, 10, size),
-    }
+    saliency, depth = rng.random((*size, 1)), rng.uniform(0, 10, size)
+    values = {"semseg": classes, "human_parts": classes, "sal": saliency, "depth": depth}
     labels = {} if NAMES[number] == BARE else {"semseg": np.where(classes == 2, 255, classes), "sal": classes // 2}
     return photograph, {name: View.create(task, values[name], labels.get(name)) for name, task in TASKS.items()}
 
@@ -68,7 +58,7 @@ def page(tmp_path_factory):
 
 
 class Reader(html.parser.HTMLParser):
-    """Collects the tags with their attributes, text, and the JSON of each script that holds pictures; every tag must be closed."""
+    """Collects tags with their attributes, text, and the pictures in scripts with JSON; every tag must be closed."""
 
     VOID = ("meta", "link", "img", "input", "br")
 
@@ -150,11 +140,8 @@ def test_pictures_say_what_they_show(read):
     images = [attributes for tag, attributes in read.tags if tag == "img"]
     assert all("alt" in attributes for attributes in images)
     assert "human parts predicted for first" in [attributes["alt"] for attributes in images]
-    assert all(
-        attributes.get("aria-label") or attributes.get("id") or "data-task" in attributes
-        for tag, attributes in read.tags
-        if tag == "button"
-    )
+    buttons = [attributes for tag, attributes in read.tags if tag == "button"]
+    assert all(button.get("aria-label") or button.get("id") or "data-task" in button for button in buttons)
 
 
 def test_masks_are_kept_exactly(read):
@@ -182,20 +169,20 @@ def test_many_pictures_are_small():
     assert choose_side(10**6) == MIN_SIDE
 
 
-# Comes first in the page: what goes wrong from then on, missing pictures included.
+# Comes first in the page and records all problems from then on, including missing pictures.
 WATCH = """<script>
 window.problems = [];
 addEventListener("error", (event) => problems.push(event.message || event.target.outerHTML.slice(0, 200)), true);
 addEventListener("securitypolicyviolation", (event) => problems.push("blocked " + event.blockedURI));
 </script>"""
 
-# What a person does, and what is to be seen then; the result is written into the page.
+# Acts like a user and observes the effects, which it writes into the page.
 VISIT = """<script>
 addEventListener("load", async () => {
   const found = {};
   const until = async (condition) => {
     for (let i = 0; i < 5000 && !condition(); i++) {
-      requestAnimationFrame(() => {});  // a browser without a window draws when it is asked to
+      requestAnimationFrame(() => {});  // a browser without a window draws only on request
       await new Promise((resolve) => setTimeout(resolve, 100));
     }
     return condition();
@@ -203,7 +190,8 @@ addEventListener("load", async () => {
   const all = (selector) => [...document.querySelectorAll(selector)];
   const shown = (selector) => all(selector).filter((element) => element.checkVisibility()).length;
   const loaded = (images) => images.every((image) => image.complete && image.naturalWidth > 0);
-  const key = (name) => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true }));
+  const pressed = (name) => new KeyboardEvent("keydown", { key: name, bubbles: true });
+  const key = (name) => document.activeElement.dispatchEvent(pressed(name));
   const large = () => [
     document.getElementById("large-name").textContent,
     all("#large-tasks [aria-pressed=true]").map((button) => button.dataset.task).join(),
@@ -224,7 +212,7 @@ addEventListener("load", async () => {
   document.querySelector("article:first-of-type [data-task=semseg] button").click();
   found.largeLoaded = await until(() => loaded(all("dialog img")));
   found.large = large();
-  key("ArrowDown");  // leaves out the task that is not shown
+  key("ArrowDown");  // skips the hidden task
   found.down = large();
   key("ArrowLeft");
   found.left = large();
@@ -247,15 +235,9 @@ addEventListener("load", async () => {
 
 
 def visit(page: pathlib.Path, profile: pathlib.Path) -> tuple[str, list[str]]:
-    """The page as it is after its scripts ran, and what the console says."""
-    command = [
-        CHROMIUM,
-        *FLAGS,
-        f"--user-data-dir={profile}",
-        "--virtual-time-budget=10000000",
-        "--dump-dom",
-        page.as_uri(),
-    ]
+    """(the page after its scripts ran, messages of the console)."""
+    flags = [*FLAGS, f"--user-data-dir={profile}", "--virtual-time-budget=10000000", "--dump-dom"]
+    command = [CHROMIUM, *flags, page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]

@@ -1,4 +1,4 @@
-"""Photographs as people take them: formats, pixel formats, orientation; how they are found."""
+"""Photographs of all formats, pixel formats and orientations; finding them in folders."""
 
 import cv2
 import numpy as np
@@ -46,7 +46,7 @@ def test_grey(tmp_path, mode):
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_sixteen_bits(tmp_path, channels):
-    """0x4080 is 64.25 of 255, 0xFFFF white, whatever the channels."""
+    """0x4080 is 64.25 of 255 and 0xFFFF is white, for any number of channels."""
     values = np.full((8, 12, channels), 0x4080, np.uint16)
     values[:, 6:] = 0xFFFF
     if channels == 4:
@@ -71,20 +71,14 @@ def test_photographs_are_read_as_data_sets_read_them(tmp_path):
     np.testing.assert_array_equal(images.read_image(tmp_path / "a.jpg"), decode_image(*read_file(tmp_path / "a.jpg")))
 
 
-# Where the stored first row and first column are to be seen, as the EXIF standard words it.
-@pytest.mark.parametrize(
-    ("orientation", "row", "column"),
-    [
-        (1, "top", "left"),
-        (2, "top", "right"),
-        (3, "bottom", "right"),
-        (4, "bottom", "left"),
-        (5, "left", "top"),
-        (6, "right", "top"),
-        (7, "right", "bottom"),
-        (8, "left", "bottom"),
-    ],
-)
+# Where an upright image shows the stored first row and first column, as in the EXIF standard.
+ORIENTATIONS = [
+    *[(1, "top", "left"), (2, "top", "right"), (3, "bottom", "right"), (4, "bottom", "left")],
+    *[(5, "left", "top"), (6, "right", "top"), (7, "right", "bottom"), (8, "left", "bottom")],
+]
+
+
+@pytest.mark.parametrize(("orientation", "row", "column"), ORIENTATIONS)
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
 def test_orientation(tmp_path, orientation, row, column, suffix):
     """The stored first row is green, the first column red."""
@@ -129,12 +123,8 @@ def folder(tmp_path):
 
 def test_find(folder):
     found = images.find_images(folder)
-    assert {name: file.name for name, file in found.items()} == {
-        "a.png": "a.png",
-        "a.webp": "a.webp",
-        "b": "b.JPG",
-        "c": "c.jpeg",
-    }
+    names = {name: file.name for name, file in found.items()}
+    assert names == {"a.png": "a.png", "a.webp": "a.webp", "b": "b.JPG", "c": "c.jpeg"}
     assert list(images.find_images(folder, ["c", "b"])) == ["c", "b"]
     assert list(images.find_images(folder / "b.JPG")) == ["b"]
 

@@ -1,4 +1,4 @@
-"""The command that predicts: every file it writes, and what it says of bad input."""
+"""The prediction command: every file that it writes, and its messages about bad input."""
 
 import errno
 import json
@@ -32,7 +32,7 @@ CLASSES = ("background", "red", "blue")
 
 
 class Colours:
-    """Stands for a model, whose compilation would take seconds: says of each pixel whether it is red or blue."""
+    """Stands in for a model, to save its compilation; tells red from blue pixels."""
 
     tasks = tuple(TASKS)
     config = {"classes": {"semseg": CLASSES, "sal": ("background", "salient")}}
@@ -45,10 +45,8 @@ class Colours:
         self.seen.append((images.shape, images.dtype.name, fit))
         red, blue = images[..., 0] > 127, images[..., 2] > 127
         probable = np.where(red, 8.0, -8.0)[..., None]
-        return {
-            "depth": np.full(
-                (*red.shape, 1), 5.0
-            ),  # not in the order of the tasks, as the keys of a compiled function's result
+        return {  # not in the order of the tasks, like the result of a compiled function
+            "depth": np.full((*red.shape, 1), 5.0),
             "edge": -probable,
             "normals": np.broadcast_to([0.0, 0.0, 2.0], (*red.shape, 3)),
             "sal": probable,
@@ -65,7 +63,7 @@ def model(monkeypatch):
 
 
 def write_photograph(path, height=40, width=60, orientation=1):
-    """Left half red, right half blue, as stored."""
+    """Writes an image whose left half, as stored, is red and whose right half is blue."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[:, : width // 2, 0] = 250
     pixels[:, width // 2 :, 2] = 250
@@ -115,17 +113,15 @@ def test_every_file(model, tmp_path, capsys):
     mode, classes = read(out / "semseg" / "a.png")
     assert (mode, classes.shape) == ("P", (40, 60))
     np.testing.assert_array_equal(classes, np.where(labels == 255, 1 + (np.arange(60) >= 30), labels))
-    np.testing.assert_array_equal(
-        np.array(PIL.Image.open(out / "semseg" / "a.png").getpalette()).reshape(-1, 3), class_palette()
-    )
+    palette = np.array(PIL.Image.open(out / "semseg" / "a.png").getpalette()).reshape(-1, 3)
+    np.testing.assert_array_equal(palette, class_palette())
     for task, left, right in (("sal", 1, 0), ("edge", 0, 1), ("depth", 0.5, 0.5)):
         mode, picture = read(out / task / "a.png")
         assert (mode, picture.shape) == ("RGB", (40, 60, 3))
         heat = heatmap(np.array([[left, right]]), np.zeros((1, 2), bool))[0]
         expected = {"edge": np.array([[left] * 3, [right] * 3]) * 255}.get(task, heat)
-        np.testing.assert_allclose(
-            picture[20, [0, -1]].astype(int), expected.astype(int), atol=2
-        )  # 8 is not quite certain
+        found = picture[20, [0, -1]].astype(int)
+        np.testing.assert_allclose(found, expected.astype(int), atol=2)  # a logit of 8 is a probability below 1
     assert read(out / "normals" / "a.png")[1][20, 30].tolist() == [128, 128, 255]
 
     panel = read(out / "panels" / "a.png")[1]
@@ -136,10 +132,9 @@ def test_every_file(model, tmp_path, capsys):
 
     with np.load(out / "raw" / "a.npz") as raw:
         shapes = {name: array.shape for name, array in raw.items()}
-        assert shapes == {
-            "semseg/labels": (32, 48), "semseg/probabilities": (32, 48, 3), "sal/probabilities": (32, 48), "normals/normals": (32, 48, 3),
-            "edge/probabilities": (32, 48), "depth/depth": (32, 48),
-        }  # fmt: skip
+        planes = ("semseg/labels", "sal/probabilities", "edge/probabilities", "depth/depth")
+        vectors = ("semseg/probabilities", "normals/normals")
+        assert shapes == dict.fromkeys(planes, (32, 48)) | dict.fromkeys(vectors, (32, 48, 3))
         np.testing.assert_array_equal(raw["semseg/labels"], np.repeat([[1, 2]], 24, axis=1).repeat(32, axis=0))
         np.testing.assert_allclose(raw["normals/normals"][0, 0], [0, 0, 1])
     assert "2 images in" in (printed := capsys.readouterr().out)
@@ -178,9 +173,8 @@ def test_legends_name_what_occurs():
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
 def test_photographs_are_turned_upright(model, tmp_path, suffix):
-    write_photograph(
-        tmp_path / "images" / f"a.{suffix}", orientation=6
-    )  # the stored left column is to be seen at the top
+    path = tmp_path / "images" / f"a.{suffix}"
+    write_photograph(path, orientation=6)  # the stored left column becomes the top row
     command(tmp_path)
     classes = read(tmp_path / "out" / "semseg" / "a.png")[1]
     assert classes.shape == (60, 40)
@@ -220,7 +214,7 @@ def test_bad_labels_are_told(model, tmp_path, capsys):
 
 
 def test_labels_are_found_as_training_finds_them(model, tmp_path, capsys):
-    """The suffix in any case, and an accented letter as one character or as two, as macOS stores it."""
+    """Suffixes in any case, and accented letters as one character or, as on macOS, as two."""
     one, two = (unicodedata.normalize(form, "\u00e9t\u00e9") for form in ("NFC", "NFD"))
     write_photograph(tmp_path / "images" / f"{one}.png")
     write_labels(tmp_path / "data", two)
@@ -230,13 +224,9 @@ def test_labels_are_found_as_training_finds_them(model, tmp_path, capsys):
 
 
 def test_any_name_has_its_place_on_the_page(model, tmp_path):
-    """Bytes that are no text, and names as long as names can be; two of them differ in the ending alone."""
-    names = (
-        os.fsdecode(b"caf\xe9 #1%.png"),
-        "a.png",
-        *(f"{'x' * 250}{suffix}" for suffix in (".png", ".jpg")),
-        "\u732b" * 83 + ".png",
-    )
+    """Names with bytes that are not text, and of the greatest length; two of those differ only in the suffix."""
+    longest = ["x" * 250 + ".png", "x" * 250 + ".jpg", "\u732b" * 83 + ".png"]
+    names = (os.fsdecode(b"caf\xe9 #1%.png"), "a.png", *longest)
     for name in names:
         write_photograph(tmp_path / "images" / name)
     command(tmp_path, "--save-raw")
@@ -256,15 +246,14 @@ def test_pictures_of_any_shape_take_little_room(model, tmp_path, height, width):
         with PIL.Image.open(tmp_path / "out" / kind / "a.png") as image:
             assert image.width <= 6 * (room + panels.GAP)
             assert image.height <= 2 * (panels.MAX_ASPECT * room + 200)
-    frame, high = re.findall(r"--ratio: (\d+) / (\d+)", (tmp_path / "out" / "index.html").read_text(encoding="utf-8"))[
-        0
-    ]
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    frame, high = re.findall(r"--ratio: (\d+) / (\d+)", page)[0]
     assert int(high) <= 1.5 + panels.MAX_ASPECT * int(frame)
     assert read(tmp_path / "out" / "semseg" / "a.png")[1].shape == (height, width)
 
 
 def test_one_program_writes(model, tmp_path, monkeypatch):
-    """A second one is told before it loads the model."""
+    """A second one is refused before it loads the model."""
     write_photograph(tmp_path / "images" / "a.png")
     command(tmp_path)
     before = {name: (tmp_path / name).stat().st_mtime_ns for name in files_below(tmp_path)}
@@ -278,6 +267,16 @@ def images(base):
     write_photograph(base / "images" / "a.png")
 
 
+def image_and_file(base, name):
+    images(base)
+    (base / name).write_text("")
+
+
+def image_and_labels(base):
+    images(base)
+    (base / "out" / "semseg").mkdir(parents=True)
+
+
 def only_bad_images(base):
     (base / "images").mkdir()
     for name in ("a.png", "b.jpg"):
@@ -289,22 +288,26 @@ def other_classes(base):
     write_labels(base, "a", classes=("x", "y", "z"))
 
 
+NO_IMAGE = r"cannot be read \(no JPEG/PNG/WEBP image\)"
+OTHER_CLASSES = "other classes than the data has: semseg: class 0 is 'background' there, 'x' here"
+
+
 @pytest.mark.parametrize(
     ("prepare", "flags", "told"),
     [
-        (only_bad_images, [], r"none of the 2 images can be read, the last: .*b\.jpg: cannot be read \(no JPEG/PNG/WEBP image\)"),
-        (only_bad_images, ["--only=a"], r"^\S*a\.png: cannot be read \(no JPEG/PNG/WEBP image\)"),
+        (only_bad_images, [], rf"none of the 2 images can be read, the last: .*b\.jpg: {NO_IMAGE}"),
+        (only_bad_images, ["--only=a"], rf"^\S*a\.png: {NO_IMAGE}"),
         (lambda base: (base / "images").mkdir(), [], "images: no image; their names end in"),
         (lambda base: None, [], "images: no such file or folder"),
         (images, ["--only=a,nobody"], "no image nobody; it has a"),
         (images, ["--labels={}/nowhere"], "no labels; expected a folder for at least one of semseg, sal"),
-        (other_classes, ["--labels={}"], "other classes than the data has: semseg: class 0 is 'background' there, 'x' here"),
-        (lambda base: (images(base), (base / "out").write_text("")), [], "is a file"),
-        (lambda base: (images(base), (base / "file").write_text("")), ["--output={}/file/out"], "file is a file"),
-        (lambda base: (images(base), (base / "out" / "semseg").mkdir(parents=True)), [], "out holds semseg from elsewhere"),
+        (other_classes, ["--labels={}"], OTHER_CLASSES),
+        (lambda base: image_and_file(base, "out"), [], "is a file"),
+        (lambda base: image_and_file(base, "file"), ["--output={}/file/out"], "file is a file"),
+        (image_and_labels, [], "out holds semseg from elsewhere"),
         (images, ["--output=/proc/nowhere"], "/proc/nowhere.*cannot be written"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_writes_nothing(model, tmp_path, prepare, flags, told):
     prepare(tmp_path)
     before = files_below(tmp_path)
@@ -330,8 +333,8 @@ def test_a_full_disk(model, tmp_path, monkeypatch):
     assert not (tmp_path / "out" / "index.html").exists()
 
 
-def test_classes_may_be_named_of_tasks_that_choose_none(model, tmp_path):
-    """Saliency is a probability, whatever its two sides are called in the data set and in the model."""
+def test_tasks_that_choose_no_class_may_have_class_names(model, tmp_path):
+    """Saliency is a probability, whatever its two classes are called in the data set and in the model."""
     images(tmp_path)
     write_labels(tmp_path / "data", "a")
     (tmp_path / "data" / "classes.json").write_text(json.dumps({"semseg": CLASSES, "sal": ["nothing", "something"]}))
@@ -341,9 +344,8 @@ def test_classes_may_be_named_of_tasks_that_choose_none(model, tmp_path):
     assert read(tmp_path / "out" / "sal" / "a.png")[0] == "RGB"
     assert read(tmp_path / "out" / "sal" / "a.png")[1][20, 0].min() > 100  # salient, where the photograph is red
     blended = read(tmp_path / "out" / "overlay" / "a.png")[1]
-    assert blended[panels.TITLE + 100, panels.TILE + panels.GAP + 300].tolist() == pytest.approx(
-        [0, 0, 100], abs=4
-    )  # black over blue
+    pixel = blended[panels.TITLE + 100, panels.TILE + panels.GAP + 300].tolist()
+    assert pixel == pytest.approx([0, 0, 100], abs=4)  # black over blue
 
 
 def test_an_adapter_with_its_base(model, tmp_path, monkeypatch):
@@ -365,7 +367,7 @@ def test_predictions_may_be_made_again(model, tmp_path):
 
 @pytest.mark.parametrize("task", ["semseg", "normals"])
 def test_sizes_change_as_in_an_evaluation(task):
-    """As the evaluation at the original size does it on the device."""
+    """Logits are resized as by the evaluation at the original size on the device."""
     logits = np.random.default_rng(0).normal(size=(8, 12, 3)).astype(np.float32)
     expected = np.asarray(jax.jit(resize_into, static_argnums=2)(logits, np.array([37, 50], np.int32), (37, 50)))
     found = predict.enlarge(make_tasks([task], {"semseg": CLASSES})[task], logits, (37, 50))
@@ -389,7 +391,7 @@ def made(tmp_path_factory):
 
 
 def test_a_model(made, tmp_path):
-    """Its three outputs are not the 21 classes that semseg has by default, and no file names them."""
+    """A model with three outputs of semseg, not the default 21, and without class names."""
     noise = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
     (tmp_path / "images").mkdir()
     PIL.Image.fromarray(noise).save(tmp_path / "images" / "a.png")
@@ -401,14 +403,10 @@ def test_a_model(made, tmp_path):
     assert re.search("</i>class [012]</li>", (tmp_path / "out" / "index.html").read_text())
 
 
-@pytest.mark.parametrize(
-    ("name", "told"),
-    [
-        ("backbone", "a bare backbone without tasks"),
-        ("nowhere", "nowhere is not a model folder"),
-        ("", "is not a model folder"),
-    ],
-)
+NO_MODELS = {"backbone": "a bare backbone without tasks", "nowhere": "nowhere is not a model folder"}
+
+
+@pytest.mark.parametrize(("name", "told"), [*NO_MODELS.items(), ("", "is not a model folder")])
 def test_what_is_no_model(made, tmp_path, name, told):
     images(tmp_path)
     with pytest.raises(UserError, match=told):
