@@ -1,4 +1,4 @@
-"""Checkpoints in the formats of other libraries, made from models of ours, for the tests of the converter."""
+"""Checkpoints in the formats of other libraries, made from our models for the tests of the converter."""
 
 import re
 
@@ -11,14 +11,8 @@ from mtlora_jax.model_factory import build
 from mtlora_jax.models import parameters
 
 BACKBONE = {
-    "name": "swin",
-    "embed_dim": 8,
-    "depths": [2, 1, 1, 1],
-    "num_heads": [1, 2, 2, 4],
-    "window_size": 4,
-    "patch_size": 4,
-    "mlp_ratio": 2.0,
-    "drop_path_rate": 0.2,
+    **{"name": "swin", "embed_dim": 8, "depths": [2, 1, 1, 1], "num_heads": [1, 2, 2, 4]},
+    **{"window_size": 4, "patch_size": 4, "mlp_ratio": 2.0, "drop_path_rate": 0.2},
 }
 BARE = {"backbone": BACKBONE, "tasks": {}, "decoder": None, "method": {"name": "full"}, "image_size": [448, 448]}
 HEADS = {
@@ -30,50 +24,45 @@ HEADS = {
 
 def multitask(head="hrnet", **method):
     options = {
-        "name": "mtlora", "rank": [2, 3, 4, 5], "task_rank": {"semseg": [1, 2, 3, 4], "edge": [2, 2, 1, 1]}, "scale": [4.0] * 4,
-        "task_scale": {"semseg": [4.0] * 4, "edge": [4.0] * 4}, "dropout": 0.05, "locations": ["qkv", "proj", "fc1", "fc2"],
-        "ts_base": "shared", "merging": "train", "freeze": [],
-    }  # fmt: skip
+        **{"name": "mtlora", "rank": [2, 3, 4, 5], "scale": [4.0] * 4},
+        "task_rank": {"semseg": [1, 2, 3, 4], "edge": [2, 2, 1, 1]},
+        "task_scale": {"semseg": [4.0] * 4, "edge": [4.0] * 4},
+        **{"dropout": 0.05, "locations": ["qkv", "proj", "fc1", "fc2"]},
+        **{"ts_base": "shared", "merging": "train", "freeze": []},
+    }
     return BARE | {"tasks": {"semseg": 21, "edge": 1}, "decoder": HEADS[head], "method": options | method}
 
 
 def weights(architecture, seed=0):
     """Random numbers, different for every tensor, in the shapes of the model."""
-    rng = np.random.default_rng(seed)
-    return {
-        path: rng.normal(size=v.shape).astype(np.float32)
-        for path, v in parameters.flat_variables(build(architecture)).items()
-    }
+    rng, variables = np.random.default_rng(seed), parameters.flat_variables(build(architecture))
+    return {path: rng.normal(size=variable.shape).astype(np.float32) for path, variable in variables.items()}
 
 
 def torch_layout(path, x):
-    """Name and value of a tensor as PyTorch has it: `weight`, outputs first."""
+    """Name and value of a tensor in PyTorch: `weight`, outputs first."""
     if x.ndim == 2 and not path.endswith("table"):
         x = x.T
-    return re.sub(r"\.(kernel|scale)$", ".weight", path), np.ascontiguousarray(
-        x.transpose(3, 2, 0, 1) if x.ndim == 4 else x
-    )
+    if x.ndim == 4:
+        x = x.transpose(3, 2, 0, 1)
+    return re.sub(r"\.(kernel|scale)$", ".weight", path), np.ascontiguousarray(x)
 
 
 def official(arrays):
     state = dict(torch_layout(path.removeprefix("backbone."), x) for path, x in arrays.items())
     width = state["layers.3.blocks.0.norm1.weight"].shape[0]
-    extra = {
-        "norm.weight": np.ones(width),
-        "norm.bias": np.zeros(width),
-        "head.weight": np.ones((3, width)),
-        "head.bias": np.zeros(3),
-    }
+    norm = {"norm.weight": np.ones(width), "norm.bias": np.zeros(width)}
+    head = {"head.weight": np.ones((3, width)), "head.bias": np.zeros(3)}
     index = {"layers.0.blocks.0.attn.relative_position_index": np.zeros((16, 16), np.int64)}
-    return state | extra | index
+    return state | norm | head | index
 
 
 def timm(arrays):
-    state = {key.replace("head.", "head.fc."): x for key, x in official(arrays).items() if "index" not in key}
-    return {
-        re.sub(r"layers\.(\d)\.downsample", lambda m: f"layers.{int(m[1]) + 1}.downsample", key): x
-        for key, x in state.items()
-    }
+    def renamed(key):
+        key = key.replace("head.", "head.fc.")
+        return re.sub(r"layers\.(\d)\.downsample", lambda match: f"layers.{int(match[1]) + 1}.downsample", key)
+
+    return {renamed(key): x for key, x in official(arrays).items() if "index" not in key}
 
 
 HUGGING_FACE = {
@@ -116,7 +105,10 @@ REFERENCE_HEADS = {
 
 
 def reference(arrays, head="hrnet"):
-    """As the reference saves it: adapted layers as `.linear`, 1x1 convolutions with four axes (but not SegFormer's linears)."""
+    """A state dict of the reference: adapted layers are `.linear`, 1x1 convolutions have four axes.
+
+    SegFormer's linear layers are no convolutions.
+    """
     state = {}
     for path, x in arrays.items():
         key, x = torch_layout(path, x)
@@ -148,7 +140,7 @@ def assert_equal(found, expected):
 
 
 def run_command(arguments: list[str]) -> int:
-    """Exit code of the converter's command."""
+    """Runs the converter's command and returns its exit code."""
     try:
         cli.run(lambda: command.main(arguments))
     except SystemExit as done:
@@ -167,11 +159,11 @@ MMSEG = {
 
 
 def mmseg(arrays):
-    """As an encoder of OpenMMLab, with its own order of the inputs of a merging: that of nn.Unfold, channel by channel."""
+    """A state dict of OpenMMLab, whose patch merging orders inputs as nn.Unfold does, channel by channel."""
     state = {}
     for key, x in official(arrays).items():
         if ".downsample." in key:
-            four = x.reshape(*x.shape[:-1], 2, 2, -1)  # of Swin: two columns, in each two rows, in each all channels
+            four = x.reshape(*x.shape[:-1], 2, 2, -1)  # in Swin: two columns of two rows of all channels
             x = np.moveaxis(four, -1, -3).swapaxes(-1, -2).reshape(x.shape)
         for pattern, name in MMSEG.items():
             key = re.sub(pattern, name, key)
@@ -195,7 +187,7 @@ def prefixed(state, prefix):
 
 
 def as_torch(state):
-    """The same tensors of PyTorch."""
+    """Converts arrays to tensors of PyTorch."""
     import torch
 
     return {key: torch.from_numpy(np.array(x)) for key, x in state.items()}

@@ -1,4 +1,4 @@
-"""Files of data sets to be damaged: labels, photographs, arrays, archives, lists."""
+"""Kinds of data set files for fuzzing: labels, photographs, arrays, archives, lists."""
 
 import contextlib
 import gzip
@@ -15,7 +15,7 @@ import mutations
 import numpy as np
 import PIL.Image
 import tiny_runs
-from fuzz_kind import Check, Kind, Way, encoded, write_model
+from fuzz_kind import Check, Kind, Open, Way, encoded, write_model
 from tiny_data import png, write_tiny_dataset
 
 from mtlora_jax.data.decoding import EncodedFile, decode_image, decode_label
@@ -30,10 +30,8 @@ from tfds_pascal_context.pascal_context import PascalRaw
 def labels(folder: pathlib.Path) -> Kind:
     """PNG labels of every task."""
     tasks = make_tasks(("semseg", "human_parts", "normals", "depth"))
-    tasks |= {
-        f"sal {encoding}": make_tasks(["sal"])["sal"].__class__(encoding=encoding)
-        for encoding in ("0/255", "0/1/255", "grey")
-    }
+    saliency = type(make_tasks(["sal"])["sal"])
+    tasks |= {f"sal {encoding}": saliency(encoding=encoding) for encoding in ("0/255", "0/1/255", "grey")}
     rng = np.random.default_rng(0)
     classes = rng.integers(0, 4, (12, 17))
     palette = PIL.Image.fromarray(classes.astype(np.uint8))
@@ -46,10 +44,11 @@ def labels(folder: pathlib.Path) -> Kind:
         "white.png": encoded(np.where(classes > 1, 255, 0).astype(np.uint8), "PNG"),
         "normals.png": encoded(rng.integers(0, 256, (12, 17, 3)).astype(np.uint8), "PNG"),
     }
-    ways = [
-        Way(lambda path, task=task: decode_label(task, EncodedFile(path.read_bytes(), str(path))), as_pillow(task))
-        for task in tasks.values()
-    ]
+
+    def decode(task: Task) -> Open:
+        return lambda path: decode_label(task, EncodedFile(path.read_bytes(), str(path)))
+
+    ways = [Way(decode(task), as_pillow(task)) for task in tasks.values()]
     return Kind(genuine, mutations.of_png, ways, predict_image)
 
 
@@ -57,25 +56,16 @@ def as_pillow(task: Task) -> Check:
     def check(label: np.ndarray, data: bytes, path: pathlib.Path) -> None:
         with PIL.Image.open(io.BytesIO(data)) as image:
             assert label.shape[:2] == (image.height, image.width)
-            if (
-                b"acTL" in data or b"fcTL" in data
-            ):  # Pillow is strict about the further pictures of a moving one, which nobody asks for
+            if b"acTL" in data or b"fcTL" in data:  # Pillow also checks the other frames of an animation
                 return
-            with contextlib.suppress(SyntaxError):  # about a profile of colours
+            with contextlib.suppress(SyntaxError):  # about a colour profile
                 image.load()
             pixels = np.array(image)
             stretched = 255 // (2 ** data[24] - 1) if image.mode == "L" and data[24] < 8 else 1
         row = 1 + (image.width * data[24] * image_files.CHANNELS[data[25]] + 7) // 8
-        with contextlib.suppress(zlib.error):  # a checksum behind the last row
-            assert (
-                data[28]
-                or len(
-                    zlib.decompressobj().decompress(
-                        b"".join(content for kind, content in image_files._chunks(data) if kind == b"IDAT")
-                    )
-                )
-                >= image.height * row
-            )
+        with contextlib.suppress(zlib.error):  # of a checksum after the last row
+            packed = b"".join(content for kind, content in image_files._chunks(data) if kind == b"IDAT")
+            assert data[28] or len(zlib.decompressobj().decompress(packed)) >= image.height * row
         stored = pixels // stretched if pixels.dtype != bool else pixels.astype(np.uint8)
         if task.name in ("semseg", "human_parts"):
             assert label.dtype == np.uint8
@@ -125,13 +115,9 @@ def photos(folder: pathlib.Path) -> Kind:
 
 
 def predict_image(path: pathlib.Path) -> list[str]:
-    write_model(path.parent / "model")
-    return [
-        "mtlora_jax.predict",
-        f"--model={path.parent / 'model'}",
-        f"--images={path}",
-        f"--output={path.parent / 'out'}",
-    ]
+    model, out = path.parent / "model", path.parent / "out"
+    write_model(model)
+    return ["mtlora_jax.predict", f"--model={model}", f"--images={path}", f"--output={out}"]
 
 
 def arrays(folder: pathlib.Path) -> Kind:
@@ -145,13 +131,8 @@ def arrays(folder: pathlib.Path) -> Kind:
         return buffer.getvalue()
 
     depth = rng.uniform(0, 9, (6, 8))
-    edge = (depth > 3).astype(np.uint8)
-    genuine = {
-        "single": depth.astype("<f4"),
-        "double": depth.astype(">f8"),
-        "columns": np.asfortranarray(depth.astype("<f4")),
-        "edge": edge,
-    }
+    genuine = {"single": depth.astype("<f4"), "double": depth.astype(">f8")}
+    genuine |= {"columns": np.asfortranarray(depth.astype("<f4")), "edge": (depth > 3).astype(np.uint8)}
 
     def as_numpy(array: np.ndarray, data: bytes, path: pathlib.Path) -> None:
         (size,) = struct.unpack_from("<H" if data[6] == 1 else "<I", data, 8)
@@ -172,13 +153,8 @@ def arrays(folder: pathlib.Path) -> Kind:
 
     def command(path: pathlib.Path) -> list[str]:
         shutil.copy(path, folder / "NYUD_MT/depth/0001.npy")
-        return [
-            "tfds_pascal_context.verify",
-            "--dataset=nyud",
-            f"--manual_dir={folder / 'NYUD_MT'}",
-            "--allow_partial",
-            "--workers=1",
-        ]
+        flags = ["--dataset=nyud", f"--manual_dir={folder / 'NYUD_MT'}", "--allow_partial", "--workers=1"]
+        return ["tfds_pascal_context.verify", *flags]
 
     return Kind({f"{name}.npy": saved(array) for name, array in genuine.items()}, mutations.of_npy, ways, command)
 
@@ -219,13 +195,9 @@ def archives(folder: pathlib.Path) -> Kind:
         buffers.append(io.BytesIO())
         with tarfile.open(fileobj=buffers[-1], mode="w", format=format) as archive:
             for name in (layout.IMAGES, layout.LISTS, layout.SAL):
+                root = "PASCAL_MT" if format == tarfile.GNU_FORMAT else "é" * 60
                 for path in sorted((folder / "PASCAL_MT" / name).glob("*[n1]*")):
-                    archive.add(
-                        path,
-                        f"PASCAL_MT/{name}/{path.name}"
-                        if format == tarfile.GNU_FORMAT
-                        else f"{'é' * 60}/{name}/{path.name}",
-                    )
+                    archive.add(path, f"{root}/{name}/{path.name}")
     shutil.rmtree(folder / "PASCAL_MT")
     work = folder / "work"
 
@@ -233,12 +205,8 @@ def archives(folder: pathlib.Path) -> Kind:
         names = [name for name in work.rglob("*") if not name.is_dir()]
         assert opened.root == work / "unpacked"
         assert all(name.is_file() and not name.is_symlink() for name in names)
-        assert {name.relative_to(work / "unpacked").parts[0] for name in names} <= {
-            "JPEGImages",
-            "ImageSets",
-            "sal_distill",
-            "unpacked.txt",
-        }
+        allowed = {"JPEGImages", "ImageSets", "sal_distill", "unpacked.txt"}
+        assert {name.relative_to(work / "unpacked").parts[0] for name in names} <= allowed
         assert sum(name.stat().st_size for name in names) < source.LEAST
 
     def after(folder: pathlib.Path, refused: bool) -> None:
@@ -248,45 +216,34 @@ def archives(folder: pathlib.Path) -> Kind:
         assert {item.name for item in folder.parent.iterdir()} <= {"world", "inputs", "results.jsonl", "said.txt"}
 
     def command(path: pathlib.Path) -> list[str]:
-        flags = [
-            f"--manual_dir={path}",
-            f"--data_dir={folder / 'built'}",
-            "--tasks=sal",
-            "--workers=1",
-            "--allow_partial",
-        ]
-        return ["tfds_pascal_context.build", *flags]
+        files = [f"--manual_dir={path}", f"--data_dir={folder / 'built'}"]
+        return ["tfds_pascal_context.build", *files, "--tasks=sal", "--workers=1", "--allow_partial"]
 
-    genuine = {
-        "gnu.tgz": gzip.compress(buffers[0].getvalue(), mtime=0),
-        "pax.tgz": gzip.compress(buffers[1].getvalue(), mtime=0),
-    }
+    gnu, pax = (gzip.compress(buffer.getvalue(), mtime=0) for buffer in buffers)
+    genuine = {"gnu.tgz": gnu, "pax.tgz": pax}
     ways = [Way(lambda path: source.open_raw(PascalRaw, path, ["sal"], work, lambda line: None), check)]
     return Kind(genuine, mutations.of_archive, ways, command, after)
 
 
 def lists(folder: pathlib.Path) -> Kind:
-    """Lists of ids, of folder data sets and of PASCAL_MT; the names of classes; what labels mean."""
+    """Lists of ids of folder data sets and of PASCAL_MT, class names, and meanings of label values."""
     write_tiny_dataset(folder / "data", ["semseg", "sal"])
     dummy.write_pascal(folder / "PASCAL_MT")
     (folder / "data/labels.json").write_text('{"sal": "0/255"}')
     raw = PascalRaw(folder / "PASCAL_MT")
 
     def opened(path: pathlib.Path) -> Any:
-        return (
-            raw.ids()["train"]
-            if "PASCAL_MT" in path.parts
-            else FolderDataset(folder / "data", "train", ["semseg", "sal"])
-        )
+        if "PASCAL_MT" in path.parts:
+            return raw.ids()["train"]
+        return FolderDataset(folder / "data", "train", ["semseg", "sal"])
 
     def check(found: Any, data: bytes, path: pathlib.Path) -> None:
         ids = found if isinstance(found, list) else found.ids
         assert ids
         assert len(set(ids)) == len(ids)
         if isinstance(found, list):
-            assert all(
-                id_.isascii() and raw.image(id_).resolve().parent == (raw.root / raw.images).resolve() for id_ in ids
-            )
+            images = (raw.root / raw.images).resolve()
+            assert all(id_.isascii() and raw.image(id_).resolve().parent == images for id_ in ids)
             return
         assert all((folder / "data/images" / f"{id_}.png").is_file() for id_ in ids)
         assert found.tasks["sal"].encoding == "0/255"

@@ -1,4 +1,4 @@
-"""What it takes to damage files of one kind, and to see whether they are opened rightly."""
+"""Description of a kind of files for fuzzing: how to damage them, open them and check the result."""
 
 import io
 import pathlib
@@ -17,7 +17,7 @@ Check = Callable[[Any, bytes, pathlib.Path], None]
 
 
 class Way(NamedTuple):
-    """How a file is opened, and what is asserted of (what came of it, the file's bytes, its path)."""
+    """How to open a file, and a check of (the result, the file's bytes, its path)."""
 
     open: Open
     check: Check
@@ -27,11 +27,12 @@ class Kind(NamedTuple):
     """Files of one kind.
 
     Attributes:
-      genuine: {path below the folder: bytes}, each of which must be right; the damaged file takes this place.
+      genuine: {path below the folder: bytes} of valid files; a damaged file replaces one of them.
       damage: one of `mutations`.
-      ways: all are taken in turn.
-      command: arguments after `python -m` that end with one line because the first of the files was refused, the first way.
-      after: asserts that nothing was left behind, of (the folder, whether the file was refused).
+      ways: to open a file, used in turn.
+      command: returns arguments after `python -m` of a command that must end with one line, given the path of the first
+        genuine file when the first way has refused its damaged form.
+      after: asserts that nothing was left behind, given the folder and whether the file was refused.
     """
 
     genuine: dict[str, bytes]
@@ -48,14 +49,12 @@ def encoded(pixels: np.ndarray, format: str, **options: Any) -> bytes:
 
 
 ARCHITECTURE = micro.architecture(stages=1, tasks=("semseg", "sal"))
+CONFIG = {"epochs": 2, "data": {"name": "folder", "eval_split": "val"}}
 EXTRA = {
     "classes": {"semseg": ["red", "green", "blue"]},
     "scores": {"semseg/mIoU": 31.5, "sal/mIoU": None, "delta_m": -1.25},
     "step": 12,
-    "training": {
-        "command": "python -m mtlora_jax.main",
-        "config": {"epochs": 2, "data": {"name": "folder", "eval_split": "val"}},
-    },
+    "training": {"command": "python -m mtlora_jax.main", "config": CONFIG},
     "converted_from": {"file": "swin_tiny_patch4_window7_224.pth", "format": "swin"},
 }
 

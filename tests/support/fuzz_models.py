@@ -1,4 +1,4 @@
-"""Files of models and runs to be damaged: weights, their descriptions, checkpoints of others, logs."""
+"""Kinds of model and run files for fuzzing: weights, configs, checkpoints of other libraries, logs."""
 
 import json
 import pathlib
@@ -36,9 +36,8 @@ def tensors(folder: pathlib.Path) -> Kind:
     """Weights of a model folder."""
     write_model(folder / "model")
     path = folder / "model" / model_folder.WEIGHTS
-    small = safetensors.numpy.save(
-        {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(4, np.float16), "c": np.float32(3)[None]}
-    )
+    matrix = np.arange(6, dtype=np.float32).reshape(2, 3)
+    small = safetensors.numpy.save({"a": matrix, "b": np.ones(4, np.float16), "c": np.float32(3)[None]})
 
     def as_header(found: dict[str, np.ndarray], data: bytes, path: pathlib.Path) -> None:
         (size,) = struct.unpack_from("<Q", data)
@@ -60,24 +59,20 @@ def tensors(folder: pathlib.Path) -> Kind:
         fits(found)
 
     def command(path: pathlib.Path) -> list[str]:
-        return [
-            "mtlora_jax.convert",
-            str(path if path.name != model_folder.WEIGHTS else path.parent),
-            str(folder / "out"),
-        ]
+        source = path if path.name != model_folder.WEIGHTS else path.parent
+        return ["mtlora_jax.convert", str(source), str(folder / "out")]
 
     genuine = {str(path.relative_to(folder)): path.read_bytes(), "small.safetensors": small}
     return Kind(genuine, mutations.of_safetensors, [Way(load, check), Way(load, check)], command)
 
 
 def fits(model: model_folder.Model) -> None:
-    """The model computes what its tasks say, at the size it says, and its card can be written."""
+    """Asserts that logits have the sizes of the config, and that the card can be written."""
     height, width = model.image_size
     images = jax.ShapeDtypeStruct((1, height, width, 3), np.float32)
     logits = jax.eval_shape(lambda weights, images: model._forward(weights, images, 1), model._weights, images)
-    assert {task: x.shape for task, x in logits.items()} == {
-        task: (1, height, width, outputs) for task, outputs in model.architecture["tasks"].items()
-    }
+    expected = {task: (1, height, width, outputs) for task, outputs in model.architecture["tasks"].items()}
+    assert {task: x.shape for task, x in logits.items()} == expected
     assert card(model.config, model._weights).startswith("---\n")
 
 
@@ -126,19 +121,14 @@ def logs(folder: pathlib.Path) -> Kind:
         assert found.last_step is None or 0 <= found.last_step <= 5
         assert all(isinstance(value, float | int) for value in found.scores.values())
 
-    ways = [
-        Way(lambda path: read_log(path.parent), check),
-        Way(read_lines, check),
-        Way(kept, same_up_to_five),
-        Way(history, looks_right),
-    ]
+    reads = [Way(lambda path: read_log(path.parent), check), Way(read_lines, check)]
+    ways = [*reads, Way(kept, same_up_to_five), Way(history, looks_right)]
 
     def command(path: pathlib.Path) -> list[str]:
         return ["mtlora_jax.plot", str(path.parent), f"--output={folder / 'curves.png'}"]
 
-    return Kind(
-        {"log.jsonl": "".join(json.dumps(line) + "\n" for line in lines).encode()}, mutations.of_log, ways, command
-    )
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    return Kind({"log.jsonl": text.encode()}, mutations.of_log, ways, command)
 
 
 def runs(folder: pathlib.Path) -> Kind:
@@ -165,13 +155,10 @@ def runs(folder: pathlib.Path) -> Kind:
 
 
 def foreign(folder: pathlib.Path) -> Kind:
-    """Checkpoints of others: weights with the config.json of the Hub, in one file or several."""
+    """Checkpoints of timm with the config.json of the Hub, in one file or several."""
     state = checkpoints.timm(checkpoints.weights(checkpoints.BARE))
-    described = {
-        "architecture": "swin_tiny_patch4_window7_224",
-        "pretrained_cfg": {"input_size": [3, 224, 224]},
-        "num_classes": 3,
-    }
+    described = {"architecture": "swin_tiny_patch4_window7_224", "num_classes": 3}
+    described["pretrained_cfg"] = {"input_size": [3, 224, 224]}
     halves = {f"model-{number}-of-2.safetensors": dict(list(state.items())[number - 1 :: 2]) for number in (1, 2)}
     index = {"metadata": {"total_size": 1}, "weight_map": {key: name for name, part in halves.items() for key in part}}
     for name in ("one", "two"):
@@ -181,10 +168,8 @@ def foreign(folder: pathlib.Path) -> Kind:
     for name, part in halves.items():
         checkpoints.saved(folder / "two", part, name)
     (folder / "two/model.safetensors.index.json").write_text(json.dumps(index))
-    genuine = {
-        name: (folder / name).read_bytes()
-        for name in ("one/model.safetensors", "one/config.json", "two/model.safetensors.index.json")
-    }
+    names = ("one/model.safetensors", "one/config.json", "two/model.safetensors.index.json")
+    genuine = {name: (folder / name).read_bytes() for name in names}
 
     def check(found: Any, data: bytes, path: pathlib.Path) -> None:
         declared = parameters.flat_variables(build(found.architecture))

@@ -1,6 +1,9 @@
-"""Opens damaged files as the commands do, in a process of its own that has bounds: `python tests/support/fuzzing.py KIND FOLDER COUNT`.
+"""Opens damaged files as the commands do, in a process with limits of memory and time.
 
-Writes FOLDER/results.jsonl, a line for each file. A file whose outcome was bad, or that ended the process, stays in FOLDER/inputs.
+    python tests/support/fuzzing.py KIND FOLDER COUNT
+
+Writes FOLDER/results.jsonl, a line for each file. A file whose outcome was bad, or that ended the process, stays in
+FOLDER/inputs.
 """
 
 import contextlib
@@ -24,7 +27,7 @@ from fuzz_kind import Way
 from mtlora_jax import cli
 from mtlora_jax.errors import UserError
 
-MEMORY = 2**32  # bytes that a file may take beside what is taken already
+MEMORY = 2**32  # bytes that a file may take in addition to those in use already
 SECONDS = 20
 LONGEST = 2000  # characters of a message
 
@@ -79,12 +82,9 @@ def main(name: str, folder: pathlib.Path, count: int) -> None:
 
 
 def bound() -> None:
-    """Sets bounds of memory, and of time where no signal gets through."""
-    taken = next(
-        int(line.split()[1]) * 1024
-        for line in pathlib.Path("/proc/self/status").read_text().splitlines()
-        if "VmData" in line
-    )
+    """Limits the memory and the size of files, and makes the alarm of `outcome_of` raise TooLong."""
+    status = pathlib.Path("/proc/self/status").read_text().splitlines()
+    taken = next(int(line.split()[1]) * 1024 for line in status if "VmData" in line)
     resource.setrlimit(resource.RLIMIT_DATA, (taken + MEMORY, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**30, 2**30))
 
@@ -95,7 +95,7 @@ def bound() -> None:
 
 
 def outcome_of(way: Way, data: bytes, path: pathlib.Path) -> tuple[str, str]:
-    """("right" or "refused" or what went wrong, the message or the traceback)."""
+    """("right", "refused" or a description of the fault; the message or the traceback)."""
     said = os.fstat(2).st_size
     signal.alarm(SECONDS)
     faulthandler.dump_traceback_later(2 * SECONDS, exit=True)
@@ -116,12 +116,9 @@ def outcome_of(way: Way, data: bytes, path: pathlib.Path) -> tuple[str, str]:
 
 
 def words_after(start: int) -> list[str]:
-    """What was printed on stderr from a position on, but for the libraries that OpenCV lets print what they like."""
-    return [
-        line
-        for line in words(start)
-        if not line.startswith(("libpng ", "Corrupt JPEG", "Warning: unknown JFIF", "Inconsistent"))
-    ]
+    """Lines on stderr from a position on, except those of image libraries that OpenCV does not silence."""
+    of_libraries = ("libpng ", "Corrupt JPEG", "Warning: unknown JFIF", "Inconsistent")
+    return [line for line in words(start) if not line.startswith(of_libraries)]
 
 
 def words(start: int) -> list[str]:
@@ -133,17 +130,15 @@ def judged(error: UserError, path: pathlib.Path, warned: list[str]) -> tuple[str
     complaints = {
         "is empty": not line.strip(),
         "has several lines": len(line.splitlines()) > 1,
-        "has characters that cannot be seen": not line.isprintable(),
+        "has unprintable characters": not line.isprintable(),
         "is long": len(line) > LONGEST,
         "names no file": not any(part in line for part in (str(path.parent), path.name, path.stem)),
         f"came with {warned}": bool(warned),
     }
     wrong = [complaint for complaint, holds in complaints.items() if holds]
-    return (
-        (f"the message {', '.join(wrong)}", f"{line!r}\n{''.join(traceback.format_exception(error))}")
-        if wrong
-        else ("refused", line)
-    )
+    if not wrong:
+        return "refused", line
+    return f"the message {', '.join(wrong)}", f"{line!r}\n{''.join(traceback.format_exception(error))}"
 
 
 if __name__ == "__main__":

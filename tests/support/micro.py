@@ -12,7 +12,7 @@ from mtlora_jax.model_factory import build
 from mtlora_jax.models import parameters
 from mtlora_jax.tasks import Task, make_tasks
 
-# Compiling takes longer than anything these models compute, so it is asked to try less hard.
+# XLA optimises nothing here, since compilation takes longer than anything these models compute.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 TASKS = {"semseg": 3, "sal": 1, "normals": 3}
@@ -21,20 +21,23 @@ TASKS = {"semseg": 3, "sal": 1, "normals": 3}
 def architecture(
     method: str = "mtlora", tasks: Sequence[str] = tuple(TASKS), stages: int = 2, **options
 ) -> dict[str, Any]:
-    """One or two stages with shifted windows and task streams after blocks of both kinds; `options` are those of the method."""
+    """An architecture of one or two stages; `options` are those of the method.
+
+    It has shifted windows, and task streams after blocks of both kinds.
+    """
     if method == "mtlora":
         task_rank = {"semseg": [1, 2][:stages], "sal": 2, "normals": [3, 1][:stages]}
         options = {"rank": [3, 2][:stages], "task_rank": task_rank, "dropout": 0.05} | options
     return {
         "backbone": {
-            "name": "swin", "embed_dim": 12, "depths": [2, 1][:stages], "num_heads": [2, 3][:stages], "window_size": 4, "patch_size": 4,
-            "mlp_ratio": 2.0, "drop_path_rate": 0.2,
+            **{"name": "swin", "embed_dim": 12, "depths": [2, 1][:stages], "num_heads": [2, 3][:stages]},
+            **{"window_size": 4, "patch_size": 4, "mlp_ratio": 2.0, "drop_path_rate": 0.2},
         },
         "tasks": {task: TASKS[task] for task in tasks},
         "decoder": {"name": "hrnet", "channels": [2, 3][:stages]} if tasks else None,
         "method": {"name": method, **options},
         "image_size": [32, 32],
-    }  # fmt: skip
+    }
 
 
 def tasks_of(architecture: dict[str, Any]) -> dict[str, Task]:
@@ -50,16 +53,15 @@ def fresh(architecture: dict[str, Any], seed: int = 0) -> nnx.Module:
 
 
 def random_arrays(architecture: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
-    """Weights of which none is zero, as after training."""
+    """Weights without zeros, as after training."""
     rng = np.random.default_rng(seed)
     initial = parameters.host_arrays(fresh(architecture, seed))
-    return {
-        path: value + 0.1 * np.abs(rng.normal(size=value.shape)).astype(np.float32) for path, value in initial.items()
-    }
+    noise = {path: np.abs(rng.normal(size=value.shape)).astype(np.float32) for path, value in initial.items()}
+    return {path: value + 0.1 * noise[path] for path, value in initial.items()}
 
 
 def holding(architecture: dict[str, Any], arrays: dict[str, np.ndarray]) -> nnx.Module:
-    """The model with the arrays it has a place for."""
+    """The model filled with the arrays that it has a place for."""
     model = build(architecture)
     own = parameters.flat_variables(model)
     parameters.assign(model, {path: value for path, value in arrays.items() if path in own}, "arrays")
@@ -78,7 +80,7 @@ def random_images(batch: int = 2, height: int = 32, width: int = 32) -> np.ndarr
 
 
 def random_batch(batch: int = 4, size: int = 32, seed: int = 0) -> dict[str, np.ndarray]:
-    """uint8 images whose brightness tells the labels."""
+    """A batch of uint8 images whose brightness determines the labels."""
     rng = np.random.default_rng(seed)
     classes = rng.integers(0, 3, (batch, size // 8, size // 8)).repeat(8, 1).repeat(8, 2)
     return {

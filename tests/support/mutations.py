@@ -1,4 +1,4 @@
-"""Seeded damage to files: to bytes, texts, JSON values, and to what containers hold, whose lengths and checksums then fit again."""
+"""Seeded damage to files: to bytes, texts and JSON values, and to parts of containers, with correct checksums again."""
 
 import contextlib
 import gzip
@@ -14,22 +14,8 @@ Damage = Callable[[random.Random, bytes, bytes], bytes]  # (rng, a file, another
 
 HUGE = (0, 1, 127, 128, 255, 2**15, 2**16 - 1, 2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1)
 ODD_TEXTS = (
-    "",
-    "\0",
-    " ",
-    "\n",
-    "\u202e",
-    "\ufeff",
-    "\u2028",
-    "e\u0301",
-    "😀",
-    "İ",
-    "\ud800",
-    "../..",
-    "/etc/passwd",
-    "\x1b[2J",
-    "a" * 5000,
-    "%s",
+    *("", "\0", " ", "\n", "\u202e", "\ufeff", "\u2028", "e\u0301", "😀", "İ", "\ud800"),
+    *("../..", "/etc/passwd", "\x1b[2J", "a" * 5000, "%s"),
 )
 ODD_VALUES = (
     *(None, True, False, 0, -1, 1, 3, 0.5, 1e308, 10**9, 2**63, -(10**30), 10**400, math.nan, math.inf, -math.inf),
@@ -39,7 +25,7 @@ ENCODINGS = ("utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1
 
 
 def several(*damages: Damage) -> Damage:
-    """One to four of some damages, one after the other."""
+    """Applies one to four of these damages, one after the other."""
 
     def damage(rng: random.Random, data: bytes, other: bytes) -> bytes:
         for _ in range(rng.choice((1, 1, 1, 2, 4))):
@@ -50,7 +36,7 @@ def several(*damages: Damage) -> Damage:
 
 
 def _place(rng: random.Random, data: bytes) -> int:
-    """A position, every other time near the beginning, where headers are."""
+    """A position; half of the time near the beginning, where headers are."""
     return rng.randrange(min(len(data), rng.choice((16, 256, len(data), len(data)))) or 1) if data else 0
 
 
@@ -97,7 +83,7 @@ def overwrite(rng: random.Random, data: bytes, other: bytes) -> bytes:
 
 
 def number(rng: random.Random, data: bytes, other: bytes) -> bytes:
-    """A number in place of some bytes, of either byte order."""
+    """Replaces some bytes by a number, in either byte order."""
     at, size, value = _place(rng, data), rng.choice((1, 2, 4, 8)), rng.choice(HUGE)
     return data[:at] + (value % 256**size).to_bytes(size, rng.choice(("little", "big"))) + data[at + size :]
 
@@ -110,18 +96,15 @@ of_bytes = several(flip, flip, cut, insert, delete, double, swap, overwrite, num
 
 
 def of_lines(rng: random.Random, data: bytes, other: bytes) -> bytes:
-    """Lines left out, repeated, exchanged, lengthened by odd characters; other line ends and encodings."""
+    """Drops, repeats, moves or lengthens lines, and changes line ends and encodings."""
     lines = data.decode("utf-8", "replace").split("\n")
     at = rng.randrange(len(lines))
+    odd = lines[at][: rng.randrange(len(lines[at]) + 1)] + rng.choice(ODD_TEXTS) + lines[at]
     ways = {
         "drop": lines[:at] + lines[at + 1 :],
         "repeat": lines[: at + 1] + lines[at:],
         "move": [*lines[at:], *lines[:at]],
-        "odd": [
-            *lines[:at],
-            lines[at][: rng.randrange(len(lines[at]) + 1)] + rng.choice(ODD_TEXTS) + lines[at],
-            *lines[at + 1 :],
-        ],
+        "odd": [*lines[:at], odd, *lines[at + 1 :]],
         "new": [*lines[:at], rng.choice(ODD_TEXTS), *lines[at:]],
         "case": [*lines[:at], lines[at].upper(), *lines[at + 1 :]],
     }
@@ -135,7 +118,7 @@ def _encoded(rng: random.Random, text: str) -> bytes:
 
 
 def of_json(rng: random.Random, data: bytes, other: bytes) -> bytes:
-    """Values of other types and sizes, keys left out, new and given twice, brackets in brackets."""
+    """Changes types and sizes of values, drops, adds and repeats keys, and nests brackets."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
@@ -153,7 +136,7 @@ def _written(rng: random.Random, value: Any) -> bytes:
 
 
 def changed(rng: random.Random, value: Any) -> Any:
-    """A value of JSON in which one place, at any depth, is another."""
+    """A JSON value with a change in one place, at any depth."""
     deeper = isinstance(value, dict | list) and value and rng.random() < 0.85
     if not deeper:
         return _instead_of(rng, value)
@@ -161,17 +144,12 @@ def changed(rng: random.Random, value: Any) -> Any:
     key = rng.choice(list(keys))
     if rng.random() < 0.2:
         if isinstance(value, list):
-            return rng.choice(
-                (value[:key] + value[key + 1 :], value * 2, [*value, rng.choice(ODD_VALUES)], value[::-1])
-            )
+            longer = [*value, rng.choice(ODD_VALUES)]
+            return rng.choice((value[:key] + value[key + 1 :], value * 2, longer, value[::-1]))
         without = {name: part for name, part in value.items() if name != key}
-        return rng.choice(
-            (
-                without,
-                {**without, rng.choice(ODD_TEXTS): value[key]},
-                {**value, rng.choice(ODD_TEXTS): rng.choice(ODD_VALUES)},
-            )
-        )
+        renamed = {**without, rng.choice(ODD_TEXTS): value[key]}
+        longer = {**value, rng.choice(ODD_TEXTS): rng.choice(ODD_VALUES)}
+        return rng.choice((without, renamed, longer))
     new = changed(rng, value[key])
     return {**value, key: new} if isinstance(value, dict) else [*value[:key], new, *value[key + 1 :]]
 
@@ -192,12 +170,11 @@ def _instead_of(rng: random.Random, value: Any) -> Any:
 def inside(
     parts: Callable[[bytes], tuple[list[Any], Callable[[list[Any]], bytes]]], damage: Callable[..., list[Any]]
 ) -> Damage:
-    """Damage to the parts of a container, which is put together again soundly. What is no such container any more is damaged as bytes."""
+    """Damages parts of a container and puts it together correctly; damages bytes if it is no valid container."""
+    invalid = (ValueError, IndexError, KeyError, struct.error, zlib.error, OSError, EOFError, OverflowError)
 
     def damaged(rng: random.Random, data: bytes, other: bytes) -> bytes:
-        with contextlib.suppress(
-            ValueError, IndexError, KeyError, struct.error, zlib.error, OSError, EOFError, OverflowError
-        ):
+        with contextlib.suppress(*invalid):
             taken, join = parts(data)
             return join(damage(rng, taken, parts(other)[0]))
         return of_bytes(rng, data, other)
@@ -221,11 +198,12 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 def _png(data: bytes) -> tuple[list[Any], Callable[[list[Any]], bytes]]:
     def join(chunks: list[tuple[bytes, bytes]]) -> bytes:
-        packed = [(kind, zlib.compress(content) if kind == b"IDAT" else content) for kind, content in chunks]
-        return data[:8] + b"".join(
-            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-            for kind, content in packed
-        )
+        written = data[:8]
+        for kind, content in chunks:
+            content = zlib.compress(content) if kind == b"IDAT" else content
+            checksum = struct.pack(">I", zlib.crc32(kind + content))
+            written += struct.pack(">I", len(content)) + kind + content + checksum
+        return written
 
     return list(_chunks(data)), join
 
@@ -235,28 +213,20 @@ def _some_chunk(
 ) -> list[tuple[bytes, bytes]]:
     at = rng.randrange(len(chunks))
     kind, content = chunks[at]
-    extra = (
-        rng.choice((b"PLTE", b"tRNS", b"gAMA", b"iCCP", b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"acTL", b"fcTL", b"abCd")),
-        rng.randbytes(26),
-    )
-    new = rng.choice(
-        (content, of_bytes(rng, content, content), of_bytes(rng, content, content), flip(rng, content, content))
-    )
-    return rng.choice((
-        [*chunks[:at], (kind, new), *chunks[at + 1 :]],
-        [*chunks[:at], (kind, new), *chunks[at + 1 :]],
-        [*chunks[:at], extra, *chunks[at:]],
-        [*chunks[:at], rng.choice(others), *chunks[at + 1 :]],
-    ))  # fmt: skip
+    kinds = (b"PLTE", b"tRNS", b"gAMA", b"iCCP", b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"acTL", b"fcTL", b"abCd")
+    extra = (rng.choice(kinds), rng.randbytes(26))
+    damaged = [of_bytes(rng, content, content), of_bytes(rng, content, content), flip(rng, content, content)]
+    before, new, after = chunks[:at], (kind, rng.choice((content, *damaged))), chunks[at + 1 :]
+    replaced = [*before, new, *after]
+    return rng.choice((replaced, replaced, [*before, extra, *chunks[at:]], [*before, rng.choice(others), *after]))
 
 
 def _gzip(data: bytes) -> tuple[list[bytes], Callable[[list[bytes]], bytes]]:
     """The blocks of a tar file, whose headers get their checksums."""
 
     def join(blocks: list[bytes]) -> bytes:
-        return gzip.compress(
-            b"".join(_summed(block) if block[257:262] == b"ustar" else block for block in blocks), mtime=0
-        )
+        content = b"".join(_summed(block) if block[257:262] == b"ustar" else block for block in blocks)
+        return gzip.compress(content, mtime=0)
 
     content = gzip.decompress(data)
     return [content[at : at + 512] for at in range(0, len(content), 512)], join
@@ -270,20 +240,21 @@ def _summed(header: bytes) -> bytes:
 def _some_blocks(rng: random.Random, blocks: list[bytes], others: list[bytes]) -> list[bytes]:
     headers = [index for index, block in enumerate(blocks) if block[257:262] == b"ustar"]
     at = rng.choice(headers) if headers and rng.random() < 0.8 else rng.randrange(len(blocks))
-    block = blocks[at]
-    size = rng.choice(
-        (b"%011o\0" % rng.choice((0, 1, 511, 10**6, 8**11 - 1)), b"\x80" + rng.randbytes(11), b"\xff" * 12)
+    before, block, after = blocks[:at], blocks[at], blocks[at + 1 :]
+    number = b"%011o\0" % rng.choice((0, 1, 511, 10**6, 8**11 - 1))
+    size = rng.choice((number, b"\x80" + rng.randbytes(11), b"\xff" * 12))
+    kind = bytes([rng.choice(tuple(b"01234567gxLKSDNVX\0"))])
+    name = of_bytes(rng, block[:100], block)[:100].ljust(100, b"\0")
+    ways = (
+        [*before, block[:124] + size + block[136:], *after],
+        [*before, block[:156] + kind + block[157:], *after],
+        [*before, name + block[100:], *after],
+        [*before, flip(rng, block, block), *after],
+        [*before, *after],
+        [*before, rng.choice(others), block, *after],
+        [*before, block],
     )
-    kinds = tuple(b"01234567gxLKSDNVX\0")
-    return rng.choice((
-        [*blocks[:at], block[:124] + size + block[136:], *blocks[at + 1 :]],
-        [*blocks[:at], block[:156] + bytes([rng.choice(kinds)]) + block[157:], *blocks[at + 1 :]],
-        [*blocks[:at], of_bytes(rng, block[:100], block)[:100].ljust(100, b"\0") + block[100:], *blocks[at + 1 :]],
-        [*blocks[:at], flip(rng, block, block), *blocks[at + 1 :]],
-        [*blocks[:at], *blocks[at + 1 :]],
-        [*blocks[:at], rng.choice(others), *blocks[at:]],
-        blocks[: at + 1],
-    ))  # fmt: skip
+    return rng.choice(ways)
 
 
 def _mat(data: bytes) -> tuple[list[bytes], Callable[[list[bytes]], bytes]]:
@@ -303,48 +274,23 @@ def _mat(data: bytes) -> tuple[list[bytes], Callable[[list[bytes]], bytes]]:
 
 def _npy(data: bytes) -> tuple[list[bytes], Callable[[list[bytes]], bytes]]:
     (size,) = struct.unpack_from("<H", data, 8)
-    return [
-        data[10 : 10 + size],
-        data[10 + size :],
-    ], lambda parts: data[:8] + struct.pack("<H", len(parts[0])) + b"".join(parts)
+    parts = [data[10 : 10 + size], data[10 + size :]]
+    return parts, lambda parts: data[:8] + struct.pack("<H", len(parts[0])) + b"".join(parts)
 
 
 def _npy_header(rng: random.Random, parts: list[bytes], others: list[bytes]) -> list[bytes]:
     types = (
-        "'<f4'",
-        "'>f4'",
-        "'<f8'",
-        "'|u1'",
-        "'<i8'",
-        "'|O'",
-        "'<U4'",
-        "'<M8[s]'",
-        "'|b1'",
-        "'<c8'",
-        "'|V4'",
-        "[('a','<f4')]",
-        "'<f2'",
-        "None",
+        *("'<f4'", "'>f4'", "'<f8'", "'|u1'", "'<i8'", "'|O'", "'<U4'", "'<M8[s]'", "'|b1'", "'<c8'", "'|V4'"),
+        *("[('a','<f4')]", "'<f2'", "None"),
     )
     shapes = (
-        "()",
-        "(1,)",
-        "(0, 5)",
-        "(-1, 4)",
-        "(10**9,)",
-        "(1000000000, 1000000000)",
-        "(6, 8, 1)",
-        "(8, 6)",
-        "(48,)",
-        "((((",
-        "True",
-        "(6, 8.0)",
+        *("()", "(1,)", "(0, 5)", "(-1, 4)", "(10**9,)", "(1000000000, 1000000000)", "(6, 8, 1)", "(8, 6)"),
+        *("(48,)", "((((", "True", "(6, 8.0)"),
     )
     order = rng.choice(("False", "True", "True", "1"))
     header = f"{{'descr': {rng.choice(types)}, 'fortran_order': {order}, 'shape': {rng.choice(shapes)}, }}\n".encode()
-    return rng.choice(
-        ([header, parts[1]], [parts[0].replace(b"False", b"True"), parts[1]], _some_part(rng, parts, others))
-    )
+    transposed = [parts[0].replace(b"False", b"True"), parts[1]]
+    return rng.choice(([header, parts[1]], transposed, _some_part(rng, parts, others)))
 
 
 def _safetensors(data: bytes) -> tuple[list[bytes], Callable[[list[bytes]], bytes]]:
@@ -363,6 +309,10 @@ of_npy = several(of_bytes, inside(_npy, _npy_header))
 of_safetensors = several(of_bytes, *[inside(_safetensors, _tensors)] * 3)
 of_text = several(of_lines, of_lines, of_bytes)
 of_json_file = several(*[of_json] * 5, of_bytes)
-of_log = several(
-    of_lines, of_bytes, lambda rng, data, other: b"\n".join(_some_part(rng, data.split(b"\n"), [b"{}"], of_json))
-)
+
+
+def _some_json_line(rng: random.Random, data: bytes, other: bytes) -> bytes:
+    return b"\n".join(_some_part(rng, data.split(b"\n"), [b"{}"], of_json))
+
+
+of_log = several(of_lines, of_bytes, _some_json_line)

@@ -1,4 +1,4 @@
-"""Where things are, for tests in whichever folder."""
+"""Paths of the repository, for tests in any folder."""
 
 import pathlib
 

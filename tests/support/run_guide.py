@@ -1,15 +1,17 @@
-"""Runs the code blocks of a guide, in order, in the current folder, and shows what they print.
+"""Runs the code blocks of a guide, in order, in the current folder, and shows their output.
 
     python tests/support/run_guide.py docs/own_data.md
 
-What the blocks are, by the word after the three backticks:
+The word after the three backticks determines what happens with a block:
 
-    python   runs; all of them share their variables, as cells of a notebook do. With a first line `# folder/name.py` it is a file to write.
-    bash     runs, and ends the guide where a command fails
-    diff     is applied to the files it names
-    text     is what the block before it printed: its lines must be among those, in order, whatever numbers they hold; `...` is any lines
+    python   runs; all of them share their variables, like the cells of a notebook. With a first line
+             `# folder/name.py` it is written to that file instead.
+    bash     runs; the guide ends if a command fails
+    diff     is applied to the files that it names
+    text     must be in the output of the block before it, line by line and in order; numbers may differ, and `...`
+             stands for any lines
 
-Blocks of any other kind are left alone.
+Other blocks are ignored.
 """
 
 import contextlib
@@ -24,11 +26,11 @@ from typing import NamedTuple
 FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# (\S+\.py)\n")
 NUMBER = re.compile(r"\d[\d.,:e-]*")
-DRAWN = re.compile(r"[\s─━│┃|]+")  # lines of tables, whose lengths follow the numbers
+DRAWN = re.compile(r"[\s─━│┃|]+")  # lines of tables, whose lengths depend on the numbers
 
 
 class Block(NamedTuple):
-    """One fenced block; `line` is where it starts in the guide."""
+    """One fenced block; `line` is its first line in the guide."""
 
     kind: str
     text: str
@@ -40,7 +42,10 @@ def blocks_of(guide: str) -> list[Block]:
 
 
 def run(guide: pathlib.Path) -> None:
-    """Runs the blocks of a guide. Raises what they raise, and AssertionError where a guide shows what was not printed."""
+    """Runs the blocks of a guide.
+
+    Raises the errors of the blocks, and AssertionError if the guide shows text that was not printed.
+    """
     variables: dict = {"__name__": "__main__"}
     printed = ""
     for block in blocks_of(guide.read_text()):
@@ -48,9 +53,8 @@ def run(guide: pathlib.Path) -> None:
         print(f"--- {where}: {block.kind}", flush=True)
         named = FILE.match(block.text)
         if block.kind == "text":
-            assert shows(block.text, printed), (
-                f"{where} shows what was not printed by the block before it:\n{block.text}"
-            )
+            message = f"{where} shows text that the block before it has not printed:\n{block.text}"
+            assert shows(block.text, printed), message
         elif block.kind == "diff":
             subprocess.run(["git", "apply"], input=block.text, text=True, check=True)
         elif block.kind == "python" and named:
@@ -62,7 +66,7 @@ def run(guide: pathlib.Path) -> None:
 
 
 def in_shell(commands: str, *_) -> str:
-    """What bash prints for the commands. Raises CalledProcessError, having shown it, if one fails."""
+    """Runs commands in bash and returns their output. If one fails, shows the output and raises CalledProcessError."""
     done = subprocess.run(["bash", "-euc", commands], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         print(done.stdout, flush=True)
@@ -82,13 +86,12 @@ RUN = {"python": in_python, "bash": in_shell}
 def shows(shown: str, printed: str) -> bool:
     """Whether the lines of `shown` were printed, one after the other."""
     lines = [r"(.*\n)*" if line.strip() == "..." else re.escape(plain(line)) + r"\n" for line in shown.splitlines()]
-    return (
-        re.search(r"(?m)^" + "".join(lines), "".join(plain(line) + "\n" for line in printed.splitlines())) is not None
-    )
+    text = "".join(plain(line) + "\n" for line in printed.splitlines())
+    return re.search(r"(?m)^" + "".join(lines), text) is not None
 
 
 def plain(line: str) -> str:
-    """A line without its numbers and the lines of tables."""
+    """A line with `#` for its numbers and without the lines of tables."""
     return NUMBER.sub("#", DRAWN.sub(" ", line)).strip()
 
 

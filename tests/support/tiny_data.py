@@ -1,4 +1,4 @@
-"""A tiny folder data set with labels for every task, whose colours tell the class, so that a model can learn it in seconds."""
+"""A tiny folder data set with labels for every task, which a model can learn in seconds: colours determine classes."""
 
 import json
 import pathlib
@@ -12,10 +12,9 @@ import PIL.Image
 
 CLASSES = ("background", "red", "green", "blue")
 COLOURS = np.array([(60, 60, 60), (220, 40, 40), (40, 220, 40), (40, 40, 220)], np.uint8)
-DIRECTIONS = np.array(
-    [(0, 0, 1), (0.6, 0, 0.8), (0, 0.6, 0.8), (-0.6, 0, 0.8)], np.float32
-)  # surface normal of each class
-METRES = np.array([8, 2, 4, 6], np.float32)  # depth of each class
+# Surface normal and depth of each class.
+DIRECTIONS = np.array([(0, 0, 1), (0.6, 0, 0.8), (0, 0.6, 0.8), (-0.6, 0, 0.8)], np.float32)
+METRES = np.array([8, 2, 4, 6], np.float32)
 TASKS = ("semseg", "human_parts", "sal", "normals", "edge", "depth")
 
 
@@ -40,9 +39,8 @@ def write_tiny_dataset(
             _save(root / "images" / f"{name}.png", (COLOURS[classes] + noise).astype(np.uint8))
             for task in tasks:
                 _save(root / task / f"{name}.png", _label(task, classes))
-    (root / "classes.json").write_text(
-        json.dumps({task: CLASSES for task in tasks if task in ("semseg", "human_parts")})
-    )
+    classes = {task: CLASSES for task in tasks if task in ("semseg", "human_parts")}
+    (root / "classes.json").write_text(json.dumps(classes))
     return root
 
 
@@ -57,7 +55,7 @@ def _classes(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
 
 
 def _label(task: str, classes: np.ndarray) -> np.ndarray:
-    """The label image of a task as its file holds it."""
+    """The label image of a task as stored in its file."""
     if task == "sal":
         return np.where(classes > 0, 255, 0).astype(np.uint8)
     if task == "normals":
@@ -74,19 +72,14 @@ def _save(path: pathlib.Path, pixels: np.ndarray) -> None:
 
 
 def png(pixels: Sequence[Sequence[int]] | np.ndarray, bits: int, palette: bool = False) -> bytes:
-    """A PNG of so many bits per pixel, 1 to 16, that stores these values, grey or as indices of a palette."""
+    """A PNG with 1 to 16 bits per pixel that stores these values, as grey or as indices of a palette."""
     rows = np.asarray(pixels)
     height, width = rows.shape
-    packed = np.unpackbits(rows.astype(">u2").view(np.uint8).reshape(height, width, 2), axis=2)[
-        ..., 16 - bits :
-    ]  # (H, W, bits)
-    lines = np.packbits(packed.reshape(height, -1), axis=1)
+    unpacked = np.unpackbits(rows.astype(">u2").view(np.uint8).reshape(height, width, 2), axis=2)  # (H, W, 16)
+    lines = np.packbits(unpacked[..., 16 - bits :].reshape(height, -1), axis=1)
     chunks = {b"IHDR": struct.pack(">IIBBBBB", width, height, bits, 3 if palette else 0, 0, 0, 0)}
     if palette:
         chunks[b"PLTE"] = np.random.default_rng(0).integers(0, 256, 3 * 2**bits).astype(np.uint8).tobytes()
     chunks |= {b"IDAT": zlib.compress(b"".join(b"\0" + line.tobytes() for line in lines)), b"IEND": b""}
-    parts = [
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks.items()
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    parts = [(struct.pack(">I", len(data)), kind + data) for kind, data in chunks.items()]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(size + part + struct.pack(">I", zlib.crc32(part)) for size, part in parts)

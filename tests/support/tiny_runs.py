@@ -18,20 +18,18 @@ import safetensors.numpy
 from tiny_data import write_tiny_dataset
 
 STEPS = 24  # 8 epochs of 6 images in batches of 2
-CLOCK = (
-    "images_per_second",
-    "input_wait",
-    "memory/host_gb",
-    "memory/device_gb",
-)  # entries of the log that no two runs share
+# Entries of the log that differ between equal runs.
+CLOCK = ("images_per_second", "input_wait", "memory/host_gb", "memory/device_gb")
 CONFIG = """
 from mtlora_jax.defaults import default, of_any_type
+
+SIZES = {"embed_dim": 8, "depths": (1, 2), "num_heads": (1, 2), "window_size": 4}
 
 
 def get_config(method="mtlora"):
     config = default(method)
     with config.unlocked():
-        config.backbone = {"name": "swin", "embed_dim": 8, "depths": (1, 2), "num_heads": (1, 2), "window_size": 4, "drop_path_rate": 0.1}
+        config.backbone = {"name": "swin", **SIZES, "drop_path_rate": 0.1}
     if method == "mtlora":
         config.method.update({"rank": 2, "task_rank": 1})
     config.tasks = ("semseg", "sal")
@@ -59,37 +57,28 @@ def prepare(folder: pathlib.Path, **changes: Any) -> pathlib.Path:
     """Writes a data set and a config, `micro.py`, with some keys changed; returns `folder`."""
     write_tiny_dataset(folder / "data")
     lines = "".join(f"    config.{key.replace('__', '.')} = {value!r}\n" for key, value in changes.items())
-    text = CONFIG.replace("ROOT", repr(str(folder / "data"))).replace(
-        "    return config\n", f"{lines}    return config\n"
-    )
-    (folder / "micro.py").write_text(text)
+    text = CONFIG.replace("ROOT", repr(str(folder / "data")))
+    (folder / "micro.py").write_text(text.replace("    return config\n", f"{lines}    return config\n"))
     return folder
 
 
 def command(base: pathlib.Path, workdir: str | pathlib.Path, *more: str) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "mtlora_jax.main",
-        f"--config={base / 'micro.py'}",
-        f"--workdir={base / workdir}",
-        *more,
-    ]
+    files = [f"--config={base / 'micro.py'}", f"--workdir={base / workdir}"]
+    return [sys.executable, "-m", "mtlora_jax.main", *files, *more]
 
 
 def run(base: pathlib.Path, workdir: str | pathlib.Path, *more: str, environment: dict[str, str] | None = None) -> str:
-    """Runs to the end and returns what was printed, errors and warnings of the libraries among it."""
+    """Runs to the end and returns the output, including errors and warnings of the libraries."""
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    done = subprocess.run(
-        command(base, workdir, *more), **pipe, env=os.environ | {"PYTHONUNBUFFERED": "1"} | (environment or {})
-    )
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"} | (environment or {})
+    done = subprocess.run(command(base, workdir, *more), **pipe, env=environment)
     assert done.returncode == 0, done.stdout
     return done.stdout
 
 
 @contextlib.contextmanager
 def running(base: pathlib.Path, workdir: str | pathlib.Path, *more: str) -> Iterator[subprocess.Popen]:
-    """A run in a process of its own that does not outlive the block; what it prints goes to WORKDIR.out."""
+    """A run in a process of its own that does not outlive the block; its output goes to WORKDIR.out."""
     with (base / f"{pathlib.Path(workdir).name}.out").open("w") as printed:
         process = subprocess.Popen(command(base, workdir, *more), stdout=printed, stderr=subprocess.STDOUT)
         try:
@@ -100,14 +89,14 @@ def running(base: pathlib.Path, workdir: str | pathlib.Path, *more: str) -> Iter
 
 
 def printed_by(base: pathlib.Path, workdir: str | pathlib.Path) -> str:
-    """What the last `running` of this workdir printed so far."""
+    """Output so far of the last `running` of this workdir."""
     return (base / f"{pathlib.Path(workdir).name}.out").read_text()
 
 
 def wait_until(
     happened: Callable[[], bool], process: subprocess.Popen | None = None, seconds: float = 300, pause: float = 0.002
 ) -> None:
-    """Returns when something has happened; fails if the process ends before, or after too long."""
+    """Waits until `happened` returns True; fails if the process ends before, or after `seconds`."""
     deadline = time.monotonic() + seconds
     while not happened():
         assert process is None or process.poll() is None, f"the process ended with {process.returncode}"
@@ -116,7 +105,7 @@ def wait_until(
 
 
 def kill(process: subprocess.Popen) -> None:
-    """SIGKILL, as the system or a power cut ends it."""
+    """Sends SIGKILL, as the system does; a power cut has the same effect."""
     process.send_signal(signal.SIGKILL)
     process.wait()
 
@@ -137,7 +126,7 @@ def log_of(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def without_clock(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A log without what depends on the machine's pace."""
+    """A log without the entries that depend on the speed or memory of the machine."""
     return [{key: value for key, value in line.items() if key not in CLOCK} for line in lines]
 
 
@@ -152,7 +141,7 @@ def arrays_of(checkpoint: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def assert_same_end(workdir: pathlib.Path, whole: pathlib.Path) -> None:
-    """The two runs ended alike, bit by bit: all that was trained, the log, the best model and the final scores."""
+    """Asserts that two runs ended alike, bit by bit: trained state, log, best model and final scores."""
     assert without_clock(log_of(workdir)) == without_clock(log_of(whole))
     ours, theirs = (arrays_of(folder / "checkpoints" / str(STEPS)) for folder in (workdir, whole))
     assert ours.keys() == theirs.keys()
