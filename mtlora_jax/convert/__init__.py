@@ -36,7 +36,7 @@ DEFAULTS = Settings(
 class Conversion(NamedTuple):
     architecture: dict[str, Any]
     arrays: dict[str, np.ndarray]  # every parameter and batch statistic of the architecture's model, float32
-    report: list[str]  # lines for people
+    report: list[str]  # lines to print
     format: str  # key of FORMATS
 
 

@@ -36,7 +36,7 @@ MAX_WINDOW = 256  # tokens on a side; Swin's windows have 7 to 24
 class Source(NamedTuple):
     config: dict[str, Any]  # as config.json
     arrays: dict[str, np.ndarray]
-    report: list[str]  # lines for people
+    report: list[str]  # lines to print
 
 
 def main(argv: Sequence[str] | None = None) -> None:

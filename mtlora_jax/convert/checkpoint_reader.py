@@ -27,7 +27,7 @@ class Checkpoint(NamedTuple):
     other_keys: list[str]  # keys without the prefix, such as those of other parts of a network
     config: Mapping[str, Any]  # the configuration in a training checkpoint; otherwise empty
     hub_config: Mapping[str, Any]  # config.json of the folder; otherwise empty
-    report: list[str]  # lines for people
+    report: list[str]  # lines to print
 
 
 def read(source: str | pathlib.Path, format: str = "auto", ema: bool = False) -> Checkpoint:
