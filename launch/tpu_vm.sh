@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU VM or pod slice, and starts again on a new one when it was preempted:
+# Trains on a Cloud TPU VM or pod slice, and starts again on a new one after preemption:
 #
 #     REPOSITORY=https://... launch/tpu_vm.sh NAME ZONE v5litepod-16 v2-alpha-tpuv5-lite \
 #         --config=configs/mtlora_tiny_448.py:64 --workdir=/shared/runs/r64 --config.init_from=/shared/weights/swin_tiny
 #
-# Needs the Google Cloud CLI, logged in to a project with TPU quota. All hosts of the slice run the same command and find each other through
-# the metadata server. MOUNT, if set, is a command that makes /shared the same folder on every host, for example
+# Needs the Google Cloud CLI, logged in to a project with TPU quota. All hosts of the slice run the same command and
+# find each other through the metadata server. MOUNT, if set, is a command that makes /shared the same folder on every
+# host, for example
 # MOUNT='sudo apt-get install -y nfs-common && sudo mkdir -p /shared && sudo mount FILESTORE_IP:/share /shared'.
 #
-# Exit codes: 0 finished; 2 a mistake in flags, data or weights, which a new start would not mend. All others start again, at most TRIES times.
+# Exit codes: 0 finished; 2 a mistake in flags, data or weights, which a new start would not fix. All others start
+# again, at most TRIES times.
 #
-# Checked: shellcheck; tests/project/test_launch.py runs this file with a stand-in for gcloud (a slice that is preempted and made again).
-# Not checked: on a real TPU; the names of types and versions are Google's and change.
+# Checked: shellcheck; tests/project/test_launch.py runs this file with a stand-in for gcloud (a slice that is preempted
+# and created again). Not checked: on a real TPU; the names of types and versions are Google's and change.
 
 set -euo pipefail
 
@@ -40,7 +42,8 @@ ready() {
     [[ $state == ABSENT ]] || tpu delete --quiet || return
     tpu create --accelerator-type="$type" --version="$version" --spot &&
         everywhere "${MOUNT:-true}" &&
-        everywhere "git clone --quiet '$REPOSITORY' mtlora_jax && cd mtlora_jax && python3 -m venv .venv && .venv/bin/pip install -q -e '.[tpu]'"
+        everywhere "git clone --quiet '$REPOSITORY' mtlora_jax && cd mtlora_jax &&\
+ python3 -m venv .venv && .venv/bin/pip install -q -e '.[tpu]'"
 }
 
 for ((try = 1; try <= ${TRIES:-100}; try++)); do
