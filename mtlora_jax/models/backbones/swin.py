@@ -104,7 +104,8 @@ class WindowAttention(Layer):
             return self.attend(qkv, table, window, mask)
 
         qkv = self.qkv.forward(x.map(split), rngs)
-        return self.proj.forward(qkv.combine(attend, self.position_table()), rngs).map(restore)
+        # A method may give every task an output of its own, so what all share is brought back to the grid before it is projected.
+        return self.proj.forward(qkv.combine(attend, self.position_table()).map(restore), rngs)
 
     def position_table(self) -> TaskFeatures:
         """Return the relative position bias of each offset and head, ((2w - 1)^2, heads).
