@@ -38,6 +38,7 @@ MENU = {
         "docs/api": "Python API",
         "docs/evaluation": "Evaluation",
         "docs/performance": "Performance",
+        "docs/debugging": "Debugging",
         "docs/reliability": "Reliability",
         "docs/results": "Results",
     },

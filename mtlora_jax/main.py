@@ -3,6 +3,7 @@
     python -m mtlora_jax.main --config=configs/mtlora_tiny_448.py:64 --workdir=runs/mtlora_r64 \\
         --config.init_from=weights/swin_tiny
     python -m mtlora_jax.main --config=configs/mtlora_tiny_448.py:64 --workdir=runs/mtlora_r64 --mode=evaluate
+    python -m mtlora_jax.main --config=configs/mtlora_tiny_448.py:64 --workdir=runs/mtlora_r64 --mode=replay --step=120
 
 A stopped run continues from its newest checkpoint when the same command is given again. WORKDIR then holds log.jsonl,
 tensorboard/, checkpoints/, metrics.json and best/, the model folder with the best scores. --mode=evaluate writes
@@ -27,7 +28,7 @@ from mtlora_jax.errors import UserError
 from mtlora_jax.io import files
 from mtlora_jax.io.files import user_path
 
-MODES = ("train", "evaluate")
+MODES = ("train", "evaluate", "replay")
 
 
 def flags() -> cli.Parser:
@@ -36,7 +37,10 @@ def flags() -> cli.Parser:
     parser.add_argument(
         "--workdir", required=True, type=user_path, help="folder of the run: checkpoints, logs, best model"
     )
-    parser.add_argument("--mode", default="train", choices=MODES, help="train (default), or evaluate what is there")
+    parser.add_argument(
+        "--mode", default="train", choices=MODES, help="train (default), evaluate what is there, or replay one step"
+    )
+    parser.add_argument("--step", type=int, metavar="K", help="for --mode=replay: the step, as log.jsonl numbers it")
     parser.add_argument(
         "--override_config", action="store_true", help="continue a run although its configuration has changed"
     )
@@ -58,12 +62,15 @@ def flags() -> cli.Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the flags, then train or evaluate."""
+    """Parse the flags, then train, evaluate or replay."""
     args = flags().parse(argv)
+    if (args.mode == "replay") != (args.step is not None):
+        raise UserError("--mode=replay and --step=K, the step to repeat, are given together or not at all")
 
     # imported here, since data workers import this module again and need none of this
     from mtlora_jax.distributed import processes
     from mtlora_jax.train.evaluate_run import evaluate_only
+    from mtlora_jax.train.replay import replay
     from mtlora_jax.train.run import train
 
     keep_compiled(args.compile_cache)
@@ -71,8 +78,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     workdir = args.workdir
     if args.mode == "train":
         train(args.config, workdir, profile=args.profile, override=args.override_config)
-    else:
+    elif args.mode == "evaluate":
         evaluate_only(args.config, workdir)
+    else:
+        replay(args.config, workdir, args.step)
 
 
 def keep_compiled(folder: str | None) -> None:

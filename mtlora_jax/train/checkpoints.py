@@ -61,6 +61,7 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path, keep: int, writing: bool = False):
         self._folder = (workdir / "checkpoints").absolute()
         self._keep = keep
+        self._writing = writing
         self._saved: int | None = None  # step of the last checkpoint, until its files are checked
         self._alias = contextlib.ExitStack()
         leave_faults_to_the_caller()
@@ -128,17 +129,18 @@ class Checkpoints:
         if saved is not None:
             self._remove_old()
 
-    def restore(self, like: TrainState) -> Restored | None:
+    def restore(self, like: TrainState, until_step: int | None = None) -> Restored | None:
         """Read the newest whole checkpoint, with the shapes, dtypes and shardings of `like`; None if there is none.
 
-        Newer ones that are damaged, or not of this run, are reported and moved to WORKDIR/damaged. Raises UserError if
-        all are.
+        Newer ones that are damaged, or not of this run, are reported and, by a program that trains, moved to
+        WORKDIR/damaged. Raises UserError if all are. Checkpoints after `until_step` are ignored.
         """
-        found = self._newest_whole(split_items(like), ("data", "loop"))
+        found = self._newest_whole(split_items(like), ("data", "loop"), until_step)
         if found is None:
             return None
         _, trees, rest, passed_over = found
-        self._set_aside(passed_over)
+        if self._writing:
+            self._set_aside(passed_over)
         return Restored(TrainState(**trees["weights"], **trees["optimizer"]), rest["data"], rest["loop"])
 
     def restore_weights(self, trainable: Flat, batch_stats: Flat) -> tuple[int, Flat, Flat]:
@@ -159,15 +161,16 @@ class Checkpoints:
             self._manager.close()
 
     def _newest_whole(
-        self, like: Mapping[str, Any], further: tuple[str, ...] = ()
+        self, like: Mapping[str, Any], further: tuple[str, ...] = (), until_step: int | None = None
     ) -> tuple[int, dict[str, Any], dict[str, Any], list[int]] | None:
         """Read the newest checkpoint that can be used; None if there is no checkpoint.
 
         Returns (step, trees like `like`, further items, steps of newer checkpoints that cannot be used).
         """
         reasons: dict[int, str] = {}
+        steps = [step for step in self._manager.all_steps() if until_step is None or step <= until_step]
         # All processes take the steps that process 0 sees, and a fault that any of them finds, to restore the same.
-        for step in sharding.allgather_json(sorted(self._manager.all_steps(), reverse=True))[0]:
+        for step in sharding.allgather_json(sorted(steps, reverse=True))[0]:
             found, reason = None, ""
             try:
                 found = self._read(step, like, further)

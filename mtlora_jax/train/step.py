@@ -12,6 +12,7 @@ from flax import nnx
 from mtlora_jax.models import parameters
 from mtlora_jax.models.inputs import normalise
 from mtlora_jax.models.layers import resize_bilinear
+from mtlora_jax.models.multitask import MultiTaskModel
 from mtlora_jax.models.parameters import Flat
 from mtlora_jax.tasks.task import Task
 
@@ -54,6 +55,25 @@ def compute_losses(
     return total, losses
 
 
+def compute_losses_of_step(
+    model: MultiTaskModel,
+    batch: Batch,
+    key: jax.Array,
+    step: jax.Array,
+    tasks: Mapping[str, Task],
+    weights: Mapping[str, float],
+    encoder_microbatches: int,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Compute the losses of a training step as `compute_losses` does, from a batch as `train_step` takes it.
+
+    Batch statistics of the model move. `key` is that of the whole run; the draws of this step (dropout, stochastic depth) depend on it
+    and on `step`.
+    """
+    rngs = nnx.Rngs(dropout=jax.random.fold_in(key, step))
+    logits = model.coarse_logits(normalise(batch["image"]), train=True, rngs=rngs, parts=encoder_microbatches)
+    return compute_losses(logits, batch, tasks, weights)
+
+
 def train_step(
     state: TrainState,
     frozen: Flat,
@@ -88,14 +108,10 @@ def train_step(
       The new state, and float32 scalars: "loss", "loss/TASK", "grad_norm" and "grad_norm/GROUP" (before clipping),
         "skipped" (1 if this step changed nothing), "learning_rate" if there is a schedule.
     """
-    images = normalise(batch["image"])
-    key = jax.random.fold_in(key, state.step)
 
     def loss_fn(trainable: Flat):
         model = parameters.bind(graph, trainable, frozen, state.batch_stats)
-        rngs = nnx.Rngs(dropout=key)
-        logits = model.coarse_logits(images, train=True, rngs=rngs, parts=encoder_microbatches)
-        total, losses = compute_losses(logits, batch, tasks, weights)
+        total, losses = compute_losses_of_step(model, batch, key, state.step, tasks, weights, encoder_microbatches)
         return total, (losses, parameters.batch_statistics(model))
 
     (total, (losses, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
