@@ -1,7 +1,8 @@
-"""The documentation as a site: `make docs`. The documents are those of the repository, in their places, and stay readable there.
+"""The documentation as a site: `make docs`.
 
-What Sphinx cannot do by itself is below: a menu, the notebook as a page, links to folders, comments of fields as docstrings.
-Nothing is loaded from elsewhere when the site is built or read, and it can be opened from the disk.
+The documents are those of the repository, in their places, and stay readable there. What Sphinx cannot do by itself is
+below: a menu, the notebook as a page, links to folders, comments of fields as docstrings. Nothing is loaded from
+elsewhere when the site is built or read, and it can be opened from the disk.
 """
 
 import ast

@@ -26,9 +26,9 @@ def zero_counts(model: nnx.Module) -> Counts:
 def watch(model: nnx.Module, counts: Counts, order: list[str]) -> None:
     """Have every module of `model` count, in place, while it computes what it computed before.
 
-    The gradient of anything with respect to `counts` is, for each module, how many values of its output are not finite, and how many of
-    the gradient with respect to that output. So it holds under `jax.jit`, `jax.vmap`, `jax.checkpoint` and `jax.lax.scan` too, wherever
-    a gradient reaches the module; elsewhere the counts are 0.
+    The gradient of any result with respect to `counts` holds two numbers for each module: how many values of its output
+    are not finite, and how many of the gradient with respect to that output. Counting by a gradient works under
+    `jax.jit`, `jax.vmap`, `jax.checkpoint` and `jax.lax.scan` too. A module that no gradient reaches has counts of 0.
 
     Args:
       model: filled; to be used once, inside the function that is differentiated.

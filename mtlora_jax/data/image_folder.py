@@ -23,7 +23,7 @@ LONGEST_NAME = 100  # characters of a name in a message
 
 
 class FolderDataset:
-    """Random access to the examples of one split of
+    """Random access to the examples of one split of a folder of images and label files.
 
         ROOT/images/ID.jpg        (or .jpeg, .png, .webp)
         ROOT/TASK/ID.png          one folder per task of `TASKS`, label files as the task reads them

@@ -44,7 +44,6 @@ class MultiTaskModel(nnx.Module):
         Returns:
           {task: (B, H, W, C)} float32.
         """
-
         logits = self.coarse_logits(images, train, rngs, parts)
         return {task: resize_bilinear(own, *images.shape[1:3]) for task, own in logits.items()}
 

@@ -164,7 +164,7 @@ def edge_sums(logits: jax.Array, label: jax.Array, mask: jax.Array, positive_wei
 
 
 def compute_edge_metrics(totals: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Compute `loss`, the mean over the pixels of the set. (Papers print odsF, see `tasks/boundary_metrics.py`.)"""
+    """Compute `loss`, the mean over the pixels of the set; papers print odsF (`tasks/boundary_metrics.py`)."""
     return {"loss": float(totals["loss"]) / _or_nan(totals["pixels"])}
 
 

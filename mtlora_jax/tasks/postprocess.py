@@ -36,5 +36,5 @@ def postprocess(task: str | Task, logits: Any) -> dict[str, np.ndarray]:
 
 
 def predicts_class(task: Task) -> bool:
-    """Whether a task has one output per class. (Saliency may have class names too, but has one output.)"""
+    """Whether a task has one output per class; saliency may have class names too, but has one output."""
     return isinstance(task, SemSeg)

@@ -55,10 +55,11 @@ class Report:
 
 
 def replay(config: Config, workdir: pathlib.Path, step: int) -> Report:
-    """Repeat update number `step` of a run on exactly its batch and random numbers, and print where it stops being finite.
+    """Repeat update number `step` of a run, and print where it stops being finite.
 
-    Starts from the newest checkpoint before that update, or from the first weights, and repeats the updates between with the run's own
-    program. The step itself is executed in the plain form (`fused=False`, `remat="none"`). Nothing is written.
+    Starts from the newest checkpoint before that update, or from the first weights, and repeats the updates between with
+    the run's own program. The step itself gets exactly its batch and its random numbers, and is executed in the plain
+    form (`fused=False`, `remat="none"`). Nothing is written.
 
     Raises:
       UserError: there is no such run, it was started with another config or on other data, or has no such step.
@@ -158,7 +159,7 @@ def print_report(report: Report, step: int, metrics: Mapping[str, float]) -> Non
 
 
 def diagnose(report: Report) -> Sequence[str]:
-    """Return one line for the first thing that is not finite: a weight, an output, a loss, a gradient; or one line that all is."""
+    """Return one line: the first weight, output, loss or gradient that is not finite, or that all are."""
     if report.weights:
         return [f"not finite before the step: {_first(report.weights)} (a weight)"]
     if report.outputs:

@@ -66,8 +66,8 @@ def compute_losses_of_step(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Compute the losses of a training step as `compute_losses` does, from a batch as `train_step` takes it.
 
-    Batch statistics of the model move. `key` is that of the whole run; the draws of this step (dropout, stochastic depth) depend on it
-    and on `step`.
+    Batch statistics of the model move. `key` is that of the whole run; the draws of this step (dropout, stochastic
+    depth) depend on it and on `step`.
     """
     rngs = nnx.Rngs(dropout=jax.random.fold_in(key, step))
     logits = model.coarse_logits(normalise(batch["image"]), train=True, rngs=rngs, parts=encoder_microbatches)

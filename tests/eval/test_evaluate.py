@@ -72,7 +72,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(root, tmp_path_factory):
-    """(config, experiment, data set)"""
+    """(config, experiment, data set)."""
     config = config_for(root)
     config.evaluation.boundaries = True
     data = experiments.open_dataset(config, "val")

@@ -104,7 +104,7 @@ class WindowAttention(Layer):
             return self.attend(qkv, table, window, mask)
 
         qkv = self.qkv.forward(x.map(split), rngs)
-        # A method may give every task an output of its own, so what all share is brought back to the grid before it is projected.
+        # The projection may give every task an output of its own. Restored before it, what all share moves only once.
         return self.proj.forward(qkv.combine(attend, self.position_table()).map(restore), rngs)
 
     def position_table(self) -> TaskFeatures:
