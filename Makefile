@@ -43,7 +43,8 @@ PYTEST := $(call PYTEST_OF,.venv)
 EXTRAS := .cache/extras
 EXTRAS_LOCK := requirements/extras/$(SERIES).lock
 EXTRAS_TESTS := $(addprefix tests/,export/test_export.py tfds_builder/test_pascal_context_tfds.py)
-# The newest JAX, on a Python that pyenv hides unless it is asked for.
+# The newest JAX, on a Python that pyenv hides unless it is asked for. These tests alone run what users run: programs
+# that XLA optimizes, which take long to compile (tests/conftest.py).
 PYTHON312 ?= env PYENV_VERSION=3.12 python3.12
 NEWEST := .cache/newest
 NEWEST_LOCK := requirements/py312.lock
@@ -79,7 +80,7 @@ test-newest: $(NEWEST)/installed $(INSTALLED)
 	rm -rf .cache/golden
 	for name in mtlora mtlora_plus swin_multitask; do \
 	  $(BIN)/python -m mtlora_jax.convert tests/golden/$$name/checkpoint.pth .cache/golden/$$name || exit 1; done
-	GOLDEN_MODELS=.cache/golden $(call PYTEST_OF,$(NEWEST)) --dist loadfile -m 'not slow' $(NEWEST_TESTS) $(PYTEST_ARGS)
+	XLA_FLAGS=--xla_backend_optimization_level=3 GOLDEN_MODELS=.cache/golden $(call PYTEST_OF,$(NEWEST)) --dist loadfile -m 'not slow' $(NEWEST_TESTS) $(PYTEST_ARGS)
 else
 test-newest:
 	@echo "Left out: the newest JAX beside .venv, which has it already, or there is no Python 3.12 ($(PYTHON312))"

@@ -1,3 +1,8 @@
+import os
+
+# These tests take most of their time to compile programs that are small. An option that is set already has its way.
+os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}".strip()
+
 import jax
 
 

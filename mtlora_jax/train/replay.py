@@ -57,9 +57,9 @@ class Report:
 def replay(config: Config, workdir: pathlib.Path, step: int) -> Report:
     """Repeat update number `step` of a run, and print where it stops being finite.
 
-    Starts from the newest checkpoint before that update, or from the first weights, and repeats the updates between with
-    the run's own program. The step itself gets exactly its batch and its random numbers, and is executed in the plain
-    form (`fused=False`, `remat="none"`). Nothing is written.
+    Starts from the newest checkpoint before that update, or from the first weights, and repeats the updates between
+    with the run's own program. The step itself gets exactly its batch and its random numbers, and is executed in the
+    plain form (`fused=False`, `remat="none"`). Nothing is written.
 
     Raises:
       UserError: there is no such run, it was started with another config or on other data, or has no such step.

@@ -11,7 +11,7 @@ import pytest
 from paths import ROOT, SUPPORT
 
 pytestmark = pytest.mark.slow
-COUNT = 600
+COUNT = 300
 MINUTES = 10  # for the files of one kind
 REFUSED, RIGHT = 0.05, 0.01  # minimum shares; below them the damage is too little, or too much to open anything
 WORDS_OF_LIBRARIES = (
