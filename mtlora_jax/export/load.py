@@ -17,20 +17,17 @@ def load(folder=pathlib.Path(__file__).parent):
     file = (folder / "weights.safetensors").read_bytes()
     start = 8 + int.from_bytes(file[:8], "little")
     entries = {name: entry for name, entry in json.loads(file[8:start]).items() if name != "__metadata__"}
-    data = {
-        name: file[start + entry["data_offsets"][0] : start + entry["data_offsets"][1]]
-        for name, entry in entries.items()
-    }
-    weights = {name: np.frombuffer(data[name], "<f4").reshape(entry["shape"]) for name, entry in entries.items()}
+    weights = {}
+    for name, entry in entries.items():
+        begin, end = (start + offset for offset in entry["data_offsets"])
+        weights[name] = np.frombuffer(file[begin:end], "<f4").reshape(entry["shape"])
     program = jax.export.deserialize(bytearray((folder / "model.jax_export").read_bytes()))
     run, weights = jax.jit(program.call), jax.device_put(weights)
     smallest = json.loads((folder / "metadata.json").read_text())["input"].get("smallest", (0, 0))
 
     def model(images):
         if np.any(np.less(images.shape[1:3], smallest)):  # not checked by JAX
-            raise ValueError(
-                f"images {images.shape} are too small: expected (B, H, W, 3) with H, W of at least {smallest}"
-            )
+            raise ValueError(f"images {images.shape} are too small: expected H, W of at least {smallest}")
         return run(weights, images)
 
     return model
