@@ -19,14 +19,14 @@ class Decoder(nnx.Module):
 
     Args:
       head: a key of `HEADS`; `options` are those of the head.
-      widths: channels of the features that it reads, fine to coarse.
+      in_channels: channels of the features that it reads, fine to coarse.
       channels: channels of each projected feature map, the input of the head.
       outputs: channels of the logits.
     """
 
-    def __init__(self, head: str, widths: Sequence[int], channels: Sequence[int], outputs: int, **options):
+    def __init__(self, head: str, in_channels: Sequence[int], channels: Sequence[int], outputs: int, **options):
         self.projections = nnx.List(
-            [Conv1x1(width, channel, use_bias=False) for width, channel in zip(widths, channels, strict=True)]
+            [Conv1x1(before, own, use_bias=False) for before, own in zip(in_channels, channels, strict=True)]
         )
         self.head = HEADS[head](channels, outputs, **options)
 
