@@ -56,8 +56,9 @@ NEWEST_TESTS := $(addprefix tests/,models/test_golden_model.py distributed/test_
 demo: $(RUNNABLE)
 	$(HUGE_PAGES) $(COMPILED) $(BIN)/python -m mtlora_jax.demo $(DEMO_ARGS)
 
+# In the order of tests/conftest.py, so that no long file is left to one worker at the end.
 test: $(INSTALLED)
-	$(PYTEST) --dist loadfile -m 'not slow' $(PYTEST_ARGS)
+	$(PYTEST) --dist loadfile --no-loadscope-reorder -m 'not slow' $(PYTEST_ARGS)
 
 test-slow: $(INSTALLED)
 	$(PYTEST) --dist loadgroup -m slow $(PYTEST_ARGS)

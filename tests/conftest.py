@@ -15,7 +15,8 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Tests marked `gpu` drop out where jax finds no accelerator."""
+    """Tests marked `gpu` drop out where jax finds no accelerator. The last rooms, with the longest tests, begin."""
+    items.sort(key=lambda item: item.path, reverse=True)
     needing = [item for item in items if item.get_closest_marker("gpu")]
     if needing and jax.default_backend() == "cpu":
         config.hook.pytest_deselected(needing)
