@@ -233,7 +233,7 @@ class Heads(nn.Module):
 
 
 def projections(sizes: Sequence[tuple[int, int]]) -> nn.ModuleDict:
-    """1x1 projections of one task, for each stage from and to so many channels."""
+    """1x1 projections of one task, one per stage; `sizes` are the channels before and after each."""
     layers = [nn.Conv2d(wide, narrow, 1, bias=False) for wide, narrow in sizes]
     return nn.ModuleDict({f"downsample_{i}": layer for i, layer in enumerate(layers)})
 

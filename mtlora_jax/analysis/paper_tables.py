@@ -22,7 +22,7 @@ REMARKS = (
     f"{OTHER_HEADS}: the paper counts SegFormer heads of width 256 on normalised features before merging, "
     "which this package does not have",
     f"{DEAD}: a layer that the reference's head has and never calls",
-    "not at hand: these rows were computed, but the printed numbers were not available here",
+    "unknown: these rows were computed, but this package does not have the printed numbers",
     "Table 1 has more rows (adapters, prompts, hypernetworks), of methods that this package does not have",
     "Table 6 is the plain multi-task Swin, without low-rank branches; "
     "the printed numbers are 0.2 to 0.5 % above linear layers and convolutions alone",
@@ -40,7 +40,7 @@ class Row:
       name: of the row, chosen here.
       method: see `mtlora_jax.methods.METHODS`.
       options: changes to the method's defaults.
-      printed: 10^6 trainable parameters, or in Table 6 10^9 multiply-accumulates; None if the number was not at hand.
+      printed: 10^6 trainable parameters, or in Table 6 10^9 multiply-accumulates; None if it is unknown.
       tasks, decoder: of the model.
       single: whether the printed number is a sum over models of one task each.
       note: why the numbers differ.
@@ -79,7 +79,10 @@ ROWS = (
     Row(1, "decoders only", "decoders_only", 1.94, note=CUT),
     Row(1, "full fine-tuning", "full", 30.06, note=OTHER_HEADS),
     *(mtlora(1, f"MTLoRA r={rank}", printed, rank=rank) for rank, printed in ((16, 4.95), (32, 6.08), (64, 8.34))),
-    *(mtlora(1, f"MTLoRA+ r={rank}", None, rank=rank, task_rank=rank, merging="lora") for rank in (4, 8, 16)),
+    *(
+        mtlora(1, f"MTLoRA+ r={rank}", printed, note, rank=rank, task_rank=rank, merging="lora")
+        for rank, printed, note in ((4, 2.57, ""), (8, 3.15, ""), (16, 4.29, CUT))
+    ),
     *(mtlora(2, f"r=64 without {out}", None, locations=tuple(name for name in ALL if name != out)) for out in ALL),
     *(mtlora(3, f"r=64, frozen {name}", None, freeze=(name,)) for name in ("patch_embed", "norms", "position_tables")),
     mtlora(3, "r=64, frozen merging", None, merging="freeze"),
@@ -123,7 +126,7 @@ def linear_macs(row: Row) -> int:
 def entries() -> Iterator[dict[str, Any]]:
     """The rows by table, with the computed and the printed number.
 
-    Numbers are trained values, in Table 6 multiply-accumulates. "printed" is None if the number was not at hand.
+    Numbers are trained values, in Table 6 multiply-accumulates. "printed" is None if it is unknown.
     """
     for row in sorted((*ROWS, *TABLE_6), key=lambda row: row.table):
         counts, unit = (linear_macs, 1e9) if row.table == 6 else (trainable, 1e6)
@@ -137,5 +140,5 @@ def compared() -> Iterator[tuple[str, str, str, str, str]]:
         of_macs = entry["table"] == 6
         computed = f"{entry['computed'] / 1e9:.2f} G" if of_macs else f"{entry['computed']:,}"
         factor, unit = (1e9, "G") if of_macs else (1e6, "M")
-        printed = f"{entry['printed'] / factor:.2f} {unit}" if entry["printed"] else "not at hand"
+        printed = f"{entry['printed'] / factor:.2f} {unit}" if entry["printed"] else "unknown"
         yield str(entry["table"]), entry["row"], computed, printed, entry["note"]

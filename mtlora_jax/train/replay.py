@@ -25,7 +25,7 @@ from mtlora_jax.train.checkpoints import Checkpoints
 from mtlora_jax.train.intervals import Intervals
 from mtlora_jax.train.loop_state import LoopState
 from mtlora_jax.train.optimizer import make_optimizer, make_schedule
-from mtlora_jax.train.run import compile_train_step
+from mtlora_jax.train.run import check_same_config, compile_train_step, loss_weights
 from mtlora_jax.train.step import TrainState, compute_losses_of_step, create_state
 
 SHOWN = 8  # modules of a table
@@ -69,7 +69,7 @@ def replay(config: Config, workdir: pathlib.Path, step: int) -> Report:
         raise UserError("--mode=replay works in one process; give --num_processes=1")
     if not (workdir / "initial").exists():
         raise UserError(f"nothing to replay: {workdir} holds no run")
-    run_config.check_same_config(workdir, config)
+    check_same_config(workdir, config)
     split = config.data.train_split
     (data,) = experiments.open_datasets(config, split)
     run_config.check_same_data(workdir, agreement.describe_data(data, split))
@@ -115,7 +115,7 @@ def inspect_step(config: Config, experiment: Experiment, state: TrainState, batc
     model_factory.configure(model, compute=config.compute_dtype, remat="none", fused=False)
     graph, zeros, order = nnx.graphdef(model), nonfinite.zero_counts(model), []
     tasks = experiment.tasks
-    weights = {name: float(config.loss_weights.get(name, task.weight)) for name, task in tasks.items()}
+    weights = loss_weights(config, tasks)
     key = jax.random.key(config.seed)
 
     def losses(trainable: Flat, counts: nonfinite.Counts, batch: Mapping[str, jax.Array]):

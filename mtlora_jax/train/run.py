@@ -27,6 +27,7 @@ from mtlora_jax.io import locks
 from mtlora_jax.io.files import check_writable, write_json
 from mtlora_jax.metric_writers import MetricWriter, Profiler, StepTimer, finite_or_none
 from mtlora_jax.model_io import initial_weights
+from mtlora_jax.tasks.task import Task
 from mtlora_jax.train import run_config
 from mtlora_jax.train.checkpoints import Checkpoints, clear_when_full
 from mtlora_jax.train.fault_tolerance import NonFiniteGuard, UnreadableExamples
@@ -190,6 +191,11 @@ def restore(
     return restored.state, LoopState.from_json(restored.data, restored.loop)
 
 
+def loss_weights(config: Config, tasks: Mapping[str, Task]) -> dict[str, float]:
+    """{task: weight of its loss}: that of the config, else the task's own."""
+    return {name: float(config.loss_weights.get(name, task.weight)) for name, task in tasks.items()}
+
+
 def compile_train_step(
     config: Config,
     experiment: Experiment,
@@ -208,7 +214,7 @@ def compile_train_step(
             train_step,
             graph=experiment.graph,
             tasks=tasks,
-            weights={name: float(config.loss_weights.get(name, task.weight)) for name, task in tasks.items()},
+            weights=loss_weights(config, tasks),
             optimizer=optimizer,
             encoder_microbatches=config.encoder_microbatches,
             groups=groups,
